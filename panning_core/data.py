@@ -1,0 +1,229 @@
+"""Name -> tensors: whole data sets in memory, standardised, with a fixed validation split.
+
+Every set is read from the folder ``$PANNING_DATA`` (default: ``data/`` in the checkout); digits come with scikit-learn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from . import ROOT
+from .errors import UserError, unknown
+
+Raw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # uint8 or float images [n, c, h, w] and labels [n]: train, test
+
+VALIDATION_FRACTION = 0.1  #: of the official training images; never trained on, the only data a choice may look at
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images ``x`` [n, channels, height, width] (float32, standardised) and labels ``y`` [n] (int64, 0 to classes - 1)."""
+
+    x: Tensor
+    y: Tensor
+    classes: int
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def to(self, device: str | torch.device) -> "Split":
+        return replace(self, x=self.x.to(device), y=self.y.to(device))
+
+
+@dataclass(frozen=True)
+class Splits:
+    """A data set: ``train``, ``validation`` (cut from the official training set) and ``test`` (for reporting only)."""
+
+    name: str
+    title: str  #: what tables and figures call it; says so when the copy is not the official one
+    train: Split
+    validation: Split
+    test: Split
+    classes: int
+    fingerprint: str  #: 12 hex digits of the SHA-256 of the raw pixels and labels
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        return tuple(self.train.x.shape[1:])
+
+    def to(self, device: str | torch.device) -> "Splits":
+        return replace(self, **{part: getattr(self, part).to(device) for part in ("train", "validation", "test")})
+
+
+def folder() -> Path:
+    """Where data sets lie: ``$PANNING_DATA`` (relative to the checkout), or ``data/`` in it."""
+    return (ROOT / os.environ.get("PANNING_DATA", "data")).resolve()
+
+
+def _digits() -> Raw:
+    from sklearn.datasets import load_digits
+
+    images, labels = load_digits(return_X_y=True)
+    order = np.random.default_rng(0).permutation(len(labels))  # scikit-learn names no official test set
+    images, labels, cut = images.reshape(-1, 1, 8, 8)[order].astype(np.float32), labels[order], len(labels) * 4 // 5
+    return images[:cut], labels[:cut], images[cut:], labels[cut:]
+
+
+def _torchvision(name: str):
+    def read() -> Raw:
+        import torchvision
+
+        make = getattr(torchvision.datasets, name)
+        sets = []
+        for train in (True, False):
+            try:
+                sets.append(make(folder(), train=train, download=False))
+            except (RuntimeError, ValueError, EOFError):  # not there, or damaged
+                sets.append(_download(make, name, train))
+        arrays = []
+        for images, labels in ((s.data, s.targets) for s in sets):
+            images = np.asarray(images)
+            arrays += [images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), np.asarray(labels)]
+        return tuple(arrays)
+    return read
+
+
+def _download(make, name: str, train: bool):
+    try:
+        return make(folder(), train=train, download=True)
+    except Exception as error:  # no network, a read-only folder, a damaged file: torchvision raises many kinds
+        raise UserError(f"{name} is missing or damaged in {folder()} and could not be downloaded ({error}); "
+                        "set PANNING_DATA to a folder that holds it") from error
+
+
+def _parquet(path: Path) -> Raw:
+    """``train.parquet`` and ``test.parquet`` with the hub's schema: image column (struct of bytes, path) and label column."""
+    import pandas as pd
+    from PIL import Image
+
+    arrays: list[np.ndarray] = []
+    for part in ("train", "test"):
+        file = path / f"{part}.parquet"
+        try:
+            table = pd.read_parquet(file)
+            image = next(c for c in ("img", "image") if c in table)
+            label = next(c for c in ("label", "fine_label") if c in table)
+            images = np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in table[image]])
+        except StopIteration:
+            raise UserError(f"{file} has columns {list(table)}; it needs an image column (img or image) and a label column") from None
+        except Exception as error:  # pyarrow and PIL raise many kinds for a missing or damaged file
+            raise UserError(f"{file} is missing or damaged: {error}") from error
+        arrays += [images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), table[label].to_numpy()]
+    return tuple(arrays)
+
+
+DATASETS = {
+    "digits": _digits,
+    "mnist": _torchvision("MNIST"),
+    "fashion-mnist": _torchvision("FashionMNIST"),
+    "cifar10": _torchvision("CIFAR10"),
+    "cifar100": _torchvision("CIFAR100"),
+}
+TITLES = {"digits": "scikit-learn digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
+          "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
+
+
+def names() -> list[str]:
+    """What ``load`` takes: the keys of ``DATASETS``, and every sub-folder of the data folder with a train.parquet."""
+    return [*DATASETS, *sorted(path.parent.name for path in folder().glob("*/train.parquet"))]
+
+
+@lru_cache(maxsize=2)
+def load(name: str) -> Splits:
+    """The data set ``name``: a key of ``DATASETS``, or a sub-folder of the data folder with train.parquet and test.parquet.
+
+    Raises:
+        UserError: an unknown name, or a missing or damaged file.
+    """
+    if name not in names():
+        raise unknown("data set", name, names())
+    arrays = DATASETS[name]() if name in DATASETS else _parquet(folder() / name)
+    title = TITLES.get(name, name)
+    if name == "fashion-mnist" and arrays[0].max() < 255:  # the official pixels reach 255
+        title += " (contrast-compressed copy)"
+    return from_arrays(*arrays, name=name, title=title)
+
+
+def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: str | None = None) -> Splits:
+    """Splits from your own arrays: images [n, c, h, w] or [n, h, w], or feature rows [n, d]; integer labels [n] from 0.
+
+    Pixels are standardised per channel with the mean and deviation of the training part; a tenth of the training
+    images, always the same for the same n, becomes the validation split.
+
+    Raises:
+        UserError: shapes that do not match, labels that are not 0, 1, 2, ..., or values that are not finite.
+    """
+    raw = [np.asarray(a) for a in (x_train, y_train, x_test, y_test)]
+    for part, x, y in (("train", *raw[:2]), ("test", *raw[2:])):
+        if x.ndim not in (2, 3, 4) or x.shape[1:] != raw[0].shape[1:]:
+            raise UserError(f"{name}: {part} images have shape {x.shape}; they must be [n, channels, height, width], [n, height, width] "
+                            f"or [n, features], alike in train {raw[0].shape} and test {raw[2].shape}")
+        if y.shape != (len(x),) or not len(y):
+            raise UserError(f"{name}: {part} labels have shape {y.shape} for {len(x)} images; there must be one label for each image")
+        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
+            raise UserError(f"{name}: {part} labels must be integers from 0, got {y.dtype} with the smallest {y.min()}")
+        if not np.isfinite(x).all():
+            raise UserError(f"{name}: {part} images hold values that are not finite")
+    fingerprint = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in raw)).hexdigest()[:12]
+    shape = {2: (1, 1, -1), 3: (1, *raw[0].shape[1:]), 4: raw[0].shape[1:]}[raw[0].ndim]
+    images = [torch.from_numpy(x.reshape(len(x), *shape).astype(np.float32)) for x in (raw[0], raw[2])]
+    labels = [torch.from_numpy(y.astype(np.int64)) for y in (raw[1], raw[3])]
+    classes = int(max(y.max() for y in labels)) + 1
+
+    order = torch.randperm(len(labels[0]), generator=torch.Generator().manual_seed(0))
+    held = max(1, int(len(order) * VALIDATION_FRACTION))
+    kept, validation = order[held:].sort().values, order[:held].sort().values
+    mean = images[0][kept].mean((0, 2, 3), keepdim=True)
+    deviation = images[0][kept].std((0, 2, 3), keepdim=True).clamp_min(1e-8)
+    images = [(x - mean) / deviation for x in images]
+    return Splits(name, title or name, Split(images[0][kept], labels[0][kept], classes),
+                  Split(images[0][validation], labels[0][validation], classes), Split(images[1], labels[1], classes),
+                  classes, fingerprint)
+
+
+def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
+    """A batch [n, c, h, w] with each image shifted by up to ``pad`` pixels (zeros come in) and mirrored with probability 1/2."""
+    n, _, height, width = x.shape
+    device = x.device
+    dy, dx = (torch.randint(-pad, pad + 1, (n, 1), generator=generator).to(device) for _ in range(2))
+    flip = (torch.rand((n, 1), generator=generator) < 0.5).to(device)
+    rows = torch.arange(height, device=device) + dy + pad
+    columns = torch.arange(width, device=device).expand(n, -1)
+    columns = torch.where(flip, columns.flip(1), columns) + dx + pad
+    padded = torch.nn.functional.pad(x, (pad,) * 4)
+    return padded[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def balanced_batch(split: Split, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """(x, y) with ``per_class`` images of every class, drawn without replacement, ordered by class.
+
+    Raises:
+        UserError: a class with fewer images than asked for.
+    """
+    if per_class < 1:
+        raise UserError(f"per_class is {per_class}; a scoring batch needs at least 1 image of every class")
+    labels = split.y.cpu()
+    chosen = []
+    for label in range(split.classes):
+        members = (labels == label).nonzero().flatten()
+        if len(members) < per_class:
+            raise UserError(f"class {label} has {len(members)} images; a scoring batch needs {per_class} of every class")
+        chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
+    index = torch.cat(chosen).to(split.x.device)
+    return split.x[index], split.y[index]
+
+
+def balanced_batches(split: Split, per_class: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+    """A fresh balanced batch at every ``next``, without end."""
+    while True:
+        yield balanced_batch(split, per_class, generator)

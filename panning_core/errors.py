@@ -1,0 +1,48 @@
+"""The one error a user is meant to read, and the lookups that raise it."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+T = TypeVar("T")
+
+
+class UserError(ValueError):
+    """Bad input. The message says in one sentence what was wrong and what would be right."""
+
+
+def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
+    """The error for a name that is not among ``known``: it offers the near names, or else all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    offer = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    return UserError(f"unknown {kind} {name!r}; {offer}")
+
+
+def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """``table[name]``, or a ``UserError`` that names the near names."""
+    if name not in table:
+        raise unknown(kind, name, table)
+    return table[name]
+
+
+def fraction(kind: str, value: float) -> float:
+    """``value`` if it lies in [0, 1), else a ``UserError``; for sparsities."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+        raise UserError(f"{kind} is {value!r}; it must be a fraction in [0, 1), for example 0.9 for nine tenths removed")
+    return float(value)
+
+
+def command_line(main: Callable[[], int]) -> None:
+    """Run ``main`` and exit with its code; bad input is one sentence on stderr and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; what was recorded is kept, the same command goes on from there", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,164 @@
+"""What a mask is: ``{"conv1.weight": bool tensor, ...}`` with one entry for each prunable weight tensor; True is kept.
+
+A parameter that is not prunable is simply absent. ``Scores`` have the same keys and shapes; larger means keep.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from .errors import UserError, pick
+from .models import input_shape, linearised, prunable, uses
+
+Mask = dict[str, Tensor]
+Scores = dict[str, Tensor]
+
+
+def ones(model: nn.Module) -> Mask:
+    """The dense mask of ``model``: everything is kept."""
+    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+
+
+def check(model: nn.Module, mask: Mask) -> None:
+    """Raise a ``UserError`` that names the difference unless ``mask`` is one of ``model``'s."""
+    weights = prunable(model)
+    if missing := weights.keys() - mask.keys():
+        raise UserError(f"the mask is of another network: it lacks {', '.join(sorted(missing))}")
+    if extra := mask.keys() - weights.keys():
+        raise UserError(f"the mask is of another network: this one has no {', '.join(sorted(extra))}")
+    for name, weight in weights.items():
+        if mask[name].shape != weight.shape:
+            raise UserError(f"the mask is of another network: {name} is {tuple(mask[name].shape)} in the mask, {tuple(weight.shape)} in the network")
+        if mask[name].dtype != torch.bool:
+            raise UserError(f"the mask's {name} is {mask[name].dtype}; a mask is boolean")
+
+
+def _top(values: np.ndarray, keep: int) -> np.ndarray:
+    """True for exactly the ``keep`` largest of a flat array; among equals the earlier index wins."""
+    if np.isnan(values).any():
+        raise UserError("the scores hold NaN; a score must be a number for every weight")
+    chosen = np.zeros(len(values), dtype=bool)
+    if keep:
+        # A partition finds the threshold without a sort; only then are the ties at it counted out in order.
+        threshold = np.partition(values, len(values) - keep)[len(values) - keep]
+        np.greater(values, threshold, out=chosen)
+        chosen[np.flatnonzero(values == threshold)[: keep - int(chosen.sum())]] = True
+    return chosen
+
+
+def _flat(tensors: list[Tensor]) -> np.ndarray:
+    return torch.cat([t.detach().flatten() for t in tensors]).cpu().numpy()
+
+
+def _global(scores: Scores, density: float) -> Mask:
+    flat = _flat(list(scores.values()))
+    parts = torch.from_numpy(_top(flat, round(density * len(flat)))).split([s.numel() for s in scores.values()])
+    return {name: part.view(s.shape).to(s.device) for (name, s), part in zip(scores.items(), parts)}
+
+
+def _layerwise(scores: Scores, density: float) -> Mask:
+    return {name: _global({name: s}, density)[name] for name, s in scores.items()}
+
+
+SCOPES = {"global": _global, "layerwise": _layerwise}
+
+
+def keep_top(scores: Scores, density: float, scope: str = "global") -> Mask:
+    """Keep exactly round(density * N) weights with the largest scores; ties go to the earlier weight in the order of the dict.
+
+    Args:
+        scope: ``"global"`` compares all weights together, ``"layerwise"`` keeps the same fraction of every layer.
+
+    Raises:
+        UserError: density outside [0, 1], NaN among the scores, or an unknown scope.
+    """
+    if not 0 <= density <= 1:
+        raise UserError(f"density is {density!r}; it is the fraction kept, in [0, 1]")
+    return pick("scope", scope, SCOPES)(scores, density)
+
+
+def count(mask: Mask) -> int:
+    """How many weights are kept."""
+    return sum(int(m.sum()) for m in mask.values())
+
+
+def size(mask: Mask) -> int:
+    """How many weights there are, kept or not."""
+    return sum(m.numel() for m in mask.values())
+
+
+def density(mask: Mask) -> float:
+    """Kept weights over all prunable weights, in [0, 1]."""
+    return count(mask) / size(mask)
+
+
+def effective(model: nn.Module, mask: Mask) -> Mask:
+    """The kept weights that lie on at least one path from an input to an output through kept weights.
+
+    Counts the paths through every weight, in float64, as the gradient of the linearised network with weights 1 and 0
+    (all-ones input, biases 0); no term is negative, so a live path can not cancel.
+    """
+    check(model, mask)
+    weights = {name: m.double().requires_grad_() for name, m in mask.items()}
+    rest = {name: torch.zeros_like(p, dtype=torch.double) for name, p in model.named_parameters() if name not in weights}
+    some = next(iter(mask.values()))
+    with torch.enable_grad(), linearised(model, paths=True):
+        out = functional_call(model, {**weights, **rest}, torch.ones((1, *input_shape(model)), dtype=torch.double, device=some.device))
+        paths = torch.autograd.grad(out.sum(), list(weights.values()))
+    return {name: m & (p > 0) for (name, m), p in zip(mask.items(), paths)}
+
+
+def table(model: nn.Module, mask: Mask) -> pd.DataFrame:
+    """One row a layer: shape, weights, kept, density, effective (kept on a path), effective_density, flops_dense, flops_nonzero.
+
+    FLOPs are those of one input's forward pass, 2 for a multiply-add; ``flops_nonzero`` counts effective weights only.
+    """
+    live, times = effective(model, mask), uses(model)
+    rows = []
+    for name, m in mask.items():
+        kept, alive, total = int(m.sum()), int(live[name].sum()), m.numel()
+        rows.append({"layer": name.removesuffix(".weight"), "shape": "x".join(map(str, m.shape)), "weights": total, "kept": kept,
+                     "density": kept / total, "effective": alive, "effective_density": alive / total,
+                     "flops_dense": 2 * times[name] * total, "flops_nonzero": 2 * times[name] * alive})
+    return pd.DataFrame(rows)
+
+
+def shuffle(mask: Mask, seed: int) -> Mask:
+    """Control: the same number of kept weights in every layer, at random places."""
+    generator = torch.Generator().manual_seed(seed)
+    return {name: m.flatten()[torch.randperm(m.numel(), generator=generator).to(m.device)].view(m.shape) for name, m in mask.items()}
+
+
+def invert(scores: Scores) -> Scores:
+    """Control: keep what the metric would remove first."""
+    return {name: -s for name, s in scores.items()}
+
+
+def save(mask: Mask, path: str | Path) -> None:
+    """Write ``mask`` as a compressed NumPy archive; no pickle."""
+    np.savez_compressed(path, **{name: m.cpu().numpy() for name, m in mask.items()})
+
+
+def load(path: str | Path, model: nn.Module | None = None) -> Mask:
+    """Read a mask that ``save`` wrote; with ``model`` also check that it is one of that network.
+
+    Raises:
+        UserError: a missing or damaged file, something that is not a mask, or another network's mask.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            mask = {name: torch.from_numpy(archive[name]) for name in archive.files}
+    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        raise UserError(f"{path} is not a readable mask: {error}") from error
+    if not mask or any(m.dtype != torch.bool for m in mask.values()):
+        raise UserError(f"{path} is not a mask: a mask is an archive of boolean arrays")
+    if model is not None:
+        check(model, mask)
+    return mask

@@ -1,0 +1,208 @@
+"""Name -> network. Every network here is built from a seed and knows the shape of its input.
+
+Prunable are the weights of every ``Conv2d`` and ``Linear``; biases and BatchNorm are never pruned and never counted.
+Plain networks are ``nn.Sequential``, so that another engine can read them layer by layer.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
+
+import torch
+from torch import Tensor, nn
+
+from .errors import UserError, pick
+
+Shape = tuple[int, int, int]
+
+
+def lenet300(shape: Shape, classes: int) -> nn.Module:
+    """LeNet-300-100: 266,200 prunable weights on 28x28 grey images (LeCun et al. 1998)."""
+    return nn.Sequential(OrderedDict(
+        flatten=nn.Flatten(),
+        fc1=nn.Linear(prod(shape), 300), relu1=nn.ReLU(),
+        fc2=nn.Linear(300, 100), relu2=nn.ReLU(),
+        fc3=nn.Linear(100, classes)))
+
+
+def lenet5(shape: Shape, classes: int) -> nn.Module:
+    """LeNet-5-Caffe (20-50-500): 430,500 prunable weights on 28x28 grey images; as in Caffe, no ReLU follows a convolution."""
+    channels, height, width = shape
+    if min(height, width) < 16:
+        raise UserError(f"lenet5 needs images of at least 16x16 pixels, got {height}x{width}; lenet300 takes any size")
+    side = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
+    return nn.Sequential(OrderedDict(
+        conv1=nn.Conv2d(channels, 20, 5), pool1=nn.MaxPool2d(2),
+        conv2=nn.Conv2d(20, 50, 5), pool2=nn.MaxPool2d(2), flatten=nn.Flatten(),
+        fc1=nn.Linear(50 * prod(side), 500), relu1=nn.ReLU(),
+        fc2=nn.Linear(500, classes)))
+
+
+def vgg(plan: list[int | str]):
+    """VGG with BatchNorm and one Linear(512) (Simonyan & Zisserman 2015, in its usual CIFAR form)."""
+    def build(shape: Shape, classes: int) -> nn.Module:
+        if min(shape[1:]) < 32:
+            raise UserError(f"VGG halves its input five times and needs images of at least 32x32 pixels, got {shape[1]}x{shape[2]}")
+        layers, channels = [], shape[0]
+        for width in plan:
+            if width == "pool":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                channels = width
+        return nn.Sequential(OrderedDict(
+            features=nn.Sequential(*layers), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, classes)))
+    return build
+
+
+class Block(nn.Module):
+    """Basic residual block; a change of width or stride gets a 1x1 convolution with BatchNorm as its shortcut (He et al. 2016, option B)."""
+
+    def __init__(self, inside: int, outside: int, stride: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.relu1 = nn.ReLU()
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.relu2 = nn.ReLU()
+        self.shortcut = nn.Sequential() if stride == 1 and inside == outside else nn.Sequential(
+            nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))) + self.shortcut(x))
+
+
+def resnet(widths: list[int], blocks: int):
+    """A ResNet with a 3x3 stem; one group of ``blocks`` basic blocks for every width (He et al. 2016, section 4.2)."""
+    def build(shape: Shape, classes: int) -> nn.Module:
+        groups, inside = [], widths[0]
+        for group, width in enumerate(widths):
+            for position in range(blocks):
+                groups.append(Block(inside, width, stride=2 if group and not position else 1))
+                inside = width
+        return nn.Sequential(OrderedDict(
+            conv=nn.Conv2d(shape[0], widths[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(),
+            blocks=nn.Sequential(*groups), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(inside, classes)))
+    return build
+
+
+MODELS = {
+    "lenet300": lenet300,
+    "lenet5": lenet5,
+    "vgg11": vgg([64, "pool", 128, "pool", *[256] * 2, "pool", *[512] * 2, "pool", *[512] * 2, "pool"]),
+    "vgg16": vgg([*[64] * 2, "pool", *[128] * 2, "pool", *[256] * 3, "pool", *[512] * 3, "pool", *[512] * 3, "pool"]),
+    "vgg19": vgg([*[64] * 2, "pool", *[128] * 2, "pool", *[256] * 4, "pool", *[512] * 4, "pool", *[512] * 4, "pool"]),
+    "resnet18": resnet([64, 128, 256, 512], 2),
+    "resnet20": resnet([16, 32, 64], 3),
+    "resnet32": resnet([32, 64, 128], 5),  # twice as wide as He et al.'s, as GraSP's and Panning's code have it
+}
+
+
+def _panning_init(model: nn.Module) -> None:
+    """Convolutions Kaiming-normal (fan-out), Linear N(0, 0.01), biases 0, BatchNorm 1 and 0 (the authors' code)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, 0.0, 0.01)
+        if isinstance(module, (nn.Conv2d, nn.Linear)) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+INITS = {"pytorch": lambda model: None, "panning": _panning_init}
+
+
+def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "pytorch") -> nn.Module:
+    """The network ``name`` in train mode, its weights a function of ``seed`` alone; the global random state is left as it was.
+
+    Args:
+        name: a key of ``MODELS``.
+        input_shape: (channels, height, width); stored as ``model.input_shape``.
+        classes: length of the output.
+        seed: of every random weight.
+        init: ``"pytorch"`` (PyTorch's defaults) or ``"panning"`` (the authors').
+
+    Raises:
+        UserError: unknown name or initialisation, or images too small for the network.
+    """
+    make, initialise = pick("model", name, MODELS), pick("initialisation", init, INITS)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = make(tuple(input_shape), classes)
+        initialise(model)
+    model.input_shape = tuple(input_shape)
+    return model
+
+
+def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules."""
+    return {f"{name}.weight" if name else "weight": module.weight
+            for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+
+
+def input_shape(model: nn.Module) -> tuple[int, ...]:
+    """The shape of one input of ``model``, without the batch."""
+    if hasattr(model, "input_shape"):
+        return tuple(model.input_shape)
+    first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
+    if isinstance(first, nn.Linear):
+        return (first.in_features,)
+    raise UserError("the network does not say the shape of its input; set model.input_shape = (channels, height, width)")
+
+
+def uses(model: nn.Module) -> dict[str, int]:
+    """How often one input uses each weight of a layer: 1 in a ``Linear``, the number of output pixels in a ``Conv2d``.
+
+    ``2 * uses * weights`` is the layer's forward cost in FLOPs (a multiply and an add).
+    """
+    counts: dict[str, int] = {}
+    hooks = [module.register_forward_hook(
+        lambda _, __, out, name=f"{name}.weight" if name else "weight": counts.__setitem__(name, prod(out.shape[2:])))
+        for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
+    parameter = next(model.parameters())
+    try:
+        with torch.no_grad(), modes(model, training=False):
+            model(torch.zeros((1, *input_shape(model)), dtype=parameter.dtype, device=parameter.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return counts
+
+
+@contextmanager
+def modes(model: nn.Module, training: bool) -> Iterator[None]:
+    """Inside, every module is in train or eval mode; afterwards each has its own mode again."""
+    before = {module: module.training for module in model.modules()}
+    model.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in before.items():
+            module.training = mode
+
+
+@contextmanager
+def linearised(model: nn.Module, paths: bool = False) -> Iterator[None]:
+    """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4), once its weights are absolute.
+
+    BatchNorm is the identity (scale 1, shift 0: its running statistics must not leak in). ReLU and max-pooling act on
+    non-negative numbers, where ReLU is the identity; with ``paths`` pooling averages, so that every input of a window
+    is a path to the output and not just the largest.
+    """
+    patched = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    pools = [module for module in model.modules() if paths and isinstance(module, nn.MaxPool2d)]
+    # An attribute of the instance hides the class's method; deleting it shows the method again.
+    for module in patched:
+        module.forward = lambda x: x
+    for module in pools:
+        module.forward = lambda x, m=module: nn.functional.avg_pool2d(x, m.kernel_size, m.stride, m.padding)
+    try:
+        with modes(model, training=False):
+            yield
+    finally:
+        for module in patched + pools:
+            del module.forward

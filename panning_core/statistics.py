@@ -1,0 +1,69 @@
+"""Intervals and tests over seeds. A seed is the unit that is repeated: everything random in a run follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 9999
+
+
+class Estimate(NamedTuple):
+    """A mean with its interval over ``n`` values."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} [{self.low:.4f}, {self.high:.4f}], n = {self.n}"
+
+
+def interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
+    """Mean and bootstrap interval (bias-corrected and accelerated; percentile where that is not defined), seeded.
+
+    With few values a bootstrap interval is somewhat narrow: at n = 5 it covers nearer to 85 than to 95 of a hundred.
+    One value, or values without spread, give an interval of no width.
+    """
+    values = np.asarray(values, dtype=float)
+    mean = float(values.mean())
+    if len(values) < 2 or np.ptp(values) == 0:
+        return Estimate(mean, mean, mean, len(values))
+
+    def bounds(method: str):
+        return stats.bootstrap((values,), np.mean, confidence_level=confidence, n_resamples=RESAMPLES, method=method,
+                               rng=np.random.default_rng(0)).confidence_interval
+
+    with np.errstate(all="ignore"):
+        low, high = bounds("BCa")
+        if not np.isfinite([low, high]).all():
+            low, high = bounds("percentile")
+    return Estimate(mean, float(low), float(high), len(values))
+
+
+def paired_test(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided p of the paired permutation test on mean(a - b): every sign of every pair, exact up to 13 pairs.
+
+    The least p that n pairs can give is 2 / 2^n: 0.0625 for 5 seeds, 0.25 for 3. ``a`` and ``b`` are of the same seeds.
+    """
+    a, b = np.asarray(a, dtype=float), np.asarray(b, dtype=float)
+    if a.shape != b.shape or a.ndim != 1:
+        raise ValueError(f"pairs need two rows of equal length, got {a.shape} and {b.shape}")
+    if len(a) < 2:
+        return 1.0
+    return float(stats.permutation_test((a, b), lambda x, y, axis: np.mean(x - y, axis=axis), permutation_type="samples", vectorized=True,
+                                        n_resamples=RESAMPLES, rng=np.random.default_rng(0)).pvalue)
+
+
+def holm(p: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given (Holm 1979)."""
+    p = np.asarray(p, dtype=float)
+    order = np.argsort(p, kind="stable")
+    steps = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(steps, 1.0)
+    return adjusted.tolist()

@@ -1,0 +1,306 @@
+"""A run, its key, and a sweep over many runs.
+
+    python -m panning_core.studies 03_sparsity_sweep --profile paper
+
+fills a study's ledger, on a machine with PyTorch and no Jupyter as well; the notebook then only reads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from . import ROOT, __version__, data, masks, models, pruning, training, transfer
+from .errors import UserError, command_line, fraction, pick, unknown
+from .ledger import Ledger
+
+CONTROLS = ("none", "shuffle", "reinitialise", "invert")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Everything that decides a result, as plain values. Same run, same numbers (on the same device and thread count).
+
+    Attributes:
+        dataset, model, method: names of ``data.names()``, ``models.MODELS``, and ``pruning.methods()`` or ``"dense"``.
+        sparsity: fraction removed, in [0, 1).
+        seed: of the initialisation, the scoring batches, a metric's noise, and the order of the training images.
+        init: a key of ``models.INITS``.
+        rounds, schedule, scope, revive, mix: as in ``pruning.prune``.
+        control: ``"shuffle"`` the mask within its layers, ``"reinitialise"`` the kept weights, ``"invert"`` the scores.
+        per_class: images of each class in a scoring batch.
+        fixed_batch: one scoring batch for all rounds instead of a fresh one each.
+        recipe: a key of ``training.RECIPES``; ``epochs`` replaces its length.
+        transfer: also record the expressive force transfer of every round.
+    """
+
+    dataset: str
+    model: str
+    method: str = "dense"
+    sparsity: float = 0.0
+    seed: int = 0
+    init: str = "pytorch"
+    rounds: int | None = None
+    schedule: str = "exponential"
+    scope: str = "global"
+    revive: bool | None = None
+    mix: tuple[float, float, float] | None = None
+    control: str = "none"
+    per_class: int = 10
+    fixed_batch: bool = False
+    recipe: str = "mnist"
+    epochs: int | None = None
+    transfer: bool = False
+
+    def __post_init__(self):
+        if self.mix is not None:
+            object.__setattr__(self, "mix", tuple(self.mix))
+        for kind, value, known in (("data set", self.dataset, data.names()), ("model", self.model, models.MODELS),
+                                   ("method", self.method, ["dense", *pruning.methods()]), ("initialisation", self.init, models.INITS),
+                                   ("schedule", self.schedule, pruning.SCHEDULES), ("scope", self.scope, masks.SCOPES),
+                                   ("control", self.control, CONTROLS), ("recipe", self.recipe, training.RECIPES)):
+            if value not in known:
+                raise unknown(kind, value, known)
+        fraction("sparsity", self.sparsity)
+        if self.method == "dense" and self.sparsity:
+            raise UserError(f"a dense run has sparsity 0, not {self.sparsity}; name a method")
+
+    def canonical(self) -> dict:
+        """The fields that are not at their default; a field added later leaves old runs as they are."""
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
+
+    def training_recipe(self) -> training.Recipe:
+        """The named recipe with this run's epochs and seed."""
+        recipe = training.RECIPES[self.recipe]
+        return dataclasses.replace(recipe, seed=self.seed, epochs=self.epochs or recipe.epochs)
+
+
+def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=None) -> tuple[masks.Mask, list[dict]]:
+    """The mask of ``run``, its control applied, and the pruner's trace."""
+    if run.method == "dense":
+        return masks.ones(model), []
+    batches = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(run.seed))
+    mask, trace = pruning.prune(
+        model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, run.seed, scope=run.scope,
+        schedule=run.schedule, revive=run.revive, mix=run.mix, inverted=run.control == "invert", observe=observe)
+    return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
+
+
+def execute(run: Run, device: str = "cpu") -> dict:
+    """Prune and train: the ``metrics`` of a ledger line. What is trained is the *effective* mask, as in Panning's code."""
+    splits = data.load(run.dataset).to(device)
+    model = models.build(run.model, splits.input_shape, splits.classes, run.seed, run.init).to(device)
+    meter = None
+    if run.transfer:
+        meter = transfer.Transfer(model, data.balanced_batch(splits.train, run.per_class, torch.Generator().manual_seed(10_000 + run.seed)))
+
+    start = time.perf_counter()
+    mask, trace = find_mask(run, model, splits, meter)
+    prune_seconds = time.perf_counter() - start
+    if run.control == "reinitialise":
+        fresh = models.build(run.model, splits.input_shape, splits.classes, 20_000 + run.seed, run.init)
+        model.load_state_dict(fresh.state_dict())
+
+    start = time.perf_counter()
+    layers = masks.table(model, mask)
+    log = training.train(model, masks.effective(model, mask), splits, run.training_recipe())
+    last = log.iloc[-1]
+    metrics = {
+        "test_accuracy": last.test_accuracy, "best_test_accuracy": log.test_accuracy.max(), "validation_accuracy": last.validation_accuracy,
+        "density": masks.density(mask), "effective_density": int(layers.effective.sum()) / int(layers.weights.sum()),
+        "prunable_weights": int(layers.weights.sum()), "kept_weights": int(layers.kept.sum()), "effective_weights": int(layers.effective.sum()),
+        "flops_dense": int(layers.flops_dense.sum()), "flops_nonzero": int(layers.flops_nonzero.sum()),
+        "prune_seconds": round(prune_seconds, 3), "train_seconds": round(time.perf_counter() - start, 3),
+        "diverged": not math.isfinite(last.loss), "epochs": len(log), "engine": log.attrs["engine"],
+        "layers": {row.layer: [row.kept, row.effective] for row in layers.itertuples()},
+        "curve": {column: [_short(v) for v in log[column]] for column in ("loss", "validation_accuracy", "test_accuracy")},
+        "events": sorted({event for row in trace for event in row["events"]}),
+    }
+    if meter is not None:
+        metrics["transfer"] = {name: meter.total(name) for name in transfer.METRICS}
+        metrics["transfer_rounds"] = _columns(meter.rows)
+        metrics["follow"] = {column: [_short(row[column]) for row in meter.follow] for column in meter.follow[0]}
+        metrics["sparsity_rounds"] = [_short(row["sparsity"]) for row in trace]
+    return metrics
+
+
+def _short(value: float) -> float | None:
+    """Six significant digits, and None for what JSON has no number for."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _columns(rows: list[dict]) -> dict[str, dict[str, list]]:
+    """Transfer rows as {"metric/layer": {"lost": [a value a round], "gained": [...]}}: a third of the size."""
+    columns: dict[str, dict[str, list]] = {}
+    for row in rows:
+        column = columns.setdefault(f"{row['metric']}/{row['layer']}", {"lost": [], "gained": []})
+        for name, values in column.items():
+            values.append(_short(row[name]))
+    return columns
+
+
+# --- profiles -------------------------------------------------------------------------------------------------------
+
+
+def profile(name: str) -> dict[str, dict]:
+    """``notebooks/profiles/NAME.yaml``: for each study its notebook's parameters and its grid."""
+    import yaml
+
+    files = {path.stem: path for path in (ROOT / "notebooks" / "profiles").glob("*.yaml")}
+    path = pick("profile", name, files)
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not YAML: {error}".replace("\n", " ")) from error
+    known = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
+    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+        raise UserError(f"{path} must map each study to its parameters and grid")
+    for study, section in content.items():
+        if study not in known:
+            raise unknown(f"study in {path.name}", study, known)
+        for entry in section.keys() - {"parameters", "grid"}:
+            raise unknown(f"entry of {study} in {path.name}", entry, ("parameters", "grid"))
+    return content
+
+
+def expand(grid: list[dict]) -> list[Run]:
+    """The runs of a grid: in each entry every list is an axis, and the axes are crossed; ``method: all`` is every pruner.
+
+    Raises:
+        UserError: an unknown field or name, or a value out of range; nothing has run by then.
+    """
+    fields = [f.name for f in dataclasses.fields(Run)]
+    runs: dict[str, Run] = {}
+    for entry in grid:
+        for name in entry.keys() - set(fields):
+            raise unknown("field of a run", name, fields)
+        axes = {name: pruning.methods() if name == "method" and value == "all" else value if isinstance(value, list) else [value]
+                for name, value in entry.items()}
+        for values in product(*axes.values()):
+            try:
+                run = Run(**dict(zip(axes, values)))
+            except TypeError as error:
+                raise UserError(f"a run needs at least a dataset and a model, and plain values: {error}") from error
+            runs[run.key()] = run
+    return list(runs.values())
+
+
+def runs(study: str, profile_name: str) -> list[Run]:
+    """All runs of ``study`` in a profile."""
+    return expand(pick(f"study in profile {profile_name}", study, profile(profile_name)).get("grid", []))
+
+
+def folder(study: str, profile_name: str) -> Path:
+    """Where a study's ledger, tables and figures lie: ``results/PROFILE/STUDY`` (``$PANNING_RESULTS`` replaces ``results``)."""
+    return ROOT / os.environ.get("PANNING_RESULTS", "results") / profile_name / study
+
+
+# --- the sweep ------------------------------------------------------------------------------------------------------
+
+
+def provenance(device: str) -> dict:
+    """What produced a result: commit and whether the code was changed since, versions, device, one thread."""
+    def git(*command: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", "panning_core", "requirements.txt")
+    processor = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed),
+            "versions": {"panning_core": __version__, "python": platform.python_version(), "torch": torch.__version__},
+            "device": device, "processor": processor, "threads": 1}
+
+
+def _work(run: Run, device: str, origin: dict) -> dict:
+    """One ledger line. An error is a line too: it must not stop the other runs."""
+    torch.set_num_threads(1)  # two workers with one thread each beat one worker with two
+    line = {"key": run.key(), "run": run.canonical()}
+    start = time.perf_counter()
+    try:
+        line["metrics"] = execute(run, device)
+        splits = data.load(run.dataset)
+        origin = {**origin, "data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    except Exception as error:
+        line["error"] = "".join(traceback.format_exception_only(error)).strip()
+        line["traceback"] = traceback.format_exc()
+    finished = datetime.now(UTC).isoformat(timespec="seconds")
+    return {**line, "provenance": {**origin, "seconds": round(time.perf_counter() - start, 3), "finished": finished}}
+
+
+def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = "cpu") -> list[dict]:
+    """Do the runs of a study that its ledger lacks, each in a process of one thread, and return the ledger's lines of the study.
+
+    Raises:
+        UserError: bad input (before anything runs), or, after all others are done and recorded, the runs that failed.
+    """
+    from joblib import Parallel, delayed, parallel_config
+
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device is {device} but PyTorch sees no CUDA device here; use --device cpu")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs is {jobs}; it must be at least 1")
+    wanted = runs(study, profile_name)
+    ledger = Ledger(folder(study, profile_name) / "runs.jsonl")
+    done = {row["key"] for row in ledger.rows()}
+    missing = [run for run in wanted if run.key() not in done]
+    if missing:
+        ledger.check_writable()
+        jobs = min(jobs or (1 if device.startswith("cuda") else os.cpu_count() or 1), len(missing))
+        for dataset in {run.dataset for run in missing}:
+            data.load(dataset)  # a missing file is an error of the study, not of every run
+        origin = provenance(device)
+        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+            lines = Parallel(return_as="generator_unordered")(delayed(_work)(run, device, origin) for run in missing)
+            for line in tqdm(lines, total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",
+                             mininterval=0.5 if sys.stderr.isatty() else 30):  # a log file wants few lines
+                ledger.append(line)
+    keys = {run.key(): position for position, run in enumerate(wanted)}
+    failed = [row for row in ledger.failures() if row["key"] in keys]
+    if failed:
+        named = "; ".join(f"{json.dumps(row['run'])}: {row['error']}" for row in failed[:3])
+        raise UserError(f"{len(failed)} of {len(wanted)} runs of {study} failed (recorded in {ledger.path}, done again next time): {named}")
+    # In the order of the grid, whatever the order in which they finished.
+    return sorted((row for row in ledger.rows() if row["key"] in keys), key=lambda row: keys[row["key"]])
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m panning_core.studies", description="Fill the ledger of a study.")
+    parser.add_argument("study", help="name of its notebook, for example 03_sparsity_sweep")
+    parser.add_argument("--profile", default="quick")
+    parser.add_argument("--jobs", type=int, help="processes (default: one a core; one on CUDA)")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--merge", type=Path, metavar="LEDGER", help="take over the runs of another ledger of this study instead")
+    options = parser.parse_args()
+    if options.merge:
+        runs(options.study, options.profile)  # the names must be right
+        print(f"{Ledger(folder(options.study, options.profile) / 'runs.jsonl').merge(options.merge)} new runs")
+        return 0
+    rows = sweep(options.study, options.profile, options.jobs, options.device)
+    print(f"{options.study}: {len(rows)} runs in {folder(options.study, options.profile) / 'runs.jsonl'}")
+    return 0
+
+
+if __name__ == "__main__":
+    from panning_core import studies  # the workers must find these names in the module, not in __main__
+
+    command_line(studies.main)

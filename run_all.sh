@@ -1,0 +1,153 @@
+#!/usr/bin/env bash
+# Answers every question again with one command; `./run_all.sh --help` says how.
+# Kept to bash 3.2, which macOS ships, and to what a bare Debian has.
+set -euo pipefail
+
+usage() {
+    cat <<'USAGE'
+Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
+       ./run_all.sh test [pytest arguments]
+       ./run_all.sh lab
+
+  quick   every study on small embedded data, minutes on two cores (the default)
+  paper   every study on the published networks and data; finished runs are kept
+  test    the tests
+  lab     the notebooks in JupyterLab
+
+  --only STUDY        this study alone
+  --jobs N            N runs at a time
+  --device cpu|cuda   where to compute
+  --help              this text
+
+The first start installs the packages of requirements.txt into .venv (about 4 minutes
+and 6 GB). If the active environment already holds this checkout, as after
+`pip install -e .` or `conda env create -f environment.yml`, it is used as it is.
+USAGE
+}
+
+# fail STATUS SENTENCE
+fail() {
+    echo "run_all.sh: $2" >&2
+    exit "$1"
+}
+misused() { fail 2 "$1; see ./run_all.sh --help"; }
+
+# --- What is asked for: settled before anything is installed, since that takes minutes.
+
+mode=""
+options=()
+while [ $# -gt 0 ]; do
+    case $1 in
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
+    esac
+    case $1 in
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        --only | --jobs | --device)
+            case ${2-} in
+                "" | -*) misused "option $1 needs a value" ;;
+            esac
+            case $1=$2 in
+                --jobs=*[!0-9]* | --jobs=0*) misused "--jobs is a whole number from 1, not '$2'" ;;
+                --device=cpu | --device=cuda) ;;
+                --device=*) misused "--device is cpu or cuda, not '$2'" ;;
+            esac
+            options+=("$1" "$2")
+            shift 2
+            ;;
+        -*) misused "unknown option '$1', it can be --only, --jobs, --device or --help" ;;
+        quick | paper | test | lab)
+            [ -z "$mode" ] || misused "unexpected argument '$1' after '$mode', give one of quick, paper, test or lab"
+            mode=$1
+            shift
+            [ "$mode" != test ] || break # the rest is for pytest
+            ;;
+        *) misused "unknown argument '$1', it can be quick, paper, test or lab" ;;
+    esac
+done
+mode=${mode:-quick}
+case $mode in
+    test | lab) [ ${#options[@]} -eq 0 ] || misused "option ${options[0]} is for quick and paper, not for '$mode'" ;;
+esac
+
+cd "$(dirname "${BASH_SOURCE[0]}")"
+here=$(pwd -P)
+
+# --- Which Python.
+
+version_of() { "$1" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null; }
+
+suitable() { # VERSION, such as 3.11.2; the pinned packages have builds for 3.11 to 3.14
+    local minor=${1#*.}
+    minor=${minor%%.*}
+    [ "${1%%.*}" -eq 3 ] && [ "$minor" -ge 11 ] && [ "$minor" -le 14 ]
+}
+
+stamp=.venv/installed.txt # written last: a finished install of these pins, at this place
+
+active_environment_is_ours() {
+    [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || return 1
+    # One that this script made is looked at below, so that new pins reach it even while it is active.
+    [ ! -e "${VIRTUAL_ENV:-/nowhere}/${stamp#.venv/}" ] || return 1
+    # From /, where the working directory cannot stand in for an installed package.
+    [ "$(cd / && python -c 'import panning_core; print(panning_core.ROOT)' 2>/dev/null)" = "$here" ]
+}
+
+find_python() { # sets base
+    local candidate version found=""
+    for candidate in python3 python3.14 python3.13 python3.12 python3.11; do
+        version=$(version_of "$candidate") || continue
+        if suitable "$version"; then
+            base=$candidate
+            return
+        fi
+        found="$found${found:+, }$version ($candidate)"
+    done
+    fail 1 "Python 3.11 or newer is needed (up to 3.14, which the pinned packages are built for), found ${found:-none}"
+}
+
+pip_install() {
+    .venv/bin/python -m pip install --quiet --disable-pip-version-check --log .venv/install.log "$@" && return
+    rm "$stamp" # pip gave up in good order, so the next start may go on from here
+    fail 1 "pip could not install what is named above (details in .venv/install.log); the next start tries again"
+}
+
+install() { # STAMP
+    local version
+    version=$(version_of .venv/bin/python) || version=0.0
+    if [ "$(cat "$stamp" 2>/dev/null)" = unfinished ] || ! suitable "$version" || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
+        find_python
+        echo "Creating .venv with $base ..."
+        "$base" -m venv --clear .venv ||
+            fail 1 "$base could not create .venv; on Debian and Ubuntu 'apt install python3-venv' adds what it needs"
+    fi
+    # Who is stopped while pip writes leaves this word, and the next start begins from nothing.
+    echo unfinished >"$stamp"
+    trap 'exit 130' INT
+    echo "Installing requirements.txt into .venv (about 4 minutes and 6 GB the first time) ..."
+    pip_install -r requirements.txt
+    # Built with the setuptools of requirements.txt: an isolated build would download another one.
+    pip_install --no-deps --no-build-isolation -e .
+    echo "$1" >"$stamp"
+    echo "Installed."
+}
+
+if active_environment_is_ours; then
+    python=python
+else
+    python=$here/.venv/bin/python
+    wanted="$here $(cat requirements.txt pyproject.toml | cksum)"
+    if [ ! -x "$python" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        install "$wanted"
+    fi
+fi
+
+# --- Go. (`${options[@]+...}`: bash 3.2 calls an empty list unset.)
+
+case $mode in
+    quick | paper) exec "$python" -m panning_core.reproduce "$mode" ${options[@]+"${options[@]}"} ;;
+    test) exec "$python" -m pytest "$@" ;;
+    lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" notebooks/00_overview.ipynb ;;
+esac

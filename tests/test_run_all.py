@@ -1,0 +1,164 @@
+"""run_all.sh: what it refuses, which Python it takes, what it installs. No network: Python is played by a shell script."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+PYTHONS = ["python3", "python3.14", "python3.13", "python3.12", "python3.11"]
+
+# Notes its arguments in calls.txt, gives itself on into a new .venv, and fails where the test wants it to.
+FAKE_PYTHON = r"""#!/bin/sh
+echo "$@" >>"$CALLS"
+case "$*" in
+    *sys.version_info*) echo "$FAKE_VERSION" ;;
+    *panning_core.ROOT*) [ -n "$FAKE_ROOT" ] && echo "$FAKE_ROOT" ;;
+    "-m venv --clear .venv") rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m pip install"*) $FAKE_PIP ;;
+esac
+"""
+
+
+class Checkout:
+    """A copy of the set-up files, with made-up Pythons first on PATH."""
+
+    def __init__(self, folder: Path):
+        self.root, self.bin, self.calls_file = folder / "check out", folder / "bin", folder / "calls.txt"
+        self.root.mkdir()
+        self.bin.mkdir()
+        for name in ["run_all.sh", "requirements.txt", "pyproject.toml"]:
+            shutil.copy(CHECKOUT / name, self.root)
+        for name in ["python", *PYTHONS]:
+            (self.bin / name).write_text(FAKE_PYTHON)
+            (self.bin / name).chmod(0o755)
+
+    def run(self, *arguments, **environment):
+        """In a process group of its own, as a terminal gives it, so that a test may stop all of it."""
+        inherited = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+        path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
+        fake = {"PATH": path, "CALLS": str(self.calls_file), "FAKE_VERSION": "3.12.1", "FAKE_ROOT": "", "FAKE_PIP": "true"}
+        self.calls_file.write_text("")
+        return subprocess.run(
+            ["bash", self.root / "run_all.sh", *arguments],
+            env=inherited | fake | environment, cwd=self.bin, capture_output=True, text=True, timeout=60, start_new_session=True,
+        )  # fmt: skip
+
+    @property
+    def calls(self):
+        return self.calls_file.read_text().splitlines()
+
+    @property
+    def installed(self):
+        return [call for call in self.calls if call.startswith("-m pip install")]
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    return Checkout(tmp_path)
+
+
+@pytest.mark.parametrize("script", ["run_all.sh", ".ci/run"])
+def test_the_scripts_parse_and_are_executable(script):
+    assert subprocess.run(["bash", "-n", CHECKOUT / script]).returncode == 0
+    assert os.access(CHECKOUT / script, os.X_OK)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["paper", "--help"]])
+def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
+    done = checkout.run(*arguments)
+    assert done.returncode == 0 and done.stderr == ""
+    for word in ["quick", "paper", "test", "lab", "--only", "--jobs", "--device"]:
+        assert word in done.stdout
+    assert not checkout.calls and not (checkout.root / ".venv").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "offending"),
+    [
+        (["papper"], "'papper'"),
+        (["quick", "paper"], "'paper'"),
+        (["--job", "2"], "'--job'"),
+        (["--seed=2"], "'--seed'"),
+        (["-x"], "'-x'"),
+        (["--only"], "--only"),
+        (["--only", "--jobs", "2"], "--only"),
+        (["paper", "--jobs"], "--jobs"),
+        (["--jobs="], "--jobs"),
+        (["--jobs", "many"], "'many'"),
+        (["--jobs", "0"], "'0'"),
+        (["--device", "tpu"], "'tpu'"),
+        (["--jobs", "2", "test"], "--jobs"),
+        (["lab", "--device", "cpu"], "--device"),
+        ([""], "''"),
+    ],
+)
+def test_a_misuse_is_one_sentence_and_nothing_is_installed(checkout, arguments, offending):
+    done = checkout.run(*arguments)
+    assert done.returncode == 2
+    assert offending in done.stderr and "see ./run_all.sh --help" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not checkout.calls and not (checkout.root / ".venv").exists()
+
+
+@pytest.mark.parametrize("version", ["3.9.2", "2.7.18", "3.15.0"])
+def test_an_unsuitable_python_is_named(checkout, version):
+    done = checkout.run(FAKE_VERSION=version)
+    assert done.returncode == 1
+    assert "Python 3.11 or newer is needed" in done.stderr and f"found {version} (python3)" in done.stderr
+    assert not (checkout.root / ".venv").exists()
+
+
+def test_a_second_start_installs_nothing(checkout):
+    first = checkout.run()
+    assert first.returncode == 0, first.stderr
+    assert [call.split()[-1] for call in checkout.installed] == ["requirements.txt", "."]
+    assert checkout.calls[-1] == "-m panning_core.reproduce quick"
+    assert checkout.run("paper", "--jobs=2", "--only", "a study").returncode == 0
+    assert checkout.calls == ["-m panning_core.reproduce paper --jobs 2 --only a study"]
+
+
+def test_other_pins_are_installed_over_the_old_ones(checkout):
+    checkout.run()
+    with (checkout.root / "requirements.txt").open("a") as file:
+        file.write("# a change\n")
+    assert checkout.run().returncode == 0
+    assert checkout.installed and "-m venv --clear .venv" not in checkout.calls
+
+
+def test_after_a_failed_install_the_next_start_goes_on(checkout):
+    failed = checkout.run(FAKE_PIP="false")
+    assert failed.returncode == 1 and ".venv/install.log" in failed.stderr
+    assert checkout.calls[-1].startswith("-m pip install"), "nothing runs after a failed install"
+    assert checkout.run().returncode == 0
+    assert "-m venv --clear .venv" not in checkout.calls and len(checkout.installed) == 2
+
+
+@pytest.mark.parametrize("stop", ["kill -9 0", "kill -INT 0"])
+def test_an_interrupted_install_is_done_again_from_nothing(checkout, stop):
+    assert checkout.run(FAKE_PIP=stop).returncode != 0
+    assert checkout.run().returncode == 0
+    assert "-m venv --clear .venv" in checkout.calls and len(checkout.installed) == 2
+
+
+@pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
+@pytest.mark.parametrize(
+    ("arguments", "started"),
+    [
+        ([], "-m panning_core.reproduce quick"),
+        (["paper", "--device", "cuda"], "-m panning_core.reproduce paper --device cuda"),
+        (["test", "-k", "masks", "--help"], "-m pytest -k masks --help"),
+    ],
+)
+def test_an_active_environment_with_the_package_is_used_as_it_is(checkout, variable, arguments, started):
+    done = checkout.run(*arguments, **{variable: "/some/environment", "FAKE_ROOT": str(checkout.root.resolve())})
+    assert done.returncode == 0, done.stderr
+    assert checkout.calls[-1] == started and not checkout.installed
+    assert not (checkout.root / ".venv").exists()
+
+
+def test_an_active_environment_of_another_checkout_is_not_used(checkout):
+    assert checkout.run(VIRTUAL_ENV="/some/environment", FAKE_ROOT="/another/checkout").returncode == 0
+    assert checkout.installed and (checkout.root / ".venv").exists()
