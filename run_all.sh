@@ -109,7 +109,7 @@ find_python() { # sets base
 }
 
 pip_install() {
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check --log .venv/install.log "$@" && return
+    .venv/bin/python -m pip install --quiet --progress-bar off --disable-pip-version-check --log .venv/install.log "$@" && return
     rm "$stamp" # pip gave up in good order, so the next start may go on from here
     fail 1 "pip could not install what is named above (details in .venv/install.log); the next start tries again"
 }
@@ -120,8 +120,10 @@ install() { # STAMP
     if [ "$(cat "$stamp" 2>/dev/null)" = unfinished ] || ! suitable "$version" || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         find_python
         echo "Creating .venv with $base ..."
-        "$base" -m venv --clear .venv ||
+        "$base" -m venv --clear .venv || {
+            rm -rf .venv # half an environment would let the system's pip pass for its own
             fail 1 "$base could not create .venv; on Debian and Ubuntu 'apt install python3-venv' adds what it needs"
+        }
     fi
     # Who is stopped while pip writes leaves this word, and the next start begins from nothing.
     echo unfinished >"$stamp"
@@ -149,5 +151,5 @@ fi
 case $mode in
     quick | paper) exec "$python" -m panning_core.reproduce "$mode" ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;
-    lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" notebooks/00_overview.ipynb ;;
+    lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb ;;
 esac

@@ -91,17 +91,17 @@ def random(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
 
 
 def magnitude(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """\\|theta\\|."""
+    """|theta|."""
     return _absolute({name: w.detach() for name, w in prunable(model).items()})
 
 
 def snip(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """\\|theta M g(theta M)\\|: how much the loss moves when the weight goes (Lee et al. 2019, eq. 6); in rounds, Iterative SNIP."""
+    """|theta M g(theta M)|: how much the loss moves when the weight goes (Lee et al. 2019, eq. 6); in rounds, Iterative SNIP."""
     return _absolute(products(model, mask, batch).snip, mask)
 
 
 def force(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """\\|theta g(theta M)\\|: the gradient of the pruned network, the weight of the dense one (de Jorge et al. 2021, section 4)."""
+    """|theta g(theta M)|: the gradient of the pruned network, the weight of the dense one (de Jorge et al. 2021, section 4)."""
     return _absolute(products(model, mask, batch).snip)
 
 
@@ -111,12 +111,12 @@ def grasp(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator
 
 
 def grasp_abs(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """\\|theta Hg\\|: the absolute form of GraSP that Panning's code also has."""
+    """|theta Hg|: the absolute form of GraSP that Panning's code also has."""
     return _absolute(grasp(model, mask, batch))
 
 
 def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """\\|theta M dR/d\\|w\\|\\|, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6). float64."""
+    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6). float64."""
     return _absolute(synflow_products(model, mask, batch)[0], mask)
 
 

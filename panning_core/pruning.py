@@ -37,7 +37,7 @@ def _stream(batches: Batch | Sequence[Batch] | Iterable[Batch]) -> Iterator[Batc
 
 
 def _mass(scores: Scores, where: Mask) -> float:
-    """Sum of \\|score\\| over the weights of a mask."""
+    """Sum of |score| over the weights of a mask."""
     return sum(float(s[where[name]].abs().sum(dtype=torch.double)) for name, s in scores.items())
 
 
@@ -91,7 +91,7 @@ MIXED = ("synflow", "snip", "grasp")
 
 
 def normalise(scores: Scores) -> Scores | None:
-    """\\|s - mean\\| / std over all weights together (unbiased std, float64); None if the scores have no finite spread."""
+    """|s - mean| / std over all weights together (unbiased std, float64); None if the scores have no finite spread."""
     flat = torch.cat([s.double().flatten() for s in scores.values()])
     mean, deviation = flat.mean(), flat.std()
     if not (torch.isfinite(deviation) and deviation > 0):

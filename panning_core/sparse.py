@@ -8,9 +8,6 @@ A convolution takes the smallest block for which a row of its output, width x la
 fewer lanes, the more of an image stays in the cache. A ``Linear`` is a convolution of a 1x1 image, with 64 lanes.
 Padding and stride are gone before the kernels run: a convolution with stride s is one with stride 1 over s*s times as
 many channels, one for each phase of a pixel.
-
-**Panels.** The weights of a layer are sorted by panel, then output, then input. A panel is a group of input channels
-that fits into the first-level cache together with its gradient.
 """
 
 from __future__ import annotations
@@ -38,7 +35,6 @@ except ImportError:
 
 RUN = 64  # floats a kernel holds in registers: eight AVX registers, enough to hide the latency of a multiply-add
 NARROW = 8  # lanes, the fewest of a block
-PANEL, PER_ROW = 4096, 8  # floats of input in a panel, and weights it needs per output to be worth another pass over them
 CHUNK = 2 ** 21  # floats of activations and gradients at a time
 FLAGS = ("contract", "reassoc", "nsz")
 
@@ -132,86 +128,116 @@ def take(typing, vector, other, where):
     return vector(vector, other, where), lower
 
 
+@intrinsic
+def transpose(typing, target, here, down, source, there, step):
+    """``target[here + i * down + j] = source[there + j * step + i]`` for i, j < ``NARROW``."""
+    def lower(context, builder, signature, values):
+        def place(array, kind, start, stride, number):
+            offset = builder.mul(stride, ir.Constant(stride.type, number))
+            return _pointer(context, builder, kind, array, builder.add(start, offset), NARROW)
+
+        rows = [builder.load(place(values[3], source, values[4], values[5], i), align=4) for i in range(NARROW)]
+        for distance in (1, 2, 4):  # swaps the off-diagonal squares of this size
+            low = [lane + NARROW - distance if lane & distance else lane for lane in range(NARROW)]
+            for i in range(NARROW):
+                if not i & distance:
+                    pair = rows[i], rows[i + distance]
+                    masks = (ir.Constant(ir.VectorType(ir.IntType(32), NARROW), [lane + shift for lane in low]) for shift in (0, distance))
+                    rows[i], rows[i + distance] = (builder.shuffle_vector(*pair, mask) for mask in masks)
+        for i, row in enumerate(rows):
+            builder.store(row, place(values[0], target, values[1], values[2], i), align=4)
+    return types.void(target, types.intp, types.intp, source, types.intp, types.intp), lower
+
+
 # -------------------------------------------------------------------------------------------------------------- kernels
-# Arrays are flat. ``n`` counts samples; the lanes of the last block beyond n hold old numbers, whose gradient is 0.
+# x and y are [block, floats of a block], dx and dy their gradients. Lanes of the last block that hold no sample contain
+# old numbers; their gradient is 0.
 
 @jit
-def forward(y, x, weights, biases, places, starts, rows, n, lanes, x_size, y_size, height, run, pitch):
-    """``y = weights * x + bias``. Weight k reads x from ``places[k]`` on; row r of a panel owns weights ``starts[panel, r:r+2]``."""
-    for block in range((n + lanes - 1) // lanes):
-        for panel in range(len(starts)):
-            for r in range(len(rows)):
-                first, last = starts[panel, r], starts[panel, r + 1]
-                if panel > 0 and first == last:
-                    continue
-                for i in range(height):
-                    for t in range(0, run, RUN):
-                        here = block * y_size + (rows[r] * height + i) * run + t
-                        there = block * x_size + i * pitch + t
-                        total = load(y, here, RUN) if panel > 0 else fill(biases[rows[r]], RUN)
-                        for k in range(first, last):
-                            total = madd(total, weights[k], load(x, there + places[k], RUN))
-                        store(y, here, total)
+def forward(y, x, weights, biases, places, starts, rows, height, run, pitch):
+    """``y = weights * x + bias``: output ``rows[r]`` has weights ``starts[r]`` to ``starts[r + 1]``; weight k reads x from ``places[k]`` on.
+
+    ``height`` counts rows of pixels; ``run`` and ``pitch`` are the floats of one of y and of x.
+    """
+    for block in range(len(y)):
+        for r in range(len(rows)):
+            for i in range(height):
+                for t in range(0, run, RUN):
+                    there = block * x.shape[1] + i * pitch + t
+                    total = fill(biases[rows[r]], RUN)
+                    for k in range(starts[r], starts[r + 1]):
+                        total = madd(total, weights[k], load(x, there + places[k], RUN))
+                    store(y, block * y.shape[1] + (rows[r] * height + i) * run + t, total)
 
 
 @jit
-def backward(dy, x, dx, weights, dweights, dbiases, places, starts, rows, n, lanes, x_size, y_size, height, run, pitch):
+def backward(dy, x, dx, weights, dweights, dbiases, places, starts, rows, height, run, pitch):
     """Adds to the gradients of weights and biases, and overwrites ``dx`` unless it is None; arguments as in ``forward``."""
     one = fill(np.float32(1), RUN)
-    for block in range((n + lanes - 1) // lanes):
+    for block in range(len(dy)):
         if dx is not None:
-            dx[block * x_size:(block + 1) * x_size] = 0
-        for panel in range(len(starts)):
-            for r in range(len(rows)):
-                first, last = starts[panel, r], starts[panel, r + 1]
-                if panel > 0 and first == last:
-                    continue
-                for i in range(height):
-                    for t in range(0, run, RUN):
-                        gradient = load(dy, block * y_size + (rows[r] * height + i) * run + t, RUN)
-                        there = block * x_size + i * pitch + t
-                        if panel == 0:
-                            dbiases[rows[r]] += dot(gradient, one)
-                        for k in range(first, last):
-                            dweights[k] += dot(gradient, load(x, there + places[k], RUN))
-                            if dx is not None:
-                                store(dx, there + places[k], madd(load(dx, there + places[k], RUN), weights[k], gradient))
+            dx[block] = 0
+        for r in range(len(rows)):
+            for i in range(height):
+                for t in range(0, run, RUN):
+                    there = block * x.shape[1] + i * pitch + t
+                    gradient = load(dy, block * dy.shape[1] + (rows[r] * height + i) * run + t, RUN)
+                    dbiases[rows[r]] += dot(gradient, one)
+                    for k in range(starts[r], starts[r + 1]):
+                        dweights[k] += dot(gradient, load(x, there + places[k], RUN))
+                        if dx is not None:
+                            store(dx, there + places[k], madd(load(dx, there + places[k], RUN), weights[k], gradient))
 
 
 @jit
-def relayout(y, x, y_index, x_index, n, y_lanes, x_lanes, y_size, x_size):
-    """Copies feature ``x_index[f]`` of x to ``y_index[f]`` of y, for every f, while the lanes of a block change."""
-    most, least = max(x_lanes, y_lanes), min(x_lanes, y_lanes)
-    for start in range(0, n, most):
+def fetch(y, x, y_index, x_index, grouped, lanes):
+    """Images x [n, pixels] into blocks: pixel ``x_index[f]`` to feature ``y_index[f]``, and ``NARROW`` in a row for f < ``grouped``."""
+    for block in range(len(y)):
+        samples = min(len(x) - block * lanes, lanes)
         for f in range(len(y_index)):
-            for s in range(start, min(start + most, n), least):
-                here = s // y_lanes * y_size + y_index[f] * y_lanes + s % y_lanes
-                there = s // x_lanes * x_size + x_index[f] * x_lanes + s % x_lanes
-                for lane in range(least):
-                    y[here + lane] = x[there + lane]
+            here = block * y.shape[1] + y_index[f] * lanes
+            there = block * lanes * x.shape[1] + x_index[f]
+            width, done = (NARROW, samples // NARROW * NARROW) if f < grouped else (1, 0)
+            for sample in range(0, done, NARROW):
+                transpose(y, here + sample, lanes, x, there + sample * x.shape[1], x.shape[1])
+            for sample in range(done, samples):
+                for i in range(width):
+                    y[block, (y_index[f] + i) * lanes + sample] = x[block * lanes + sample, x_index[f] + i]
 
 
 @jit
-def pool(y, x, window, corners, n, lanes, y_size, x_size):
-    """The largest x of each window. Output f reads x at ``corners[f, 1] + window``; ``corners[f, 0]`` is its own place."""
-    for block in range((n + lanes - 1) // lanes):
+def relayout(y, x, y_index, x_index, y_lanes, x_lanes, n):
+    """Copies feature ``x_index[f]`` of ``n`` samples of x to ``y_index[f]`` of y, for every f."""
+    lanes = max(y_lanes, x_lanes)
+    for start in range(0, n, lanes):
+        for f in range(len(y_index)):
+            for sample in range(start, min(start + lanes, n), NARROW):
+                here = sample // y_lanes * y.shape[1] + y_index[f] * y_lanes + sample % y_lanes
+                there = sample // x_lanes * x.shape[1] + x_index[f] * x_lanes + sample % x_lanes
+                store(y, here, load(x, there, NARROW))
+
+
+@jit
+def pool(y, x, window, corners, lanes):
+    """The largest x of each window: feature ``corners[f, 0]`` of y reads features ``corners[f, 1] + window`` of x."""
+    for block in range(len(y)):
         for f in range(len(corners)):
             for lane in range(0, lanes, NARROW):
-                there = block * x_size + corners[f, 1] * lanes + lane
+                there = block * x.shape[1] + corners[f, 1] * lanes + lane
                 best = load(x, there, NARROW)
                 for step in window:
                     best = larger(best, load(x, there + step * lanes, NARROW))
-                store(y, block * y_size + corners[f, 0] * lanes + lane, best)
+                store(y, block * y.shape[1] + corners[f, 0] * lanes + lane, best)
 
 
 @jit
-def unpool(dx, dy, x, y, window, corners, n, lanes, y_size, x_size):
+def unpool(dx, dy, x, y, window, corners, lanes):
     """Gives the gradient of each window to its first largest x, and 0 to the others."""
-    for block in range((n + lanes - 1) // lanes):
+    for block in range(len(y)):
         for f in range(len(corners)):
             for lane in range(0, lanes, NARROW):
-                here = block * y_size + corners[f, 0] * lanes + lane
-                there = block * x_size + corners[f, 1] * lanes + lane
+                here = block * y.shape[1] + corners[f, 0] * lanes + lane
+                there = block * x.shape[1] + corners[f, 1] * lanes + lane
                 rest, best = load(dy, here, NARROW), load(y, here, NARROW)
                 for step in window:
                     given = take(rest, load(x, there + step * lanes, NARROW), best)
@@ -220,15 +246,38 @@ def unpool(dx, dy, x, y, window, corners, n, lanes, y_size, x_size):
 
 
 @jit
-def relu(y, size):
-    for j in range(size):
-        y[j] = max(y[j], np.float32(0))
+def relu(y):
+    for j in range(y.size):
+        y[j] = np.float32(0.5) * (y[j] + abs(y[j]))  # exact; a comparison would become slow masked stores
 
 
 @jit
-def unrelu(dy, y, size):
-    for j in range(size):
+def unrelu(dy, y):
+    for j in range(y.size):
         dy[j] = dy[j] if y[j] > 0 else np.float32(0)
+
+
+@jit
+def cross_entropy(dy, y, labels, batch):
+    """The summed loss for scores y [block, class, lane]; dy becomes the gradient of the mean over ``batch``."""
+    loss, scale = 0.0, np.float32(1 / batch)
+    for sample in range(len(y) * y.shape[2]):
+        block, lane = divmod(sample, y.shape[2])
+        scores, gradient = y[block, :, lane], dy[block, :, lane]
+        if sample >= len(labels):
+            gradient[:] = 0
+            continue
+        if not 0 <= labels[sample] < len(scores):
+            raise ValueError("a label is outside the classes of the network")
+        top, total = scores.max(), np.float32(0)
+        for c in range(len(scores)):
+            gradient[c] = np.exp(scores[c] - top)
+            total += gradient[c]
+        for c in range(len(scores)):
+            gradient[c] *= scale / total
+        gradient[labels[sample]] -= scale
+        loss += np.log(total) + top - scores[labels[sample]]
+    return loss
 
 
 @jit
@@ -237,20 +286,26 @@ def descend(weights, gradients, velocity, lr, momentum, weight_decay, nesterov):
     lr, momentum, weight_decay = np.float32(lr), np.float32(momentum), np.float32(weight_decay)
     for k in range(len(weights)):
         gradient = gradients[k] + weight_decay * weights[k]
-        velocity[k] = momentum * velocity[k] + gradient
-        weights[k] -= lr * (gradient + momentum * velocity[k] if nesterov else velocity[k])
+        velocity[k] = step = momentum * velocity[k] + gradient
+        weights[k] -= lr * (gradient + momentum * step if nesterov else step)
 
 
 # --------------------------------------------------------------------------------------------------------------- layers
+# A layer computes ``out`` from ``source``. ``trim(live)`` tells it which features of ``out`` anyone reads, and returns
+# which features of ``source`` it reads itself; the others cost nothing from then on.
 
 class Signal:
-    """What flows between two layers: values and gradients of ``size`` features, in blocks of ``lanes`` samples."""
+    """Values and gradients of ``size`` features, in blocks of ``lanes`` samples."""
 
     def __init__(self, size: int, lanes: int):
         self.size, self.lanes = size, lanes
 
     def allocate(self, samples: int) -> None:
-        self.value, self.gradient = (np.zeros(samples * self.size, np.float32) for _ in range(2))
+        self.value, self.gradient = np.zeros((2, samples // self.lanes, self.size * self.lanes), np.float32)
+
+    def blocks(self, n: int) -> slice:
+        """Those of the first ``n`` samples."""
+        return slice(-(-n // self.lanes))
 
 
 class Relayout:
@@ -266,37 +321,54 @@ class Relayout:
 
     def forward(self, n: int) -> None:
         x, y = self.source, self.out
-        relayout(y.value, x.value, self.here, self.there, n, y.lanes, x.lanes, y.size, x.size)
+        relayout(y.value, x.value, self.here, self.there, y.lanes, x.lanes, n)
 
     def backward(self, n: int) -> None:
         x, y = self.source, self.out
-        relayout(x.gradient, y.gradient, self.there, self.here, n, x.lanes, y.lanes, x.size, y.size)
+        relayout(x.gradient, y.gradient, self.there, self.here, x.lanes, y.lanes, n)
+
+
+class Fetch(Relayout):
+    """A relayout of the images, [n, pixels]."""
+
+    def trim(self, live: np.ndarray) -> np.ndarray:
+        """Finds the groups of ``NARROW`` features that are neighbours in the image too, and can be transposed together."""
+        read = super().trim(live)
+        groups = self.index[:self.index.size // NARROW * NARROW].reshape(-1, NARROW)
+        neighbours = (groups[:, 0] >= 0) & (np.diff(groups) == 1).all(1)
+        grouped = np.append(neighbours.repeat(NARROW), np.zeros(self.index.size % NARROW, bool))[self.here]
+        firsts = np.unique(self.here[grouped] // NARROW * NARROW)
+        self.grouped, self.here = len(firsts), np.append(firsts, self.here[~grouped])
+        self.there = self.index[self.here]
+        return read
+
+    def forward(self, n: int) -> None:
+        fetch(self.out.value[self.out.blocks(n)], self.source.value, self.here, self.there, self.grouped, self.out.lanes)
 
 
 class Pool:
     """Max-pooling with windows that neither overlap nor reach over the edge."""
 
     def __init__(self, source: Signal, shape: Shape, kernel: tuple[int, int]):
-        channels, height, width = shape
-        self.shape = channels, height // kernel[0], width // kernel[1]
+        (channels, height, width), (kh, kw) = shape, kernel
+        self.shape = channels, height // kh, width // kw
         self.source, self.out = source, Signal(prod(self.shape), source.lanes)
-        self.window = tuple(i * width + j for i in range(kernel[0]) for j in range(kernel[1]))
-        pixels = np.arange(source.size).reshape(shape)
-        self.corners = pixels[:, :self.shape[1] * kernel[0]:kernel[0], :self.shape[2] * kernel[1]:kernel[1]].ravel()
+        self.window = tuple(i * width + j for i in range(kh) for j in range(kw))
+        self.corner = np.arange(source.size).reshape(shape)[:, :height // kh * kh:kh, :width // kw * kw:kw].ravel()
 
     def trim(self, live: np.ndarray) -> np.ndarray:
         live = live.reshape(self.shape[0], -1).any(1)
         places = np.flatnonzero(live.repeat(prod(self.shape[1:])))
-        self.pairs = np.stack([places, self.corners[places]], 1)
+        self.corners = np.stack([places, self.corner[places]], 1)
         return live.repeat(self.source.size // len(live))
 
     def forward(self, n: int) -> None:
-        x, y = self.source, self.out
-        pool(y.value, x.value, self.window, self.pairs, n, y.lanes, y.size, x.size)
+        x, y, part = self.source, self.out, self.out.blocks(n)
+        pool(y.value[part], x.value[part], self.window, self.corners, y.lanes)
 
     def backward(self, n: int) -> None:
-        x, y = self.source, self.out
-        unpool(x.gradient, y.gradient, x.value, y.value, self.window, self.pairs, n, y.lanes, y.size, x.size)
+        x, y, part = self.source, self.out, self.out.blocks(n)
+        unpool(x.gradient[part], y.gradient[part], x.value[part], y.value[part], self.window, self.corners, y.lanes)
 
 
 class Relu:
@@ -309,10 +381,11 @@ class Relu:
         return live
 
     def forward(self, n: int) -> None:
-        relu(self.out.value, -(-n // self.out.lanes) * self.out.lanes * self.out.size)
+        relu(self.out.value[self.out.blocks(n)].reshape(-1))
 
     def backward(self, n: int) -> None:
-        unrelu(self.out.gradient, self.out.value, -(-n // self.out.lanes) * self.out.lanes * self.out.size)
+        part = self.out.blocks(n)
+        unrelu(self.out.gradient[part].reshape(-1), self.out.value[part].reshape(-1))
 
 
 class Taps:
@@ -324,28 +397,21 @@ class Taps:
         self.where = np.flatnonzero(mask.cpu())
         kernel, (sh, sw), _ = window(module)
         self.row, channel, y, x = np.unravel_index(self.where, (*mask.shape[:2], *kernel))
-        self.channel = (channel * sh + y % sh) * sw + x % sw
-        self.place = np.ravel_multi_index((self.channel, y // sh, x // sw), shape)
+        self.place = np.ravel_multi_index(((channel * sh + y % sh) * sw + x % sw, y // sh, x // sw), shape)
         self.size = len(self.where) + (0 if module.bias is None else len(mask))
 
     def trim(self, live: np.ndarray) -> np.ndarray:
-        """Sorts the weights by panel, output and input; those of a dead output come last and are never visited."""
-        plane = prod(self.in_shape[1:])
-        live = live.reshape(len(live) // prod(self.out_shape[1:]), -1).any(1)
-        active, self.rows = live[self.row], np.flatnonzero(live)
-        counts = np.bincount(self.channel[active], minlength=self.in_shape[0])
-        panel_of, panel, floats, weights = np.zeros_like(counts), 0, 0, 0
-        for channel in np.flatnonzero(counts):
-            if floats >= PANEL and weights >= PER_ROW * len(self.rows):
-                panel, floats, weights = panel + 1, 0, 0
-            panel_of[channel] = panel
-            floats, weights = floats + plane * self.source.lanes, weights + counts[channel]
-        group = panel_of[self.channel] * len(live) + self.row
-        order = np.lexsort((self.place, group, ~active))
-        self.where, self.place = self.where[order], self.place[order] * self.source.lanes
-        firsts = np.arange(panel + 1)[:, None] * len(live) + np.append(self.rows, len(live))
-        self.starts = np.searchsorted(group[order][:active.sum()], firsts)
-        return counts.repeat(plane) > 0
+        """Sorts the weights by output, then input; those of a dead output come last and are never visited."""
+        live = live.reshape(self.out_shape[0], -1).any(1)
+        order = np.lexsort((self.place, self.row, ~live[self.row]))
+        starts = np.append(0, np.bincount(self.row, minlength=len(live))[live].cumsum())
+        read = np.zeros(self.in_shape, bool)
+        read.reshape(len(read), -1)[self.place[order[:starts[-1]]] // prod(self.in_shape[1:])] = True
+        self.where = self.where[order]
+        lanes = self.source.lanes
+        self.geometry = ((self.place[order] * lanes).astype(np.int32), starts, np.flatnonzero(live),
+                         self.out_shape[1], self.out_shape[2] * lanes, self.in_shape[2] * lanes)
+        return read.ravel()
 
     def bind(self, values: np.ndarray, gradients: np.ndarray) -> None:
         """Takes its share of the flat arrays of all weights and biases, and the values of the model."""
@@ -357,17 +423,14 @@ class Taps:
         else:
             self.biases[:] = self.module.bias.detach().cpu().numpy()
 
-    def _geometry(self, n: int) -> tuple:
-        x, y, lanes = self.source, self.out, self.source.lanes
-        return (self.place, self.starts, self.rows, n, lanes, x.size * lanes, y.size * lanes,
-                self.out_shape[1], self.out_shape[2] * lanes, self.in_shape[2] * lanes)
-
     def forward(self, n: int) -> None:
-        forward(self.out.value, self.source.value, self.weights, self.biases, *self._geometry(n))
+        x, y, part = self.source, self.out, self.out.blocks(n)
+        forward(y.value[part], x.value[part], self.weights, self.biases, *self.geometry)
 
     def backward(self, n: int) -> None:
-        backward(self.out.gradient, self.source.value, self.source.gradient, self.weights, self.dweights, self.dbiases,
-                 *self._geometry(n))
+        x, y, part = self.source, self.out, self.out.blocks(n)
+        dx = None if x.gradient is None else x.gradient[part]
+        backward(y.gradient[part], x.value[part], dx, self.weights, self.dweights, self.dbiases, *self.geometry)
 
     def store(self) -> None:
         dense = np.zeros(self.module.weight.numel(), np.float32)
@@ -458,7 +521,7 @@ class SparseNet:
                 signal, shape = self._taps(signal, shape, module, mask[f"{name}.weight"])
             else:
                 if signal is self.input:
-                    signal = self._add(Relayout(signal, np.arange(signal.size), NARROW))
+                    signal = self._add(Fetch(signal, np.arange(signal.size), NARROW))
                 if isinstance(module, nn.ReLU):
                     self._add(Relu(signal))
                 else:
@@ -496,7 +559,8 @@ class SparseNet:
             channel, phase_y, phase_x, y, x = np.indices((shape[0], *stride, *inside))
             y, x = y * stride[0] + phase_y - padding[0], x * stride[1] + phase_x - padding[1]
             index = np.where((0 <= y) & (y < shape[1]) & (0 <= x) & (x < shape[2]), (channel * shape[1] + y) * shape[2] + x, -1)
-            signal, shape = self._add(Relayout(signal, index.ravel(), lanes)), (shape[0] * prod(stride), *inside)
+            change = Fetch if signal is self.input else Relayout
+            signal, shape = self._add(change(signal, index.ravel(), lanes)), (shape[0] * prod(stride), *inside)
         return self._add(Taps(signal, shape, out, module, mask)), out
 
     def step(self, x: Tensor, y: Tensor, lr: float, momentum: float, weight_decay: float, nesterov: bool = False) -> float:
@@ -513,15 +577,17 @@ class SparseNet:
         loss = 0.0
         for start in range(0, len(x), self.chunk):
             labels = y[start:start + self.chunk].numpy()
-            loss += self._cross_entropy(self._forward(x[start:start + self.chunk]), labels, len(x))
+            scores = self._forward(x[start:start + self.chunk])
+            gradient = self.output.gradient[:len(scores)].reshape(scores.shape)
+            loss += cross_entropy(gradient, scores, labels, len(x))
             for layer in reversed(self.trained):
                 layer.backward(len(labels))
         descend(self.values, self.gradients, self.velocity, lr, momentum, weight_decay, nesterov)
-        return loss
+        return loss / len(x)
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, classes] for images [n, channels, height, width]."""
-        parts = [self._forward(part).transpose(0, 2, 1).reshape(-1, self.output.size)[:len(part)].copy() for part in x.split(self.chunk)]
+        parts = [self._forward(part).transpose(0, 2, 1).reshape(-1, self.output.size)[:len(part)] for part in x.split(self.chunk)]
         return torch.from_numpy(np.concatenate(parts))
 
     def store(self) -> None:
@@ -530,29 +596,8 @@ class SparseNet:
             taps.store()
 
     def _forward(self, x: Tensor) -> np.ndarray:
-        """The logits [block, class, lane] of at most ``chunk`` images; lanes beyond the last image are arbitrary."""
-        self.input.value = x.detach().reshape(-1).numpy()
+        """The logits [block, class, lane] of at most ``chunk`` images, until the next call; lanes beyond the last are arbitrary."""
+        self.input.value = x.detach().reshape(len(x), -1).numpy()
         for layer in self.layers:
             layer.forward(len(x))
-        return self._blocks(self.output.value, len(x))
-
-    def _blocks(self, flat: np.ndarray, n: int) -> np.ndarray:
-        """The blocks of the first ``n`` samples of the output: [block, class, lane]."""
-        lanes, classes = self.output.lanes, self.output.size
-        blocks = -(-n // lanes)
-        return flat[:blocks * classes * lanes].reshape(blocks, classes, lanes)
-
-    def _cross_entropy(self, logits: np.ndarray, labels: np.ndarray, batch: int) -> float:
-        """The loss of these samples / ``batch``; its gradient goes to the output."""
-        n, (blocks, _, lanes) = len(labels), logits.shape
-        block, lane = np.divmod(np.arange(n), lanes)
-        with np.errstate(all="ignore"):
-            shifted = logits - logits.max(1, keepdims=True)
-            chances = np.exp(shifted)
-            total = chances.sum(1, keepdims=True)
-            chances /= total * np.float32(batch)
-            loss = np.log(total)[block, 0, lane] - shifted[block, labels, lane]
-        chances[block, labels, lane] -= np.float32(1 / batch)
-        chances[-1, :, n - (blocks - 1) * lanes:] = 0
-        self._blocks(self.output.gradient, n)[:] = chances
-        return float(loss.sum()) / batch
+        return self.output.value[self.output.blocks(len(x))].reshape(-1, self.output.size, self.output.lanes)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
 RESAMPLES = 9999
@@ -67,3 +68,39 @@ def holm(p: Sequence[float]) -> list[float]:
     adjusted = np.empty_like(p)
     adjusted[order] = np.minimum(steps, 1.0)
     return adjusted.tolist()
+
+
+def compare(frame: pd.DataFrame, subject: str, rivals: Sequence[str], column: str = "method", value: str = "test_accuracy",
+            pairs: Sequence[str] = ("sparsity", "seed")) -> pd.DataFrame:
+    """``subject`` against each rival, paired over seeds.
+
+    The difference of a seed is the mean over everything else in ``pairs`` (the sparsities that both have), so that n
+    is the number of seeds and not of runs.
+
+    Returns:
+        One row a rival: rival, difference (mean of subject - rival), low, high (95 % bootstrap interval), n, p (paired
+        permutation test), p_holm (over these rivals).
+    """
+    table = frame.pivot_table(index=list(pairs), columns=column, values=value)
+    rows = []
+    for rival in rivals:
+        difference = (table[subject] - table[rival]).dropna().groupby("seed").mean()
+        estimate = interval(difference)
+        rows.append({"rival": rival, "difference": estimate.mean, "low": estimate.low, "high": estimate.high, "n": estimate.n,
+                     "p": paired_test(difference, np.zeros(len(difference)))})
+    result = pd.DataFrame(rows)
+    return result.assign(p_holm=holm(result.p))
+
+
+def verdict(low: Sequence[float], high: Sequence[float]) -> str:
+    """In a word, from the intervals of differences that the claim says are all above 0.
+
+    ``holds``: all intervals lie above 0. ``fails``: all lie below 0 or touch it, and one lies below. ``holds in part``: some
+    above, some not. ``undecided``: every interval contains 0.
+    """
+    above, below = sum(v > 0 for v in low), sum(v < 0 for v in high)
+    if above == len(low):
+        return "holds"
+    if above:
+        return "holds in part"
+    return "fails" if below else "undecided"

@@ -137,10 +137,10 @@ def execute(run: Run, device: str = "cpu") -> dict:
         "events": sorted({event for row in trace for event in row["events"]}),
     }
     if meter is not None:
-        metrics["transfer"] = {name: meter.total(name) for name in transfer.METRICS}
-        metrics["transfer_rounds"] = _columns(meter.rows)
-        metrics["follow"] = {column: [_short(row[column]) for row in meter.follow] for column in meter.follow[0]}
-        metrics["sparsity_rounds"] = [_short(row["sparsity"]) for row in trace]
+        metrics["transfer"] = [{k: _short(v) if isinstance(v, float) else v for k, v in row.items()} for row in meter.whole()]
+        metrics["follow"] = {"sparsity_now": [0.0, *(_short(row["sparsity"]) for row in trace)],
+                             **{column: [_short(row[column]) for row in meter.follow] for column in meter.follow[0]}}
+        metrics["transfer_rounds"] = _columns([row for row in meter.rows if row["layer"] == "total"])
     return metrics
 
 
@@ -149,13 +149,12 @@ def _short(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _columns(rows: list[dict]) -> dict[str, dict[str, list]]:
-    """Transfer rows as {"metric/layer": {"lost": [a value a round], "gained": [...]}}: a third of the size."""
-    columns: dict[str, dict[str, list]] = {}
+def _columns(rows: list[dict]) -> dict[str, list]:
+    """Transfer rows of the whole network as {"metric/part": [a value a round]}."""
+    columns: dict[str, list] = {}
     for row in rows:
-        column = columns.setdefault(f"{row['metric']}/{row['layer']}", {"lost": [], "gained": []})
-        for name, values in column.items():
-            values.append(_short(row[name]))
+        for part in ("lost", "gained", "returned"):
+            columns.setdefault(f"{row['metric']}/{part}", []).append(_short(row[part]))
     return columns
 
 

@@ -1,20 +1,25 @@
 """Expressive force transfer, measured: what the kept weights gain when others are removed.
 
 Panning's idea (Kang et al. 2022, section 3) is that pruning hands the expressive force of the removed weights to the
-kept ones. Here a weight's force under a metric is its mass on the sub-network, \\|theta_i d/dtheta_i\\|, before and after
-one round M -> M'::
+kept ones. Here a weight's force under a metric is its mass on the sub-network, |theta_i d/dtheta_i|. From a mask M to a
+mask M'::
 
-    lost      mass, before, of the weights that the round removes        (M without M')
+    lost      mass, before, of the weights that go                       (M without M')
     gained    mass, after minus before, of the weights that stay         (M and M')
+    returned  mass, after, of the weights that come back                 (M' without M)
     transfer  gained / lost: 1 if the kept weights took over everything, 0 if they did not change, below 0 if they faded too
 
+so that mass after = mass before - lost + gained + returned. The transfer of a whole pruning compares the dense network
+with the final mask: what went and came back in between has not been lost.
+
 SynFlow carries a check of the arithmetic: in every layer its mass sums to the same R, the sum of the linearised network's
-outputs (Tanaka et al. 2020, theorem 1). So removing weights of one layer only leaves the mass of its other weights alone,
-and no network gains: SynFlow's transfer is never positive.
+outputs (Tanaka et al. 2020, theorem 1). And a weight's share of the paths can only shrink when others go: SynFlow's
+transfer is never positive.
 """
 
 from __future__ import annotations
 
+import pandas as pd
 import torch
 from torch import nn
 
@@ -34,45 +39,63 @@ def forces(model: nn.Module, mask: Mask, batch: Batch) -> tuple[dict[str, Scores
     return masses, {"loss": products.loss, "gtg": products.gtg, "R": total}
 
 
-class Transfer:
-    """Collects one row a round and layer; pass an instance as ``prune(..., observe=transfer)``.
+def handed_on(old: Mask, before: dict[str, Scores], new: Mask, after: dict[str, Scores]) -> list[dict]:
+    """One row a metric and layer ("total" is the network): lost, gained and returned from one mask to another."""
+    rows = []
+    for metric in METRICS:
+        layers = []
+        for name in new:
+            a, b = before[metric][name], after[metric][name]
+            layers.append({"metric": metric, "layer": name.removesuffix(".weight"), "lost": float(a[old[name] & ~new[name]].sum()),
+                           "gained": float((b - a)[old[name] & new[name]].sum()), "returned": float(b[new[name] & ~old[name]].sum())})
+        total = {part: sum(row[part] for row in layers) for part in ("lost", "gained", "returned")}
+        rows += [{"metric": metric, "layer": "total", **total}, *layers]
+    return rows
 
-    All rounds are measured on ``batch``, whatever batch scored them, so that the rows can be compared.
-    ``rows`` holds dicts with round, layer ("total" for the network), metric, lost, gained; ``follow`` one dict a round
-    with loss, gtg and R of the sub-network and ``conservation``, the largest relative difference between a layer's
-    SynFlow mass and R.
+
+class Transfer:
+    """Collects what each round handed on; pass an instance as ``prune(..., observe=transfer)``.
+
+    All rounds are measured on ``batch``, whatever batch scored them, so that they can be compared.
+
+    Attributes:
+        rows: ``handed_on`` of each round, with its ``round``.
+        follow: a dict for each round, from 0 (dense), with loss, gtg and R of the sub-network, the mass of each metric,
+            and ``conservation``, the largest relative difference between a layer's SynFlow mass and R.
     """
 
     def __init__(self, model: nn.Module, batch: Batch):
         self.model, self.batch = model, batch
         self.rows: list[dict] = []
         self.follow: list[dict] = []
+        self._first: tuple[Mask, dict[str, Scores]] | None = None
         self._last: tuple[Mask, dict[str, Scores]] | None = None
 
     def __call__(self, t: int, old: Mask, new: Mask, batch: Batch) -> None:
-        if self._last is None or self._last[0] is not old:
-            self._last = old, self._measure(t - 1, old)
-        before, after = self._last[1], self._measure(t, new)
-        for metric in METRICS:
-            sums = {"total": [0.0, 0.0]}
-            for name in new:
-                gone, stays = old[name] & ~new[name], old[name] & new[name]
-                lost = float(before[metric][name][gone].sum())
-                gained = float((after[metric][name] - before[metric][name])[stays].sum())
-                sums[name.removesuffix(".weight")] = [lost, gained]
-                sums["total"] = [sums["total"][0] + lost, sums["total"][1] + gained]
-            self.rows += [{"round": t, "layer": layer, "metric": metric, "lost": lost, "gained": gained} for layer, (lost, gained) in sums.items()]
+        if self._last is None:
+            self._first = self._last = old, self._measure(t - 1, old)
+        after = self._measure(t, new)
+        self.rows += [{"round": t, **row} for row in handed_on(*self._last, new, after)]
         self._last = new, after
 
     def _measure(self, t: int, mask: Mask) -> dict[str, Scores]:
         masses, values = forces(self.model, mask, self.batch)
         totals = torch.stack([s.sum() for s in masses["synflow"].values()])
         drift = float((totals - values["R"]).abs().max()) / values["R"] if values["R"] > 0 else 0.0
-        self.follow.append({"round": t, **values, "conservation": drift})
+        sums = {f"mass_{metric}": sum(float(s.sum()) for s in scores.values()) for metric, scores in masses.items()}
+        self.follow.append({"round": t, **values, **sums, "conservation": drift})
         return masses
 
-    def total(self, metric: str) -> float | None:
-        """Transfer over all rounds of the whole network, gained / lost; None if nothing was lost."""
-        rows = [row for row in self.rows if row["metric"] == metric and row["layer"] == "total"]
-        lost = sum(row["lost"] for row in rows)
-        return sum(row["gained"] for row in rows) / lost if lost > 0 else None
+    def whole(self) -> list[dict]:
+        """``handed_on`` from the first mask (dense) to the last, with ``transfer``, None where nothing was lost."""
+        return [{**row, "transfer": row["gained"] / row["lost"] if row["lost"] > 0 else None} for row in handed_on(*self._first, *self._last)]
+
+
+def whole(lines: list[dict]) -> pd.DataFrame:
+    """From ledger lines with ``transfer``: one row a run, metric and layer, from the dense network to the final mask."""
+    return pd.concat([pd.DataFrame(line["metrics"]["transfer"]).assign(key=line["key"]) for line in lines], ignore_index=True)
+
+
+def follow(lines: list[dict]) -> pd.DataFrame:
+    """From ledger lines with ``transfer``: one row a run and round (0 is dense) with the sparsity reached and ``Transfer.follow``."""
+    return pd.concat([pd.DataFrame(line["metrics"]["follow"]).assign(key=line["key"]) for line in lines], ignore_index=True)

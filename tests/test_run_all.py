@@ -16,7 +16,7 @@ echo "$@" >>"$CALLS"
 case "$*" in
     *sys.version_info*) echo "$FAKE_VERSION" ;;
     *panning_core.ROOT*) [ -n "$FAKE_ROOT" ] && echo "$FAKE_ROOT" ;;
-    "-m venv --clear .venv") rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python ;;
+    "-m venv --clear .venv") rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python && $FAKE_VENV ;;
     "-m pip install"*) $FAKE_PIP ;;
 esac
 """
@@ -38,13 +38,18 @@ class Checkout:
     def run(self, *arguments, **environment):
         """In a process group of its own, as a terminal gives it, so that a test may stop all of it."""
         inherited = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
-        path = f"{self.bin}{os.pathsep}{os.environ['PATH']}"
-        fake = {"PATH": path, "CALLS": str(self.calls_file), "FAKE_VERSION": "3.12.1", "FAKE_ROOT": "", "FAKE_PIP": "true"}
+        fake = {"FAKE_VERSION": "3.12.1", "FAKE_ROOT": "", "FAKE_VENV": "true", "FAKE_PIP": "true"}
+        fake |= {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "CALLS": str(self.calls_file)}
         self.calls_file.write_text("")
         return subprocess.run(
             ["bash", self.root / "run_all.sh", *arguments],
-            env=inherited | fake | environment, cwd=self.bin, capture_output=True, text=True, timeout=60, start_new_session=True,
-        )  # fmt: skip
+            env=inherited | fake | environment,
+            cwd=self.bin,
+            start_new_session=True,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
 
     @property
     def calls(self):
@@ -109,6 +114,12 @@ def test_an_unsuitable_python_is_named(checkout, version):
     assert done.returncode == 1
     assert "Python 3.11 or newer is needed" in done.stderr and f"found {version} (python3)" in done.stderr
     assert not (checkout.root / ".venv").exists()
+
+
+def test_a_python_without_venv_is_named_and_leaves_nothing(checkout):
+    done = checkout.run(FAKE_VENV="false")
+    assert done.returncode == 1 and "python3-venv" in done.stderr
+    assert not checkout.installed and not (checkout.root / ".venv").exists()
 
 
 def test_a_second_start_installs_nothing(checkout):

@@ -1,0 +1,217 @@
+"""What a study shows: tables, figures and verdicts, saved beside its ledger, and the report made of them.
+
+The narrative is the notebook's own: ``results/PROFILE/README.md`` is the text of the executed notebooks with the
+tables, figures and verdicts at the places where their cells show them.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import io
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from . import studies
+from .errors import UserError
+from .statistics import interval
+
+MIME = "application/vnd.panning+json"  #: marks an output of a notebook that belongs into the report
+VERDICTS = {"holds": "✔", "holds in part": "◐", "fails": "✘", "undecided": "?"}
+
+#: How tables and figures call a method, in the order in which they list them; its colour follows from the place.
+METHODS = {
+    "dense": "dense", "panning": "Panning (staged, sum)", "panning-product": "Panning (staged, product)", "synflow": "SynFlow-100",
+    "iterative-snip": "Iterative SNIP-100", "force": "FORCE-100", "snip": "SNIP", "grasp": "GraSP (signed)", "grasp-abs": "GraSP (absolute)",
+    "magnitude": "magnitude", "random": "random"}
+MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet18": "ResNet-18"}
+COLOURS = dict(zip(METHODS, ["black", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#9467bd", "#8c564b", "#c49c94", "#7f7f7f", "#bcbd22"]))
+MARKERS = dict(zip(METHODS, "_oosD^vPXs."))
+
+
+def label(run: pd.Series) -> str:
+    """A run's method with its rounds, where they are not the method's own."""
+    if pd.isna(run["rounds"]):
+        return method_name(run["method"])
+    return f"{method_name(run['method']).removesuffix('-100')}, {int(run['rounds'])} round{'s' if run['rounds'] > 1 else ''}"
+
+
+def method_name(method: str) -> str:
+    """The method's name in tables and figures; a method of your own keeps its key."""
+    return METHODS.get(method, method)
+
+
+def percent(sparsity: float) -> str:
+    """0.995 -> ``"99.5 %"``."""
+    return f"{100 * sparsity:.6g} %"
+
+
+def tidy(lines: list[dict]) -> pd.DataFrame:
+    """One row a run: its key, every field of the run, defaults filled in, and every single-valued metric."""
+    rows = []
+    for line in lines:
+        run = studies.Run(**line["run"])
+        fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+        rows.append({"key": line["key"], **fields, **{k: v for k, v in line["metrics"].items() if not isinstance(v, (dict, list))}})
+    return pd.DataFrame(rows)
+
+
+class Study:
+    """A study inside its notebook: does the missing runs, reads the ledger, and saves what is shown.
+
+    Attributes:
+        lines: the ledger's lines, in the order of the grid.
+        runs: ``tidy`` of them.
+        folder: where its ledger, tables and figures lie.
+    """
+
+    def __init__(self, name: str, profile: str, jobs: int | None = None, device: str = "cpu"):
+        sns.set_theme(context="notebook", style="whitegrid")
+        self.folder = studies.folder(name, profile)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lines = studies.sweep(name, profile, jobs, device)
+        self.runs = tidy(self.lines)
+        self._verdicts: list[dict] = []
+
+    def setting(self) -> None:
+        """Show what was run: data copy, networks, seeds, epochs beside the published recipe's, and where."""
+        rows = []
+        for line in self.lines:
+            run, origin = studies.Run(**line["run"]), line["provenance"]
+            rows.append({"data": origin["data"]["title"], "network": MODELS.get(run.model, run.model), "initialisation": run.init,
+                         "epochs (published)": f"{run.training_recipe().epochs} ({dataclasses.replace(run, epochs=None).training_recipe().epochs})",
+                         "seed": run.seed, "engine": line["metrics"]["engine"], "device": f"{origin['device']}, PyTorch {origin['versions']['torch']}"})
+        frame = pd.DataFrame(rows)
+        keys = [c for c in frame.columns if c not in ("seed", "engine")]
+        table = frame.groupby(keys, sort=False).agg(runs=("seed", "size"), seeds=("seed", "nunique"), engines=("engine", lambda e: ", ".join(
+            f"{name} {count}" for name, count in e.value_counts().items()))).reset_index()
+        self.table(table, "setting", "What was run. Trained is the effective mask; the last epoch's test accuracy is the headline.")
+
+    def table(self, frame: pd.DataFrame, name: str, caption: str) -> None:
+        """Show ``frame`` and save it as ``name.csv`` and ``name.md``."""
+        _write(self.folder / f"{name}.csv", frame.to_csv(index=False))
+        _write(self.folder / f"{name}.md", frame.to_markdown(index=False, floatfmt=".4g", disable_numparse=True) + "\n")
+        _display({"kind": "table", "file": f"{name}.md", "caption": caption},
+                 {"text/html": f"<p><em>{caption}</em></p>{frame.to_html(index=False)}"})
+
+    def figure(self, figure: plt.Figure, name: str, caption: str) -> None:
+        """Show ``figure`` and save it as ``name.png``."""
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        plt.close(figure)
+        _write(self.folder / f"{name}.png", buffer.getvalue())
+        _display({"kind": "figure", "file": f"{name}.png", "caption": caption}, {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+
+    def verdict(self, claim: str, verdict: str, evidence: str) -> None:
+        """Record the verdict on ``claim``; ``evidence`` says n and the interval. All of them lie in ``verdicts.csv``."""
+        if verdict not in VERDICTS:
+            raise UserError(f"unknown verdict {verdict!r}; known: {', '.join(VERDICTS)}")
+        self._verdicts.append({"claim": claim, "verdict": verdict, "evidence": evidence})
+        _write(self.folder / "verdicts.csv", pd.DataFrame(self._verdicts).to_csv(index=False))
+        text = f"{VERDICTS[verdict]} {verdict}"
+        _display({"kind": "verdict", "claim": claim, "verdict": text, "evidence": evidence},
+                 {"text/html": f"<blockquote><p>{claim}</p><p><strong>{text}</strong>. {evidence}</p></blockquote>"})
+
+
+def verdicts(study: str, profile: str) -> pd.DataFrame:
+    """claim, verdict, evidence of a study; empty where it has not run."""
+    path = studies.folder(study, profile) / "verdicts.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["claim", "verdict", "evidence"])
+
+
+def accuracy_table(runs: pd.DataFrame, rows: str = "method", columns: str = "sparsity", value: str = "test_accuracy") -> pd.DataFrame:
+    """Mean and 95 % interval over seeds in per cent, one row for each value of ``rows`` and a column for each of ``columns``."""
+    def cell(values: pd.Series) -> str:
+        mean, low, high, n = interval(values)
+        return f"{100 * mean:.2f} [{100 * low:.2f}, {100 * high:.2f}]" if n > 1 else f"{100 * mean:.2f}"
+
+    cells = runs.groupby([rows, columns], sort=False)[value].apply(cell).unstack(columns)
+    cells = cells[sorted(cells.columns)] if columns == "sparsity" else cells
+    cells.columns = [percent(c) if columns == "sparsity" else c for c in cells.columns]
+    cells.index = [method_name(i) if rows == "method" else i for i in cells.index]
+    return cells.fillna("").rename_axis(rows).reset_index()
+
+
+def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, methods: Sequence[str], x: str = "sparsity") -> None:
+    """Accuracy against sparsity (even steps) or against effective density (log) for each method, with intervals and a dense line."""
+    levels = sorted(runs.sparsity.unique())
+    for place, method in enumerate(methods):
+        groups = [group for _, group in runs[runs.method == method].groupby("sparsity")]
+        if not groups:
+            continue
+        estimates = [interval(100 * group.test_accuracy) for group in groups]
+        shift = 0.05 * (place - (len(methods) - 1) / 2)  # side by side, so that intervals do not hide each other
+        at = [levels.index(g.sparsity.iloc[0]) + shift for g in groups] if x == "sparsity" else [g.effective_density.mean() for g in groups]
+        errors = [[max(e.mean - e.low, 0) for e in estimates], [max(e.high - e.mean, 0) for e in estimates]]
+        axes.errorbar(at, [e.mean for e in estimates], errors, label=method_name(method), color=COLOURS.get(method), marker=MARKERS.get(method, "o"),
+                      markersize=5, linewidth=1.4, capsize=2)
+    if len(dense):
+        axes.axhline(100 * dense.test_accuracy.mean(), color="black", linestyle="--", linewidth=1.2, label="dense")
+    if x == "sparsity":
+        axes.set_xticks(range(len(levels)), [percent(level) for level in levels])
+        axes.set_xlabel("sparsity (nominal)")
+    else:
+        # A dead network has effective density 0, which a logarithm has no place for: linear below the least live one.
+        live = runs.effective_density[runs.effective_density > 0]
+        least = 10.0 ** int(np.floor(np.log10(live.min())))
+        axes.set_xscale("symlog", linthresh=least, linscale=0.4)
+        axes.set_xlim(live.max() * 1.3, -least * 0.15)
+        ticks = [10.0 ** p for p in range(int(np.log10(least)), 0) if 10.0 ** p < live.max() * 1.3]
+        axes.set_xticks([0, *ticks], ["0", *(f"{100 * t:g} %" for t in ticks)], minor=False)
+        axes.set_xlabel("effective density (kept weights on a path / all), logarithmic")
+    axes.set_ylabel("test accuracy, last epoch (%)")
+
+
+# --- the rendered report --------------------------------------------------------------------------------------------
+
+
+def render(notebooks: list[Path]) -> Path:
+    """Write ``README.md`` beside the folders of a profile's executed notebooks; returns its path."""
+    parts = ["<!-- made from the executed notebooks by `run_all.sh`; edit the notebooks instead -->"]
+    for path in notebooks:
+        content = json.loads(path.read_text())
+        for cell in content["cells"]:
+            if cell["cell_type"] == "markdown":
+                parts.append(_demote("".join(cell["source"]), first=path == notebooks[0]))
+            for output in cell.get("outputs", []):
+                if item := output.get("data", {}).get(MIME):
+                    parts.append(_markdown(item, path.parent))
+    target = notebooks[0].parent.parent / "README.md"
+    _write(target, "\n\n".join(parts) + "\n")
+    return target
+
+
+def _demote(text: str, first: bool) -> str:
+    """Headings one level down, except in the notebook that gives the report its title."""
+    return text if first else "\n".join("#" + line if line.startswith("#") else line for line in text.splitlines())
+
+
+def _markdown(item: dict, folder: Path) -> str:
+    if item["kind"] == "verdict":
+        return f"> **Claim.** {item['claim']}\n>\n> **{item['verdict']}.** {item['evidence']}"
+    if item["kind"] == "figure":
+        return f"![{item['caption']}]({folder.name}/{item['file']})\n\n*{item['caption']}*"
+    return f"*{item['caption']}*\n\n{(folder / item['file']).read_text()}"
+
+
+def _display(item: dict, data: dict) -> None:
+    from IPython.display import display
+
+    display({MIME: item, "text/plain": item.get("caption") or item["claim"], **data}, raw=True)
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    """Whole or not at all: an interruption never leaves half a file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path} can not be written ({error.strerror})") from error

@@ -1,0 +1,154 @@
+"""The batch runner behind ``run_all.sh``: fill the ledgers, run the notebooks, write the report.
+
+Success is never read from papermill's metadata: parameter names are checked first, a notebook runs as
+``X.running.ipynb`` and is renamed to ``X.ipynb`` when it came through and to ``X.failed.ipynb`` when it did not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import sys
+import time
+from pathlib import Path
+
+from . import ROOT, report, studies
+from .errors import UserError, command_line, unknown
+
+OVERVIEW = "00_overview"
+GIVEN = {"profile", "jobs", "device"}  #: parameters the runner sets in every notebook
+
+
+def check_notebook(path: Path, parameters: dict) -> None:
+    """Raise a ``UserError`` unless the notebook has a cell tagged ``parameters`` that assigns every name in ``parameters``.
+
+    papermill itself only warns of both and runs the defaults.
+    """
+    from papermill import inspect_notebook
+
+    try:
+        cells = json.loads(path.read_text())["cells"]
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path} is not a notebook: {error}") from error
+    if not any("parameters" in cell.get("metadata", {}).get("tags", []) for cell in cells):
+        raise UserError(f"{path} has no cell tagged 'parameters'; tag the cell that assigns {', '.join(sorted(parameters))}")
+    known = inspect_notebook(str(path))
+    for name in parameters:
+        if name not in known:
+            raise unknown(f"parameter of {path.name}", name, known)
+
+
+def execute(notebook: Path, target: Path, parameters: dict) -> None:
+    """Run ``notebook`` into ``target``, and its HTML into the folder ``html`` beside the target's."""
+    import papermill
+
+    running = target.with_suffix(".running.ipynb")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        papermill.execute_notebook(str(notebook), str(running), parameters, kernel_name="python3", progress_bar=False, cwd=str(ROOT),
+                                   extra_arguments=["--log-level=ERROR"])
+    except BaseException as error:
+        if running.exists():
+            os.replace(running, target.with_suffix(".failed.ipynb"))
+        if isinstance(error, papermill.exceptions.PapermillExecutionError):
+            raise UserError(f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} "
+                            f"(see {target.with_suffix('.failed.ipynb')})") from None
+        raise
+    html = target.parent.parent / "html" / f"{notebook.stem}.html"
+    html.parent.mkdir(exist_ok=True)
+    html.write_text(to_html(running))
+    target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
+    os.replace(running, target)
+
+
+def to_html(notebook: Path) -> str:
+    """The notebook as one HTML file that opens without a network: no script is loaded from anywhere."""
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(require_js_url="", jquery_url="", mathjax_url="", mermaid_js_url="", html_manager_semver_range="", widget_renderer_url="")
+    return exporter.from_filename(str(notebook))[0]
+
+
+def stamp(study: str, profile_name: str, section: dict) -> str:
+    """A digest of everything the executed notebook follows from; equal stamps mean there is nothing to do again."""
+    digest = hashlib.sha256(json.dumps(section, sort_keys=True).encode())
+    results = studies.folder(study, profile_name).parent
+    inputs = [ROOT / "notebooks" / f"{study}.ipynb", *sorted((ROOT / "panning_core").glob("*.py")), results / study / "runs.jsonl"]
+    if study == OVERVIEW:
+        inputs += sorted(results.glob("*/verdicts.csv"))
+    for path in inputs:
+        digest.update(path.read_bytes() if path.exists() else b"")
+    return digest.hexdigest()
+
+
+def run_study(study: str, profile_name: str, section: dict, jobs: int | None, device: str) -> None:
+    """Fill the ledger, then run the notebook unless nothing it follows from has changed."""
+    if section.get("grid"):
+        studies.sweep(study, profile_name, jobs, device)
+    target = studies.folder(study, profile_name) / f"{study}.ipynb"
+    mark = target.parent.parent / "html" / f"{study}.stamp"
+    now = stamp(study, profile_name, section)
+    if target.exists() and mark.exists() and mark.read_text() == now:
+        return
+    execute(ROOT / "notebooks" / f"{study}.ipynb", target,
+            {**section.get("parameters", {}), "profile": profile_name, "jobs": jobs, "device": device})
+    mark.write_text(now)
+
+
+def reproduce(profile_name: str, only: str | None = None, jobs: int | None = None, device: str = "cpu") -> int:
+    """Run a profile; returns the exit code: 0, or 1 if a study failed (the others still run)."""
+    sections = studies.profile(profile_name)
+    if only and only not in sections:
+        raise unknown(f"study in profile {profile_name}", only, sections)
+    # The overview reads the others' verdicts, so it runs last; bad input shows before any work.
+    chosen = sorted([only] if only else sections, key=lambda study: (study == OVERVIEW, study))
+    for study in chosen:
+        check_notebook(ROOT / "notebooks" / f"{study}.ipynb", {**sections[study].get("parameters", {}), **dict.fromkeys(GIVEN)})
+        studies.expand(sections[study].get("grid", []))
+    results = studies.folder(OVERVIEW, profile_name).parent
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"results can not be written to {results} ({error.strerror}); set PANNING_RESULTS to a folder that can") from error
+
+    summary, failed = [], False
+    for study in chosen:
+        start = time.perf_counter()
+        try:
+            run_study(study, profile_name, sections[study], jobs, device)
+            words = ", ".join(report.verdicts(study, profile_name).verdict) or "-"
+        except UserError as error:
+            failed, words = True, "FAILED"
+            print(f"error: {error}", file=sys.stderr)
+        summary.append((study, f"{time.perf_counter() - start:.0f}", words))
+
+    width = max(len(study) for study in chosen)
+    print(f"\n{'study':<{width}}  seconds  verdicts")
+    for study, seconds, words in summary:
+        print(f"{study:<{width}}  {seconds:>7}  {words}")
+    executed = [studies.folder(study, profile_name) / f"{study}.ipynb" for study in sorted(sections)]
+    if all(path.exists() for path in executed):  # a part would overwrite the report of the whole
+        print(f"\nreport: {_shown(report.render(executed))}")
+    else:
+        print(f"\npages: {_shown(results / 'html')} (the report is written when every study of the profile has run)")
+    return int(failed)
+
+
+def _shown(path: Path) -> Path:
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="./run_all.sh", description="Run a profile's studies and write their report.")
+    parser.add_argument("profile", nargs="?", default="quick")
+    parser.add_argument("--only", metavar="STUDY")
+    parser.add_argument("--jobs", type=int)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    return reproduce(options.profile, options.only, options.jobs, options.device)
+
+
+if __name__ == "__main__":
+    command_line(main)

@@ -1,0 +1,326 @@
+"""Pruning: one battery for every method, and staged Panning against an implementation of its own."""
+
+import itertools
+from functools import lru_cache
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from panning_core import masks, metrics, models, pruning
+from panning_core.errors import UserError
+
+REVIVING = {"force", "panning", "panning-product"}
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def batches_of(residual_batch, n):
+    x, y = residual_batch
+    return [(x * (i + 1), y.roll(i)) for i in range(n)]
+
+
+# --- the battery ---
+
+
+@pytest.mark.parametrize("scope, schedule", list(itertools.product(("global", "layerwise"), ("exponential", "linear"))))
+@pytest.mark.parametrize("method", pruning.methods())
+def test_every_method_keeps_the_exact_count_and_tells_what_it_did(method, scope, schedule, residual, residual_batch):
+    sizes = {name: w.numel() for name, w in models.prunable(residual).items()}
+    for density in (0.5, 0.1, 0.03):
+        seen = []
+        mask, trace = pruning.prune(residual, method, density, residual_batch, rounds=4, scope=scope, schedule=schedule,
+                                    observe=lambda *arguments: seen.append(arguments))
+        masks.check(residual, mask)
+        if scope == "global":
+            assert masks.count(mask) == round(density * sum(sizes.values()))
+        else:
+            assert {name: int(m.sum()) for name, m in mask.items()} == {name: round(density * n) for name, n in sizes.items()}
+
+        assert [row["round"] for row in trace] == [row[0] for row in seen] == [1, 2, 3, 4]
+        before = masks.ones(residual)
+        for t, (row, (_, old, new, _)) in enumerate(zip(trace, seen), start=1):
+            asked = density ** (t / 4) if schedule == "exponential" else 1 - (1 - density) * t / 4
+            assert row["sparsity_asked"] == pytest.approx(1 - asked)
+            assert row["sparsity"] == 1 - masks.density(new)
+            if scope == "global":
+                assert masks.count(new) == round(asked * sum(sizes.values()))
+            assert row["effective_sparsity"] == pytest.approx(1 - masks.density(masks.effective(residual, new))) and row["effective_sparsity"] >= row["sparsity"]
+            assert row["layer_density"] == {name: float(m.double().mean()) for name, m in new.items()}
+            assert same(old, before)
+            assert masks.count(new) == masks.count(old) - row["removed"] + row["revived"]
+            assert row["revived"] == sum(int((new[n] & ~old[n]).sum()) for n in new)
+            assert row["kept_mass"].keys() == row["removed_mass"].keys() and row["events"] == []
+            assert all(value >= 0 for value in [*row["kept_mass"].values(), *row["removed_mass"].values()])
+            if method not in REVIVING:
+                assert row["revived"] == 0 and all((old[n] | ~new[n]).all() for n in new)
+            before = new
+        assert same(before, mask) and trace[-1]["sparsity_asked"] == 1 - density
+
+
+@pytest.mark.parametrize("method", pruning.methods())
+def test_every_method_only_reads_the_network_and_is_a_function_of_its_seed(method, case, unchanged):
+    model, batch = case
+    with unchanged(model):
+        mask, trace = pruning.prune(model, method, 0.1, batch, rounds=3, seed=5)
+    torch.manual_seed(99)
+    with torch.no_grad():
+        again, trace_again = pruning.prune(model, method, 0.1, batch, rounds=3, seed=5)
+    other, _ = pruning.prune(model, method, 0.1, batch, rounds=3, seed=6)
+    assert same(mask, again) and trace == trace_again
+    assert same(mask, other) == (method != "random")
+
+
+@pytest.mark.parametrize("method", pruning.methods())
+def test_every_method_reaches_both_ends_of_density(method, residual, residual_batch):
+    for kept in (1, 557):
+        mask, _ = pruning.prune(residual, method, kept / 557, residual_batch, rounds=3)
+        assert masks.count(mask) == kept and masks.size(mask) == 557
+
+
+@pytest.mark.parametrize("method", sorted(REVIVING))
+def test_weights_return_where_they_may_and_not_where_they_are_forbidden_to(method, residual, residual_batch):
+    batches = batches_of(residual_batch, 3)
+    free = pruning.prune(residual, method, 0.05, batches, rounds=10)[1]
+    bound = pruning.prune(residual, method, 0.05, batches, rounds=10, revive=False)[1]
+    assert sum(row["revived"] for row in free) > 0 and sum(row["revived"] for row in bound) == 0
+
+
+@pytest.mark.parametrize("method", ["magnitude", "snip", "grasp", "synflow"])
+def test_one_round_is_keep_top_of_the_metric_and_inverted_keeps_the_lowest(method, residual, residual_batch):
+    scores = metrics.METRICS[method](residual, masks.ones(residual), residual_batch)
+    for inverted, ranked in ((False, scores), (True, masks.invert(scores))):
+        mask, _ = pruning.prune(residual, method, 0.3, residual_batch, rounds=1, inverted=inverted)
+        assert same(mask, masks.keep_top(ranked, 0.3))
+
+
+def test_rounds_score_the_sub_network_of_the_round_before(residual, residual_batch):
+    """FORCE, SynFlow and Iterative SNIP as three lines of plain code."""
+    for method, metric, nested in (("force", metrics.force, False), ("synflow", metrics.synflow, True), ("iterative-snip", metrics.snip, True)):
+        mask = masks.ones(residual)
+        for t in range(1, 6):
+            scores = metric(residual, mask, residual_batch)
+            mask = masks.keep_top({n: torch.where(mask[n], s, -torch.inf) if nested else s for n, s in scores.items()}, 0.05 ** (t / 5))
+        assert same(mask, pruning.prune(residual, method, 0.05, residual_batch, rounds=5)[0])
+
+
+@pytest.mark.parametrize("method, rounds", [("random", 1), ("snip", 1), ("grasp", 1), ("synflow", 100), ("iterative-snip", 100), ("force", 100), ("panning", 100)])
+def test_each_method_takes_its_published_number_of_rounds(method, rounds, residual, residual_batch):
+    assert len(pruning.prune(residual, method, 0.2, residual_batch)[1]) == rounds
+
+
+# --- batches ---
+
+
+@pytest.mark.parametrize("method", ["iterative-snip", "force", "panning", "panning-product"])
+def test_how_batches_are_handed_in(method, residual, residual_batch):
+    def prune(batches):
+        return pruning.prune(residual, method, 0.1, batches, rounds=4)[0]
+
+    two = batches_of(residual_batch, 2)
+    assert same(prune(residual_batch), prune([residual_batch]))
+    assert same(prune(two), prune(iter(two * 2)))
+    assert same(prune(two), prune((x.clone(), y.clone()) for x, y in two * 2))
+    assert not same(prune(two), prune(two[0])) and not same(prune(two), prune(two[::-1]))
+    used = []
+    pruning.prune(residual, method, 0.1, two, rounds=3, observe=lambda t, old, new, batch: used.append(batch))
+    assert [batch[0] is two[i][0] for batch, i in zip(used, (0, 1, 0))] == [True] * 3
+
+
+@pytest.mark.parametrize("method", ["iterative-snip", "panning"])
+def test_batches_that_share_their_images_are_still_different_batches(method, residual, residual_batch):
+    x, y = residual_batch
+    shared, copied = [(x, y), (x, 2 - y)], [(x, y), (x.clone(), 2 - y)]
+    assert same(pruning.prune(residual, method, 0.1, shared, rounds=4)[0], pruning.prune(residual, method, 0.1, copied, rounds=4)[0])
+
+
+@pytest.mark.parametrize("method", ["iterative-snip", "panning"])
+def test_a_stream_may_fill_the_same_tensor_again(method, residual, residual_batch):
+    batches = batches_of(residual_batch, 4)
+
+    def refilled():
+        x = torch.empty_like(batches[0][0])
+        for images, labels in batches:
+            x.copy_(images)
+            yield x, labels
+
+    assert same(pruning.prune(residual, method, 0.1, refilled(), rounds=4)[0], pruning.prune(residual, method, 0.1, iter(batches), rounds=4)[0])
+
+
+def test_batches_that_end_are_an_error(residual, residual_batch):
+    with pytest.raises(UserError, match="ended before round 3 of 5"):
+        pruning.prune(residual, "force", 0.1, iter([residual_batch] * 2), rounds=5)
+    with pytest.raises(UserError, match="ended before round 1"):
+        pruning.prune(residual, "snip", 0.1, [])
+
+
+# --- bad input ---
+
+
+@pytest.mark.parametrize("change, says", [
+    ({"method": "panningg"}, "unknown pruner 'panningg'; did you mean 'panning'"),
+    ({"method": "synflo"}, "did you mean 'synflow'"),
+    ({"density": 0.0}, "sparsity|density"), ({"density": 0}, "sparsity|density"), ({"density": 1.01}, "sparsity|density"),
+    ({"density": -0.1}, "sparsity|density"), ({"density": float("nan")}, "sparsity|density"),
+    ({"density": 0.5 / 557.5}, "keeps none of 557 weights"),
+    ({"rounds": 0}, "rounds is 0"), ({"rounds": -3}, "rounds is -3"),
+    ({"scope": "layer-wise"}, "unknown scope 'layer-wise'; did you mean 'layerwise'"),
+    ({"schedule": "exp"}, "unknown schedule 'exp'"),
+    ({"method": "snip", "mix": (1, 1, 1)}, "a mix belongs to panning.*not to snip"),
+    ({"mix": (1, 1)}, "three coefficients"), ({"mix": (1, 1, 1, 1)}, "three coefficients"),
+    ({"mix": (1, -0.1, 1)}, "at least 0"), ({"mix": (0, 0, 0)}, "not all 0"),
+])
+def test_bad_input_is_named(change, says, residual, residual_batch):
+    with pytest.raises(UserError, match=says):
+        pruning.prune(residual, batches=residual_batch, **{"method": "panning", "density": 0.1, "rounds": 2, **change})
+
+
+# --- staged Panning, written a second time from its description ---
+
+SUM_TABLE = [(0.80, (0.2, 0.5, 0.3)), (0.90, (0.2, 0.4, 0.4)), (0.98, (0.2, 0.3, 0.5)), (0.99, (0.4, 0.2, 0.4)), (None, (0.5, 0.0, 0.5))]
+PRODUCT_TABLE = [(0.80, (0.3, 1.0, 0.2)), (0.90, (0.3, 1.0, 0.4)), (0.98, (0.5, 0.5, 0.6)), (0.99, (0.8, 0.0, 1.0)), (None, (1.0, 0.0, 1.0))]
+
+
+def coefficients(table, density, rounds):
+    """One (a, b, c) a round; the stage follows the sparsity asked for, by one step a round at most."""
+    result, stage = [], 0
+    for t in range(1, rounds + 1):
+        sparsity = 1 - density ** (t / rounds)
+        if stage < 4 and sparsity > table[stage][0]:
+            stage += 1
+        result.append(table[stage][1])
+    return result
+
+
+def lenet5_forward(w, b, x):
+    x = F.max_pool2d(F.conv2d(x, w[0], b[0]), 2)
+    x = F.max_pool2d(F.conv2d(x, w[1], b[1]), 2)
+    return F.linear(torch.relu(F.linear(x.flatten(1), w[2], b[2])), w[3], b[3])
+
+
+def z_score(flat):
+    spread = flat.std()
+    return None if spread == 0 else (flat - flat.mean()).abs() / spread
+
+
+def reference_panning(model, batches, density, form, stages):
+    """Masks of staged Panning, one a round: plain loops, one long vector for all weights, a full stable sort."""
+    state = model.state_dict()
+    w = [state[f"{layer}.weight"].clone() for layer in ("conv1", "conv2", "fc1", "fc2")]
+    b = [state[f"{layer}.bias"].clone() for layer in ("conv1", "conv2", "fc1", "fc2")]
+    theta = torch.cat([layer.flatten() for layer in w])
+
+    data_scores = []
+    for x, y in batches:
+        leaves = [layer.clone().requires_grad_() for layer in w]
+        loss = F.cross_entropy(lenet5_forward(leaves, b, x) / 200, y)
+        g = torch.autograd.grad(loss, leaves, create_graph=True)
+        flow = torch.autograd.grad(sum((part * part).sum() for part in g), leaves)
+        data_scores.append([z_score(theta * torch.cat([part.detach().flatten() for part in parts])) for parts in (g, flow)])
+
+    rounds, kept, history = len(stages), torch.ones_like(theta), []
+    for t in range(1, rounds + 1):
+        masked = [part.view_as(layer).requires_grad_() for part, layer in zip((theta * kept).abs().split([layer.numel() for layer in w]), w)]
+        flow = lenet5_forward(masked, [torch.zeros_like(bias) for bias in b], torch.ones_like(batches[0][0][:1])).sum()
+        through = torch.cat([part.flatten() for part in torch.autograd.grad(flow, masked)])
+        score = torch.zeros_like(theta) if form == "sum" else torch.ones_like(theta)
+        for normal, weight in zip([z_score(theta * through), *data_scores[(t - 1) % len(batches)]], stages[t - 1]):
+            if normal is None:
+                continue
+            score = score + weight * normal if form == "sum" else score * normal ** weight
+        order = torch.sort(score, descending=True, stable=True).indices
+        kept = torch.zeros_like(theta)
+        kept[order[:round(density ** (t / rounds) * len(theta))]] = 1
+        history.append(kept.bool())
+    return history
+
+
+@lru_cache(maxsize=1)
+def lenet5_case():
+    model = models.build("lenet5", (1, 28, 28), 10, seed=0, init="panning").double()
+    generator = torch.Generator().manual_seed(7)
+    batches = [(torch.randn((20, 1, 28, 28), generator=generator, dtype=torch.double), torch.arange(10).repeat(2)) for _ in range(3)]
+    return model, batches
+
+
+def flat(mask):
+    return torch.cat([m.flatten() for m in mask.values()])
+
+
+@pytest.mark.parametrize("density", [0.01, 0.0005])
+@pytest.mark.parametrize("method, form, table", [("panning", "sum", SUM_TABLE), ("panning-product", "product", PRODUCT_TABLE)])
+def test_staged_panning_weight_for_weight(method, form, table, density):
+    model, batches = lenet5_case()
+    expected = reference_panning(model, batches, density, form, coefficients(table, density, 100))
+    seen = []
+    mask, trace = pruning.prune(model, method, density, batches, observe=lambda t, old, new, batch: seen.append(flat(new)))
+    assert [t for t, (one, two) in enumerate(zip(seen, expected), start=1) if not torch.equal(one, two)] == []
+    assert len(seen) == len(expected) == 100 and int(flat(mask).sum()) == round(density * 430_500)
+    assert sum(row["revived"] for row in trace) > 0
+    assert trace[-1]["effective_sparsity"] < 1
+
+
+@pytest.mark.parametrize("density, rounds, stages", [
+    (0.01, 10, [0, 0, 0, 1, 1, 2, 2, 2, 3, 3]),  # sparsity .37 .60 .75 .84 .90 .937 .96 .975 .984 .99: the last is not above .99
+    (0.005, 3, [1, 2, 3]),  # .83 .971 .995: the last asks for stage 4 and gets the next one only
+    (0.001, 1, [1]),
+    (0.2, 2, [0, 0]),  # exactly .80 is still the first stage
+    (0.0005, 4, [1, 2, 3, 4]),  # .85 .978 .9967 .9995
+])
+def test_the_stage_advances_by_one_a_round_at_most(density, rounds, stages):
+    model, batches = lenet5_case()
+    for method, form, table in (("panning", "sum", SUM_TABLE), ("panning-product", "product", PRODUCT_TABLE)):
+        assert coefficients(table, density, rounds) == [table[stage][1] for stage in stages]
+
+        def reference(indices):
+            return reference_panning(model, batches[:1], density, form, [table[stage][1] for stage in indices])
+
+        mask, _ = pruning.prune(model, method, density, batches[0], rounds=rounds)
+        assert torch.equal(flat(mask), reference(stages)[-1])
+        if rounds == 3:  # and the masks do tell a stage from its neighbours
+            assert not torch.equal(flat(mask), reference([1, 2, 4])[-1]) and not torch.equal(flat(mask), reference([1, 2, 2])[-1])
+
+
+def test_the_stage_tables_are_the_published_ones():
+    for ours, published in ((pruning.SUM_STAGES, SUM_TABLE), (pruning.PRODUCT_STAGES, PRODUCT_TABLE)):
+        assert [row[1] for row in ours] == [row[1] for row in published]
+        assert [row[0] for row in ours[:-1]] == [row[0] for row in published[:-1]]
+
+
+def test_a_mix_replaces_the_table():
+    model, batches = lenet5_case()
+    for method, form in (("panning", "sum"), ("panning-product", "product")):
+        mask, _ = pruning.prune(model, method, 0.02, batches, rounds=5, mix=(1.5, 0.25, 0))
+        assert torch.equal(flat(mask), reference_panning(model, batches, 0.02, form, [(1.5, 0.25, 0.0)] * 5)[-1])
+
+
+@pytest.mark.parametrize("method", ["panning", "panning-product"])
+def test_synflow_without_spread_is_reported_and_leaves_the_other_metrics_to_decide(method, residual, residual_batch):
+    """No path is left when a whole layer's weights are 0: SynFlow is 0 everywhere, and 0/0 must not empty the mask."""
+    with torch.no_grad():
+        residual[-1].weight.zero_()
+    mask, trace = pruning.prune(residual, method, 0.1, residual_batch, rounds=3)
+    assert masks.count(mask) == round(0.1 * 557)
+    assert all("synflow has no spread" in row["events"] for row in trace)
+    assert all(row["kept_mass"]["synflow"] == 0 and row["kept_mass"]["grasp"] > 0 for row in trace)
+
+
+def test_metrics_without_spread_contribute_zeros(lenet300, digits_batch):
+    """Pixels that are all 0 and biases that are 0: no gradient, no curvature; SynFlow alone decides."""
+    with torch.no_grad():
+        for name, parameter in lenet300.named_parameters():
+            if name.endswith("bias"):
+                parameter.zero_()
+    black = torch.zeros_like(digits_batch[0]), digits_batch[1]
+    mask, trace = pruning.prune(lenet300, "panning", 0.1, black, rounds=3)
+    alone, _ = pruning.prune(lenet300, "panning", 0.1, black, rounds=3, mix=(1, 0, 0))
+    assert same(mask, alone) and [row["events"] for row in trace] == [["snip has no spread", "grasp has no spread"]] * 3
+
+
+def test_normalise_is_the_absolute_z_score_over_all_layers():
+    normal = pruning.normalise({"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([6.0])})  # mean 3, unbiased variance 7
+    assert torch.cat([n.flatten() for n in normal.values()]).tolist() == pytest.approx([2 / 7 ** 0.5, 1 / 7 ** 0.5, 3 / 7 ** 0.5])
+    assert pruning.normalise({"a": torch.ones(2, 2), "b": torch.ones(3)}) is None
+    assert pruning.normalise({"a": torch.tensor([1.0, float("nan")])}) is None
