@@ -77,7 +77,7 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
     results = studies.folder(study, profile_name).parent
     inputs = [ROOT / "notebooks" / f"{study}.ipynb", *sorted((ROOT / "panning_core").glob("*.py")), results / study / "runs.jsonl"]
     if study == OVERVIEW:
-        inputs += sorted(results.glob("*/verdicts.csv"))
+        inputs += sorted(results.glob("*/verdicts.csv")) + sorted(results.glob("*/runs.jsonl"))
     for path in inputs:
         digest.update(path.read_bytes() if path.exists() else b"")
     return digest.hexdigest()

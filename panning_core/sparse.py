@@ -29,9 +29,10 @@ try:
     from numba.core import cgutils
     from numba.extending import intrinsic, models, register_model
     jit = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+    primitive = intrinsic(prefer_literal=True)
 except ImportError:
     numba = None
-    jit = intrinsic = lambda function: function
+    jit = primitive = lambda function: function
 
 RUN = 64  # floats a kernel holds in registers: eight AVX registers, enough to hide the latency of a multiply-add
 NARROW = 8  # lanes, the fewest of a block
@@ -43,7 +44,7 @@ FLAGS = ("contract", "reassoc", "nsz")
 
 if numba:
     class Vector(types.Type):
-        """``lanes`` float32 in registers: numba alone keeps sums in memory, which halves the speed."""
+        """``lanes`` float32 in registers; numba has no such type, and would keep a sum over many samples in memory."""
 
         def __init__(self, lanes: int):
             self.lanes = lanes
@@ -67,7 +68,7 @@ def _splat(builder, number, kind):
                                   ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes))
 
 
-@intrinsic(prefer_literal=True)
+@primitive
 def load(typing, array, index, lanes):
     """``array[index:index + lanes]``."""
     def lower(context, builder, signature, values):
@@ -75,7 +76,7 @@ def load(typing, array, index, lanes):
     return Vector(lanes.literal_value)(array, types.intp, lanes), lower
 
 
-@intrinsic
+@primitive
 def store(typing, array, index, vector):
     """``array[index:index + lanes] = vector``."""
     def lower(context, builder, signature, values):
@@ -83,7 +84,7 @@ def store(typing, array, index, vector):
     return types.void(array, types.intp, vector), lower
 
 
-@intrinsic(prefer_literal=True)
+@primitive
 def fill(typing, number, lanes):
     """The vector whose every lane is ``number``."""
     def lower(context, builder, signature, values):
@@ -91,7 +92,7 @@ def fill(typing, number, lanes):
     return Vector(lanes.literal_value)(types.float32, lanes), lower
 
 
-@intrinsic
+@primitive
 def madd(typing, vector, factor, other):
     """``vector + factor * other`` with a scalar ``factor``."""
     def lower(context, builder, signature, values):
@@ -100,7 +101,7 @@ def madd(typing, vector, factor, other):
     return vector(vector, types.float32, other), lower
 
 
-@intrinsic
+@primitive
 def dot(typing, vector, other):
     """The sum over all lanes of ``vector * other``."""
     def lower(context, builder, signature, values):
@@ -111,7 +112,7 @@ def dot(typing, vector, other):
     return types.float32(vector, other), lower
 
 
-@intrinsic
+@primitive
 def larger(typing, vector, other):
     """The larger of two vectors, lane by lane; ``vector`` where either is nan."""
     def lower(context, builder, signature, values):
@@ -119,7 +120,7 @@ def larger(typing, vector, other):
     return vector(vector, other), lower
 
 
-@intrinsic
+@primitive
 def take(typing, vector, other, where):
     """``vector`` in the lanes where ``other`` equals ``where``, else 0."""
     def lower(context, builder, signature, values):
@@ -128,7 +129,7 @@ def take(typing, vector, other, where):
     return vector(vector, other, where), lower
 
 
-@intrinsic
+@primitive
 def transpose(typing, target, here, down, source, there, step):
     """``target[here + i * down + j] = source[there + j * step + i]`` for i, j < ``NARROW``."""
     def lower(context, builder, signature, values):
@@ -142,7 +143,8 @@ def transpose(typing, target, here, down, source, there, step):
             for i in range(NARROW):
                 if not i & distance:
                     pair = rows[i], rows[i + distance]
-                    masks = (ir.Constant(ir.VectorType(ir.IntType(32), NARROW), [lane + shift for lane in low]) for shift in (0, distance))
+                    lanes = ([lane + shift for lane in low] for shift in (0, distance))
+                    masks = (ir.Constant(ir.VectorType(ir.IntType(32), NARROW), mask) for mask in lanes)
                     rows[i], rows[i + distance] = (builder.shuffle_vector(*pair, mask) for mask in masks)
         for i, row in enumerate(rows):
             builder.store(row, place(values[0], target, values[1], values[2], i), align=4)
@@ -155,8 +157,9 @@ def transpose(typing, target, here, down, source, there, step):
 
 @jit
 def forward(y, x, weights, biases, places, starts, rows, height, run, pitch):
-    """``y = weights * x + bias``: output ``rows[r]`` has weights ``starts[r]`` to ``starts[r + 1]``; weight k reads x from ``places[k]`` on.
+    """``y = weights * x + bias``.
 
+    Output ``rows[r]`` has weights ``starts[r]`` to ``starts[r + 1]``; weight k reads x from ``places[k]`` on.
     ``height`` counts rows of pixels; ``run`` and ``pitch`` are the floats of one of y and of x.
     """
     for block in range(len(y)):
@@ -191,7 +194,7 @@ def backward(dy, x, dx, weights, dweights, dbiases, places, starts, rows, height
 
 @jit
 def fetch(y, x, y_index, x_index, grouped, lanes):
-    """Images x [n, pixels] into blocks: pixel ``x_index[f]`` to feature ``y_index[f]``, and ``NARROW`` in a row for f < ``grouped``."""
+    """Images x [n, pixels] into blocks: pixel ``x_index[f]`` to feature ``y_index[f]``; for f < ``grouped`` also the next 7."""
     for block in range(len(y)):
         samples = min(len(x) - block * lanes, lanes)
         for f in range(len(y_index)):
@@ -207,14 +210,14 @@ def fetch(y, x, y_index, x_index, grouped, lanes):
 
 @jit
 def relayout(y, x, y_index, x_index, y_lanes, x_lanes, n):
-    """Copies feature ``x_index[f]`` of ``n`` samples of x to ``y_index[f]`` of y, for every f."""
-    lanes = max(y_lanes, x_lanes)
+    """Copies feature ``x_index[f]`` of ``n`` samples of x to ``y_index[f]`` of y, for every f; the other lanes become 0."""
+    lanes, end, zero = max(y_lanes, x_lanes), (n + y_lanes - 1) // y_lanes * y_lanes, fill(np.float32(0), NARROW)
     for start in range(0, n, lanes):
         for f in range(len(y_index)):
-            for sample in range(start, min(start + lanes, n), NARROW):
+            for sample in range(start, min(start + lanes, end), NARROW):
                 here = sample // y_lanes * y.shape[1] + y_index[f] * y_lanes + sample % y_lanes
                 there = sample // x_lanes * x.shape[1] + x_index[f] * x_lanes + sample % x_lanes
-                store(y, here, load(x, there, NARROW))
+                store(y, here, load(x, there, NARROW) if sample < n else zero)
 
 
 @jit
@@ -464,7 +467,7 @@ def window(module: nn.Module) -> tuple[tuple[int, int], ...]:
 
 def layers_of(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The layers of a network in order, those of nested ``Sequential`` too, with their names."""
-    for name, module in model.named_children():
+    for name, module in model._modules.items():  # named_children() would leave out the second use of a layer
         if type(module) is nn.Sequential:
             yield from layers_of(module, f"{prefix}{name}.")
         else:
@@ -481,7 +484,8 @@ def unsupported(model: nn.Module) -> str | None:
         flat = len(input_shape(model)) == 1
     except UserError as error:
         return str(error)
-    for _, module in layers_of(model):
+    layers = [module for _, module in layers_of(model)]
+    for module in layers:
         kind = type(module).__name__
         if type(module) not in KNOWN:
             return f"{kind} is not supported"
@@ -496,6 +500,8 @@ def unsupported(model: nn.Module) -> str | None:
             return "Linear without Flatten before it is not supported"
         if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
             return "only float32 is supported"
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and layers.count(module) > 1:
+            return f"a {kind} that occurs twice is not supported"
         flat = flat or isinstance(module, nn.Flatten)
     return None
 
@@ -587,8 +593,8 @@ class SparseNet:
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, classes] for images [n, channels, height, width]."""
-        parts = [self._forward(part).transpose(0, 2, 1).reshape(-1, self.output.size)[:len(part)] for part in x.split(self.chunk)]
-        return torch.from_numpy(np.concatenate(parts))
+        parts = [torch.from_numpy(self._forward(part)).mT.flatten(0, 1)[:len(part)].clone() for part in x.split(self.chunk)]
+        return torch.cat(parts)
 
     def store(self) -> None:
         """Writes weights and biases into the model; a pruned weight becomes exactly 0."""
@@ -596,8 +602,8 @@ class SparseNet:
             taps.store()
 
     def _forward(self, x: Tensor) -> np.ndarray:
-        """The logits [block, class, lane] of at most ``chunk`` images, until the next call; lanes beyond the last are arbitrary."""
-        self.input.value = x.detach().reshape(len(x), -1).numpy()
+        """The logits [block, class, lane] of at most ``chunk`` images, until the next call; lanes beyond them are arbitrary."""
+        self.input.value = x.detach().float().reshape(len(x), self.input.size).contiguous().numpy()
         for layer in self.layers:
             layer.forward(len(x))
         return self.output.value[self.output.blocks(len(x))].reshape(-1, self.output.size, self.output.lanes)

@@ -153,7 +153,7 @@ def _columns(rows: list[dict]) -> dict[str, list]:
     """Transfer rows of the whole network as {"metric/part": [a value a round]}."""
     columns: dict[str, list] = {}
     for row in rows:
-        for part in ("lost", "gained", "returned"):
+        for part in transfer.PARTS:
             columns.setdefault(f"{row['metric']}/{part}", []).append(_short(row[part]))
     return columns
 

@@ -5,11 +5,12 @@ kept ones. Here a weight's force under a metric is its mass on the sub-network, 
 mask M'::
 
     lost      mass, before, of the weights that go                       (M without M')
+    stayed    mass, before, of the weights that stay                     (M and M')
     gained    mass, after minus before, of the weights that stay         (M and M')
     returned  mass, after, of the weights that come back                 (M' without M)
     transfer  gained / lost: 1 if the kept weights took over everything, 0 if they did not change, below 0 if they faded too
 
-so that mass after = mass before - lost + gained + returned. The transfer of a whole pruning compares the dense network
+so that mass before = lost + stayed, and mass after = stayed + gained + returned. The transfer of a whole pruning compares the dense network
 with the final mask: what went and came back in between has not been lost.
 
 SynFlow carries a check of the arithmetic: in every layer its mass sums to the same R, the sum of the linearised network's
@@ -28,27 +29,30 @@ from .masks import Mask, Scores
 from .metrics import Batch
 
 METRICS = ("snip", "grasp", "synflow")
+PARTS = ("lost", "stayed", "gained", "returned")
 
 
 def forces(model: nn.Module, mask: Mask, batch: Batch) -> tuple[dict[str, Scores], dict[str, float]]:
-    """The three masses of every kept weight of the sub-network, and its loss, gtg (logits / 200) and R."""
+    """The three masses of every kept weight of the sub-network (SNIP's and GraSP's with logits / 200), and its loss, gtg and R."""
     products = metrics.products(model, mask, batch, metrics.TEMPERATURE, hessian=True)
+    loss = metrics.products(model, mask, batch).loss  # as trained: logits / 200 all but hide a difference
     synflow, total = metrics.synflow_products(model, mask, batch)
     signed = {"snip": products.snip, "grasp": products.grasp, "synflow": synflow}
     masses = {metric: {name: s.abs().double() * mask[name] for name, s in scores.items()} for metric, scores in signed.items()}
-    return masses, {"loss": products.loss, "gtg": products.gtg, "R": total}
+    return masses, {"loss": loss, "gtg": products.gtg, "R": total}
 
 
 def handed_on(old: Mask, before: dict[str, Scores], new: Mask, after: dict[str, Scores]) -> list[dict]:
-    """One row a metric and layer ("total" is the network): lost, gained and returned from one mask to another."""
+    """One row a metric and layer ("total" is the network): lost, stayed, gained and returned from one mask to another."""
     rows = []
     for metric in METRICS:
         layers = []
         for name in new:
             a, b = before[metric][name], after[metric][name]
+            both = old[name] & new[name]
             layers.append({"metric": metric, "layer": name.removesuffix(".weight"), "lost": float(a[old[name] & ~new[name]].sum()),
-                           "gained": float((b - a)[old[name] & new[name]].sum()), "returned": float(b[new[name] & ~old[name]].sum())})
-        total = {part: sum(row[part] for row in layers) for part in ("lost", "gained", "returned")}
+                           "stayed": float(a[both].sum()), "gained": float((b - a)[both].sum()), "returned": float(b[new[name] & ~old[name]].sum())})
+        total = {part: sum(row[part] for row in layers) for part in PARTS}
         rows += [{"metric": metric, "layer": "total", **total}, *layers]
     return rows
 

@@ -209,7 +209,18 @@ def identity_graph():
     return model, graph
 
 
-@pytest.mark.parametrize("build", [conv_graph, residual_graph, identity_graph])
+def border_graph():
+    """On 2x2 pixels each corner of the kernel is used at another pixel of the same pooling window: all are paths, not just the largest."""
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3, 2))
+    model.input_shape = (1, 2, 2)
+    graph = Graph()
+    size = graph.conv("0.weight", "in", (1, 2, 2), (3, 1, 3, 3), 1, 1, "conv")
+    graph.pool("conv", size, 2, "pool")
+    graph.linear("3.weight", "pool", (2, 3), "out")
+    return model, graph
+
+
+@pytest.mark.parametrize("build", [conv_graph, residual_graph, identity_graph, border_graph])
 def test_effective_weights_of_convolutions(build):
     model, graph = build()
     sizes = set()
@@ -218,7 +229,7 @@ def test_effective_weights_of_convolutions(build):
         expected = graph.effective(mask, "in", "out")
         check_effective(model, mask, expected)
         sizes.add(masks.count(expected) / max(1, masks.count(mask)))
-    assert len(sizes) > 10  # not all dead and not all alive
+    assert len(sizes) > 5  # not all dead and not all alive
 
 
 def test_corners_of_a_kernel_on_one_pixel_are_not_effective():

@@ -28,6 +28,11 @@ def measure(model, old, new, batch):
     return seen, {(row["metric"], row["layer"]): (row["lost"], row["gained"]) for row in seen.rows}
 
 
+def overall(seen, metric, layer="total"):
+    (row,) = [row for row in seen.whole() if (row["metric"], row["layer"]) == (metric, layer)]
+    return row
+
+
 def test_synflow_by_hand():
     """|W1| = 1 2 / 3 .5, |W2| = 2 1, R = 2 (1 + 2) + 1 (3 + .5) = 9.5; without W1's 2, R = 5.5."""
     model = linear_net(LINEAR[0], LINEAR[1][:1])
@@ -37,50 +42,76 @@ def test_synflow_by_hand():
     assert row["synflow", "0"] == pytest.approx((4.0, 0.0), abs=1e-12)  # 2 x 2; the others of the layer stay 2, 3 and .5
     assert row["synflow", "1"] == pytest.approx((0.0, -4.0), abs=1e-12)  # 6 -> 2; 3.5 stays
     assert row["synflow", "total"] == pytest.approx((4.0, -4.0), abs=1e-12)
-    assert seen.total("synflow") == pytest.approx(-1.0)
+    assert overall(seen, "synflow")["transfer"] == pytest.approx(-1.0)
     assert [f["R"] for f in seen.follow] == pytest.approx([9.5, 5.5]) and [f["round"] for f in seen.follow] == [0, 1]
 
 
 def test_snip_and_grasp_by_hand():
-    """One pixel of 200 and logits / 200: z = w = (ln 6, ln 2), p = (3/4, 1/4), label 0.
+    """One pixel of 200 and logits / 200: z = w = (ln 2, ln 6), p = (1/4, 3/4), label 0.
 
-    g = (-a, a) with a = 1 - p0; H = p0 a (1 -1 / -1 1), so Hg = 2 p0 a^2 (-1, 1) = 3/32 (-1, 1).
-    Without the second weight p = (6/7, 1/7), g = (-1/7, .), and of the kept part of g: Hg = 6/49 . 1/7 (-1, .).
+    g = (-a, a) with a = 1 - p0 = 3/4; H = p0 a (1 -1 / -1 1), so Hg = 2 p0 a^2 (-1, 1) = 9/32 (-1, 1).
+    Without the second weight p = (2/3, 1/3), g = (-1/3, .), and of the kept part of g: Hg = 2/9 . 1/3 (-1, .).
+    The loss is that of the logits as they are, 200 times as large.
     """
-    model = linear_net(torch.tensor([[log(6)], [log(2)]], dtype=torch.double))
+    model = linear_net(torch.tensor([[log(2)], [log(6)]], dtype=torch.double))
     old = masks.ones(model)
     batch = torch.tensor([[200.0]], dtype=torch.double), torch.tensor([0])
     seen, row = measure(model, old, {"0.weight": torch.tensor([[True], [False]])}, batch)
-    assert row["snip", "0"] == pytest.approx((log(2) / 4, log(6) * (1 / 7 - 1 / 4)))
-    assert row["grasp", "0"] == pytest.approx((log(2) * 3 / 32, log(6) * (6 / 343 - 3 / 32)))
-    assert row["synflow", "total"] == pytest.approx((log(2), 0.0), abs=1e-12)
-    assert [f["loss"] for f in seen.follow] == pytest.approx([log(4 / 3), log(7 / 6)])
-    assert [f["gtg"] for f in seen.follow] == pytest.approx([2 / 16, 1 / 49])
-    assert seen.total("snip") == pytest.approx(log(6) * (-3 / 28) / (log(2) / 4))
+    assert row["snip", "0"] == pytest.approx((log(6) * 3 / 4, log(2) * (1 / 3 - 3 / 4)))
+    assert row["grasp", "0"] == pytest.approx((log(6) * 9 / 32, log(2) * (2 / 27 - 9 / 32)))
+    assert row["synflow", "total"] == pytest.approx((log(6), 0.0), abs=1e-12)
+    assert [f["loss"] for f in seen.follow] == pytest.approx([200 * log(3), 0.0], abs=1e-9)
+    assert [f["gtg"] for f in seen.follow] == pytest.approx([9 / 8, 1 / 9])
+    assert overall(seen, "snip")["transfer"] == pytest.approx(log(2) * (1 / 3 - 3 / 4) / (log(6) * 3 / 4))
 
 
-def test_rounds_add_up(lenet300, digits_batch):
-    """Nested rounds: what is left is what there was, plus all that was gained, less all that was lost."""
+def test_a_weight_that_comes_back_is_neither_lost_nor_gained():
+    """The net of the first test, with W1's 2 away and back again: it returns with its 4, and W2's first weight gains its 4 back."""
+    model = linear_net(LINEAR[0], LINEAR[1][:1])
+    full = masks.ones(model)
+    less = {**full, "0.weight": torch.tensor([[True, False], [True, True]])}
+    batch = torch.ones(1, 2, dtype=torch.double), torch.zeros(1, dtype=torch.long)
+    seen = transfer.Transfer(model, batch)
+    seen(1, full, less, batch)
+    seen(2, less, full, batch)
+    back = {row["layer"]: (row["lost"], row["gained"], row["returned"]) for row in seen.rows if row["round"] == 2 and row["metric"] == "synflow"}
+    assert back == {"0": pytest.approx((0, 0, 4)), "1": pytest.approx((0, 4, 0)), "total": pytest.approx((0, 4, 4))}
+    whole = overall(seen, "synflow")
+    assert (whole["lost"], whole["gained"], whole["returned"], whole["transfer"]) == (0, 0, 0, None)  # what came back was not lost
+
+
+@pytest.mark.parametrize("method", ["iterative-snip", "panning"])
+def test_rounds_add_up(method, lenet300, digits, digits_batch):
+    """Mass after = mass before - lost + gained + returned, from round to round and from dense to the end."""
     seen = transfer.Transfer(lenet300, digits_batch)
-    mask, trace = pruning.prune(lenet300, "iterative-snip", 0.05, digits_batch, rounds=5, observe=seen)
+    batches = [digits_batch, (digits.train.x[:20], digits.train.y[:20])]
+    mask, trace = pruning.prune(lenet300, method, 0.05, batches, rounds=5, observe=seen)
     layers = ["total", "fc1", "fc2", "fc3"]
     assert [(row["round"], row["metric"], row["layer"]) for row in seen.rows] == [
         (t, metric, layer) for t in range(1, 6) for metric in ("snip", "grasp", "synflow") for layer in layers]
     assert [f["round"] for f in seen.follow] == list(range(6))
     first, last = (transfer.forces(lenet300, m, digits_batch) for m in (masks.ones(lenet300), mask))
-    assert {k: v for k, v in seen.follow[0].items() if k in first[1]} == first[1] and seen.follow[-1]["R"] == last[1]["R"]
+    for row, (masses, values) in ((seen.follow[0], first), (seen.follow[-1], last)):
+        assert {key: row[key] for key in values} == values
+        assert all(row[f"mass_{metric}"] == pytest.approx(sum(float(s.sum()) for s in scores.values())) for metric, scores in masses.items())
+
+    def change(rows):
+        return sum(row["gained"] + row["returned"] - row["lost"] for row in rows)
+
     for metric in ("snip", "grasp", "synflow"):
         rows = [row for row in seen.rows if row["metric"] == metric]
         for layer in layers[1:]:
-            own = [row for row in rows if row["layer"] == layer]
             before, after = (float(masses[metric][f"{layer}.weight"].sum()) for masses, _ in (first, last))
-            assert before + sum(row["gained"] - row["lost"] for row in own) == pytest.approx(after, rel=1e-9)
+            assert before + change(row for row in rows if row["layer"] == layer) == pytest.approx(after, rel=1e-9)
+            assert before + change([overall(seen, metric, layer)]) == pytest.approx(after, rel=1e-9)
         for t in range(1, 6):
             total, *parts = [row for row in rows if row["round"] == t]
-            assert all(total[key] == pytest.approx(sum(part[key] for part in parts)) for key in ("lost", "gained"))
-        totals = [row for row in rows if row["layer"] == "total"]
-        assert seen.total(metric) == pytest.approx(sum(r["gained"] for r in totals) / sum(r["lost"] for r in totals))
-    assert all(row["lost"] >= 0 for row in seen.rows)
+            assert all(total[key] == pytest.approx(sum(part[key] for part in parts)) for key in ("lost", "gained", "returned"))
+            assert seen.follow[t][f"mass_{metric}"] - seen.follow[t - 1][f"mass_{metric}"] == pytest.approx(change([total]), rel=1e-9)
+        whole = overall(seen, metric)
+        assert whole["transfer"] == pytest.approx(whole["gained"] / whole["lost"]) and whole["returned"] == 0
+    returned = sum(row["returned"] for row in seen.rows)
+    assert all(row["lost"] >= 0 for row in seen.rows) and (returned > 0) == any(row["revived"] for row in trace) == (method == "panning")
 
 
 def test_every_round_is_measured_on_the_batch_it_was_made_with(lenet300, digits, digits_batch):
@@ -94,7 +125,7 @@ def test_every_round_is_measured_on_the_batch_it_was_made_with(lenet300, digits,
 def test_nothing_lost_is_no_transfer(lenet300, digits_batch):
     full = masks.ones(lenet300)
     seen, row = measure(lenet300, full, full, digits_batch)
-    assert all(value == (0.0, 0.0) for value in row.values()) and seen.total("snip") is None
+    assert all(value == (0.0, 0.0) for value in row.values()) and overall(seen, "snip")["transfer"] is None
 
 
 def test_what_is_measured_leaves_no_trace(case, unchanged):
@@ -125,7 +156,7 @@ def never_positive(model, batch, density, seed):
     seen, row = measure(model, old, new, batch)
     total = row["synflow", "total"]
     assert all(row["synflow", name.removesuffix(".weight")][1] <= 1e-12 * max(total[0], 1e-300) for name in new)
-    assert seen.total("synflow") is None or seen.total("synflow") <= 1e-12
+    assert (overall(seen, "synflow")["transfer"] or 0) <= 1e-12
 
 
 @given(st.lists(st.integers(1, 5), min_size=2, max_size=5), st.floats(0, 1), st.integers(0, 10_000))

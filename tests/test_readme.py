@@ -1,0 +1,62 @@
+"""The README's commands and code run, and the guide works: a reader finds out before we do otherwise."""
+
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from panning_core import ROOT
+
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language):
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_python_example_runs(capsys):
+    (example,) = blocks("python")
+    scope = {}
+    exec(compile(example, "README.md", "exec"), scope)
+    assert "fc1" in capsys.readouterr().out
+    assert scope["log"].validation_accuracy.iloc[-1] > 0.5
+
+
+COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("./run_all.sh")])
+def test_shell_commands_are_understood(command):
+    """With --help added the command is parsed up to there and nothing runs; what follows `test` is pytest's."""
+    script, *arguments = command.split()
+    if arguments[:1] == ["test"]:
+        return
+    done = subprocess.run(["bash", str(ROOT / script), *arguments, "--help"], capture_output=True, text=True)
+    assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
+
+
+def test_sweep_command_runs(tmp_path):
+    """The study it names exists in the profile; on an unknown one it says so and exits with 2."""
+    (command,) = [c for c in COMMANDS if c.startswith("python -m")]
+    study = command.split()[3]
+    environment = {**os.environ, "PANNING_RESULTS": str(tmp_path)}
+    for name, code in ((study, 2), (study + "x", 2)):
+        done = subprocess.run([sys.executable, *command.split()[1:3], name, "--profile", "quick", "--jobs", "0"], capture_output=True, text=True, env=environment)
+        assert done.returncode == code
+        assert ("jobs is 0" in done.stderr) == (name == study), done.stderr
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_links_lead_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_guide_runs(tmp_path, monkeypatch):
+    """Add your own metric, from top to bottom as a reader would; its metric must not stay behind."""
+    papermill = pytest.importorskip("papermill")
+    out = papermill.execute_notebook(str(ROOT / "notebooks" / "guide_add_your_own_metric.ipynb"), str(tmp_path / "guide.ipynb"),
+                                     {"epochs": 5, "seeds": 2}, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=ERROR"])
+    shown = [str(output) for cell in out.cells for output in cell.get("outputs", [])]
+    assert any("balanced-snip" in text and "SNIP" in text for text in shown)
