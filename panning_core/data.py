@@ -83,7 +83,7 @@ def _torchvision(name: str):
         for train in (True, False):
             try:
                 sets.append(make(folder(), train=train, download=False))
-            except (RuntimeError, ValueError, EOFError):  # not there, or damaged
+            except Exception:  # not there, or damaged: torchvision raises many kinds
                 sets.append(_download(make, name, train))
         arrays = []
         for images, labels in ((s.data, s.targets) for s in sets):
@@ -172,8 +172,12 @@ def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: s
             raise UserError(f"{name}: {part} labels have shape {y.shape} for {len(x)} images; there must be one label for each image")
         if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
             raise UserError(f"{name}: {part} labels must be integers from 0, got {y.dtype} with the smallest {y.min()}")
-        if not np.isfinite(x).all():
-            raise UserError(f"{name}: {part} images hold values that are not finite")
+        with np.errstate(over="ignore"):
+            finite = np.isfinite(x.astype(np.float32)).all()
+        if not finite:
+            raise UserError(f"{name}: {part} images hold values that are not finite numbers in float32")
+    if len(raw[1]) < 2:
+        raise UserError(f"{name}: one training image; at least 2 are needed, one of them for validation")
     fingerprint = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in raw)).hexdigest()[:12]
     shape = {2: (1, 1, -1), 3: (1, *raw[0].shape[1:]), 4: raw[0].shape[1:]}[raw[0].ndim]
     images = [torch.from_numpy(x.reshape(len(x), *shape).astype(np.float32)) for x in (raw[0], raw[2])]

@@ -5,7 +5,6 @@ A parameter that is not prunable is simply absent. ``Scores`` have the same keys
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +142,8 @@ def invert(scores: Scores) -> Scores:
 
 def save(mask: Mask, path: str | Path) -> None:
     """Write ``mask`` as a compressed NumPy archive; no pickle."""
-    np.savez_compressed(path, **{name: m.cpu().numpy() for name, m in mask.items()})
+    with open(path, "wb") as file:  # given a name, NumPy would append .npz to it
+        np.savez_compressed(file, **{name: m.cpu().numpy() for name, m in mask.items()})
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Mask:
@@ -155,7 +155,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> Mask:
     try:
         with np.load(path, allow_pickle=False) as archive:
             mask = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except (OSError, ValueError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for a damaged archive
         raise UserError(f"{path} is not a readable mask: {error}") from error
     if not mask or any(m.dtype != torch.bool for m in mask.values()):
         raise UserError(f"{path} is not a mask: a mask is an archive of boolean arrays")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from . import masks, metrics
-from .errors import UserError, fraction, pick, unknown
+from .errors import UserError, pick, unknown
 from .masks import Mask, Scores
 from .metrics import Batch
 from .models import prunable
@@ -117,20 +117,19 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         if 1 - asked > stages[stage][0]:  # at most one stage a round, as in the authors' code
             stage += 1
         weights = dict(zip(MIXED, stages[stage][1]))
-        key = id(batch[0])
-        if key not in dense:
-            if not isinstance(batches, Sequence):
-                dense.clear()  # fresh batches: never two alive, and an id may be given again
+        key = id(batch) if isinstance(batches, Sequence) else None  # of an iterator no batch is known to come again
+        if key is None or key not in dense:
             products = metrics.products(model, dense_mask, batch, metrics.TEMPERATURE, hessian=True)
             raw = {"snip": products.snip, "grasp": products.grasp}
-            dense[key] = batch, raw, {name: normalise(scores) for name, scores in raw.items()}
+            dense[key] = raw, {name: normalise(scores) for name, scores in raw.items()}
+        raw, normalised = dense[key]
         synflow = metrics.synflow_products(model, mask, batch)[0]
-        parts = {"synflow": normalise(synflow), **dense[key][2]}
+        parts = {"synflow": normalise(synflow), **normalised}
         used = {name: (parts[name], weights[name]) for name in MIXED if weights[name] != 0}
         events = [f"{name} has no spread" for name, (part, _) in used.items() if part is None]
         live = [(part, weight) for part, weight in used.values() if part is not None]
         mixed = {name: _combine(form, [(part[name], weight) for part, weight in live], like=m) for name, m in dense_mask.items()}
-        return mixed, {"synflow": synflow, **dense[key][1]}, events
+        return mixed, {"synflow": synflow, **raw}, events
 
     return _run(model, scorer, density, batches, **how)
 
@@ -197,7 +196,8 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
     if method not in PRUNERS and method not in metrics.METRICS:
         raise unknown("pruner", method, methods())
     pruner = PRUNERS.get(method) or one_shot(method)
-    fraction("sparsity", 1 - density)
+    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
+        raise UserError(f"density is {density!r}; it is the fraction kept, above 0 and at most 1")
     total = sum(w.numel() for w in prunable(model).values())
     if round(density * total) < 1:
         raise UserError(f"density {density} keeps none of {total:,} weights; the least is {1 / total:.1e}")

@@ -53,6 +53,11 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr", "momentum", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise UserError(f"{name} is {getattr(self, name)}; it must be a number of at least 0")
+        if self.nesterov and not self.momentum:
+            raise UserError("nesterov needs a momentum above 0")
 
 
 #: Published recipes (algorithms: Kang et al. 2022's code; SynFlow's figure 6). A study says how it departs from one.

@@ -13,8 +13,8 @@ mask M'::
 so that mass before = lost + stayed, and mass after = stayed + gained + returned. The transfer of a whole pruning compares the dense network
 with the final mask: what went and came back in between has not been lost.
 
-SynFlow carries a check of the arithmetic: in every layer its mass sums to the same R, the sum of the linearised network's
-outputs (Tanaka et al. 2020, theorem 1). And a weight's share of the paths can only shrink when others go: SynFlow's
+SynFlow carries a check of the arithmetic: in every layer of a network without branches its mass sums to the same R, the sum
+of the linearised network's outputs (Tanaka et al. 2020, theorem 1). And a weight's share of the paths can only shrink when others go: SynFlow's
 transfer is never positive.
 """
 
@@ -65,7 +65,8 @@ class Transfer:
     Attributes:
         rows: ``handed_on`` of each round, with its ``round``.
         follow: a dict for each round, from 0 (dense), with loss, gtg and R of the sub-network, the mass of each metric,
-            and ``conservation``, the largest relative difference between a layer's SynFlow mass and R.
+            and ``conservation``, the largest relative difference between a layer's SynFlow mass and R (0 up to rounding
+            where the network has no branches).
     """
 
     def __init__(self, model: nn.Module, batch: Batch):
@@ -76,7 +77,7 @@ class Transfer:
         self._last: tuple[Mask, dict[str, Scores]] | None = None
 
     def __call__(self, t: int, old: Mask, new: Mask, batch: Batch) -> None:
-        if self._last is None:
+        if t == 1:
             self._first = self._last = old, self._measure(t - 1, old)
         after = self._measure(t, new)
         self.rows += [{"round": t, **row} for row in handed_on(*self._last, new, after)]
