@@ -92,6 +92,7 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
     now = stamp(study, profile_name, section)
     if target.exists() and mark.exists() and mark.read_text() == now:
         return
+    print(f"{study}: running the notebook", file=sys.stderr)
     execute(ROOT / "notebooks" / f"{study}.ipynb", target,
             {**section.get("parameters", {}), "profile": profile_name, "jobs": jobs, "device": device})
     mark.write_text(now)

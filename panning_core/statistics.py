@@ -27,7 +27,8 @@ class Estimate(NamedTuple):
 def interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     """Mean and bootstrap interval (bias-corrected and accelerated; percentile where that is not defined), seeded.
 
-    With few values a bootstrap interval is somewhat narrow: at n = 5 it covers nearer to 85 than to 95 of a hundred.
+    With few values a bootstrap interval is too narrow: of normal data it covers the mean in 85 of a hundred cases at n = 5,
+    in 73 at n = 3 (simulated in the tests).
     One value, or values without spread, give an interval of no width.
     """
     values = np.asarray(values, dtype=float)

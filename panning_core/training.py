@@ -124,7 +124,7 @@ class Sparse:
 
 
 ENGINES = {"dense": Dense, "sparse": Sparse}
-SPARSE_BELOW = 0.35  #: density under which the sparse engine is the faster one (the crossover, measured)
+SPARSE_BELOW = 0.35  #: density under which the sparse engine is used; about where both cost the same
 
 
 def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
