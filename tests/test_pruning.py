@@ -195,8 +195,8 @@ def coefficients(table, density, rounds):
 
 
 def lenet5_forward(w, b, x):
-    x = F.max_pool2d(F.conv2d(x, w[0], b[0]), 2)
-    x = F.max_pool2d(F.conv2d(x, w[1], b[1]), 2)
+    x = F.max_pool2d(torch.relu(F.conv2d(x, w[0], b[0])), 2)
+    x = F.max_pool2d(torch.relu(F.conv2d(x, w[1], b[1])), 2)
     return F.linear(torch.relu(F.linear(x.flatten(1), w[2], b[2])), w[3], b[3])
 
 

@@ -1,0 +1,223 @@
+"""The batch runner: bad notebooks are named before any work, a failure is never taken for success, and the report opens offline."""
+
+import json
+import re
+
+import pytest
+from checkout import PARAMETERS, Checkout
+
+from panning_core import ROOT, reproduce, studies
+from panning_core.errors import UserError
+
+GIVEN = dict.fromkeys(["profile", "jobs", "device"])
+STUDIES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+PROFILES = sorted(path.stem for path in (ROOT / "notebooks" / "profiles").glob("*.yaml"))
+
+
+# --- what is committed ---
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_a_committed_notebook_has_no_outputs(path):
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    assert cells and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in cells) == 1
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_a_committed_profile_expands_and_suits_its_notebooks(profile):
+    sections = studies.profile(profile)
+    assert sections.keys() == {path.stem for path in STUDIES}
+    for path in STUDIES:
+        section = sections[path.stem]
+        reproduce.check_notebook(path, {**section.get("parameters", {}), **GIVEN})
+        grid = studies.expand(section.get("grid", []))
+        assert len(grid) == len(set(grid)) and bool(grid) == (path.stem != reproduce.OVERVIEW)
+
+
+# --- check_notebook ---
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """An empty checkout that the runner in this process takes for its own."""
+    made = Checkout(tmp_path / "checkout")
+    monkeypatch.setattr(studies, "ROOT", made.root)
+    monkeypatch.setattr(reproduce, "ROOT", made.root)
+    monkeypatch.delenv("PANNING_RESULTS", raising=False)
+    return made
+
+
+def test_a_notebook_with_its_parameters_passes(checkout):
+    reproduce.check_notebook(checkout.notebook("01_a", "# Title", PARAMETERS + "\nepochs = 3"), {**GIVEN, "epochs": 5})
+
+
+@pytest.mark.parametrize("tags", [(), ("parameter",)])
+def test_a_notebook_without_a_parameters_cell_is_named(checkout, tags):
+    path = checkout.notebook("01_a", PARAMETERS, tags=tags)
+    with pytest.raises(UserError, match="01_a.ipynb has no cell tagged 'parameters'; tag the cell that assigns device, jobs, profile"):
+        reproduce.check_notebook(path, GIVEN)
+
+
+def test_an_unknown_parameter_is_named_with_what_is_near(checkout):
+    path = checkout.notebook("01_a", "epochs = 3\nprofile = 'tiny'")
+    with pytest.raises(UserError, match="unknown parameter of 01_a.ipynb 'epoch'; did you mean 'epochs'"):
+        reproduce.check_notebook(path, {"profile": "tiny", "epoch": 5})
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "{}", '{"cells": '])
+def test_what_is_not_a_notebook_is_named(checkout, content):
+    path = checkout.root / "notebooks" / "01_a.ipynb"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(UserError, match="01_a.ipynb is not a notebook"):
+        reproduce.check_notebook(path, GIVEN)
+
+
+@pytest.mark.parametrize("fault, message", [
+    ({"only": "01_b"}, "unknown study in profile tiny '01_b'; did you mean '01_a'"),
+    ({"profile_name": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'"),
+])
+def test_an_unknown_study_or_profile_is_named_before_any_work(checkout, fault, message):
+    checkout.notebook("01_a", PARAMETERS)
+    checkout.profile({"01_a": {}})
+    with pytest.raises(UserError, match=re.escape(message)):
+        reproduce.reproduce(**{"profile_name": "tiny", **fault})
+    assert not (checkout.root / "results").exists()
+
+
+@pytest.mark.parametrize("section, message", [
+    ({"parameters": {"epoch": 3}}, "unknown parameter"),
+    ({"grid": [{"dataset": "digits", "model": "lenet"}]}, "unknown model"),
+])
+def test_a_fault_of_the_last_study_shows_before_the_first_has_run(checkout, monkeypatch, section, message):
+    for name in ("01_a", "02_b"):
+        checkout.notebook(name, PARAMETERS)
+    checkout.profile({"01_a": {}, "02_b": section})
+    ran = []
+    monkeypatch.setattr(reproduce, "run_study", lambda *arguments: ran.append(arguments))
+    with pytest.raises(UserError, match=message):
+        reproduce.reproduce("tiny")
+    assert ran == []
+
+
+# --- running ---
+
+SHOWN = """
+import matplotlib.pyplot as plt
+from panning_core import report
+study = report.Study("01_works", profile, jobs, device)
+figure, axes = plt.subplots()
+axes.plot(study.runs.seed, study.runs.test_accuracy)
+study.figure(figure, "accuracy", "Accuracy of two seeds.")
+study.table(study.runs[["seed", "test_accuracy"]], "seeds", "Two seeds.")
+study.verdict("Digits can be learned.", "holds", "n = 2.")
+"""
+
+
+def state(folder):
+    """Every file under ``folder`` with what it holds and when it was written."""
+    return {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
+    """The command as a user types it, twice: one study fails; mended, it succeeds, and nothing of the other is done again."""
+    made = Checkout(tmp_path / "check out").core()
+    made.notebook("00_fails", "# A study that fails", PARAMETERS, "# Here it comes", "1 / 0")
+    made.notebook("01_works", "# A study that works", PARAMETERS, SHOWN)
+    run = {"dataset": "digits", "model": "lenet300", "method": "random", "sparsity": 0.5, "epochs": 1}
+    made.profile({"00_fails": {}, "01_works": {"grid": [{**run, "seed": [0, 1]}]}})
+    results = made.root / "results" / "tiny"
+    command = ("-m", "panning_core.reproduce", "tiny", "--jobs", "1")
+
+    first = made.run(*command)
+    assert first.returncode == 1, first.stderr
+    assert "error: 00_fails.ipynb failed in cell" in first.stderr and "ZeroDivisionError: division by zero" in first.stderr
+    assert sorted(path.name for path in (results / "00_fails").iterdir()) == ["00_fails.failed.ipynb"]
+    assert re.search(r"^00_fails +\d+ +FAILED$", first.stdout, re.M) and re.search(r"^01_works +\d+ +holds$", first.stdout, re.M)
+    assert "the report is written when every study" in first.stdout and not (results / "README.md").exists()
+    works = {path.name for path in (results / "01_works").iterdir()}
+    assert works == {"runs.jsonl", "01_works.ipynb", "accuracy.png", "seeds.csv", "seeds.md", "verdicts.csv"}
+    assert '"tiny"' in (results / "01_works" / "01_works.ipynb").read_text()
+    before = state(results / "01_works")
+
+    made.notebook("00_fails", "# A study that fails", PARAMETERS, "# Here it comes", "1 / 1")
+    second = made.run(*command)
+    assert second.returncode == 0, second.stderr
+    assert state(results / "01_works") == before and made.ledger("01_works").read_text().count("\n") == 2
+    assert sorted(path.name for path in (results / "00_fails").iterdir()) == ["00_fails.ipynb"]
+    assert second.stdout.splitlines()[-1] == "report: results/tiny/README.md"
+
+    text = (results / "README.md").read_text()
+    assert text.index("# A study that fails") < text.index("# Here it comes") < text.index("## A study that works")
+    assert "![Accuracy of two seeds.](01_works/accuracy.png)" in text and (results / "01_works" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    assert "> **Claim.** Digits can be learned.\n>\n> **✔ holds.** n = 2." in text
+    assert (results / "01_works" / "seeds.md").read_text() in text
+    for name in ("00_fails", "01_works"):
+        assert_loads_nothing((results / "html" / f"{name}.html").read_text())
+    assert "data:image/png;base64," in (results / "html" / "01_works.html").read_text()
+
+
+def assert_loads_nothing(page):
+    tags = re.findall(r"<(?:script|link|img|iframe)\b[^>]*>", page)
+    assert tags and not [tag for tag in tags if re.search(r"""(?:src|href)\s*=\s*["']?\s*(?:https?:)?//""", tag)]
+    assert not re.findall(r"@import|url\(\s*[\"']?https?:", page)
+
+
+def test_html_of_every_study_opens_offline():
+    for path in STUDIES:
+        assert_loads_nothing(reproduce.to_html(path))
+
+
+@pytest.mark.parametrize("change", ["notebook", "core", "ledger", "parameters"])
+def test_a_stamp_is_of_everything_a_page_follows_from(checkout, change):
+    checkout.core().notebook("01_a", PARAMETERS)
+    ledger, section = checkout.ledger("01_a"), {"parameters": {"epochs": 1}}
+    ledger.parent.mkdir(parents=True)
+    ledger.write_text("a line")
+    before = reproduce.stamp("01_a", "tiny", section)
+    assert reproduce.stamp("01_a", "tiny", dict(section)) == before
+    if change == "parameters":
+        section = {"parameters": {"epochs": 2}}
+    else:
+        path = {"notebook": checkout.root / "notebooks" / "01_a.ipynb", "core": checkout.root / "panning_core" / "masks.py", "ledger": ledger}[change]
+        path.write_text(path.read_text() + "\n")
+    assert reproduce.stamp("01_a", "tiny", section) != before
+
+
+def test_the_overview_follows_from_the_others_verdicts(checkout):
+    checkout.notebook(reproduce.OVERVIEW, PARAMETERS)
+    before = reproduce.stamp(reproduce.OVERVIEW, "tiny", {})
+    other = studies.folder("01_a", "tiny")
+    other.mkdir(parents=True)
+    (other / "verdicts.csv").write_text("claim,verdict,evidence\n")
+    assert reproduce.stamp(reproduce.OVERVIEW, "tiny", {}) != before
+
+
+def test_the_overview_runs_last_and_a_failure_stops_no_other(checkout, monkeypatch, capsys):
+    for name in ("00_overview", "01_a", "02_b"):
+        checkout.notebook(name, PARAMETERS)
+    checkout.profile({"00_overview": {}, "01_a": {}, "02_b": {}})
+    ran = []
+
+    def run_study(study, *_):
+        ran.append(study)
+        if study == "01_a":
+            raise UserError("a reason")
+
+    monkeypatch.setattr(reproduce, "run_study", run_study)
+    assert reproduce.reproduce("tiny") == 1
+    assert ran == ["01_a", "02_b", "00_overview"]
+    told = capsys.readouterr()
+    assert told.err == "error: a reason\n" and told.out.count("FAILED") == 1
+    ran.clear()
+    assert reproduce.reproduce("tiny", only="02_b") == 0 and ran == ["02_b"]
+
+
+def test_results_that_can_not_be_written_are_one_sentence(checkout, monkeypatch):
+    (checkout.root / "file").write_text("not a folder")
+    monkeypatch.setenv("PANNING_RESULTS", "file")
+    checkout.notebook("01_a", PARAMETERS)
+    checkout.profile({"01_a": {}})
+    with pytest.raises(UserError, match="results can not be written to .*PANNING_RESULTS"):
+        reproduce.reproduce("tiny")

@@ -1,0 +1,332 @@
+"""Runs, grids and sweeps: a run is done once, a bad one is named early, and no failure or kill -9 costs another run's result."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+
+import pytest
+import torch
+from checkout import PARAMETERS, Checkout
+
+from panning_core import errors, report, studies, training
+from panning_core.errors import UserError
+from panning_core.ledger import Ledger
+from panning_core.studies import Run, expand
+
+TINY = {"dataset": "digits", "model": "lenet300", "epochs": 2}
+RUN = Run(**TINY, method="magnitude", sparsity=0.5)
+STUDY = "01_tiny"
+
+
+# --- a run and its key ---
+
+
+def test_the_key_of_a_run_never_changes():
+    """If this fails, every result that anyone has recorded is computed again."""
+    run = Run("digits", "lenet300", "panning", 0.95, seed=3, mix=(1, 0.5, 0))
+    assert json.dumps(run.canonical(), sort_keys=True) == (
+        '{"dataset": "digits", "method": "panning", "mix": [1, 0.5, 0], "model": "lenet300", "seed": 3, "sparsity": 0.95}')
+    assert run.key() == "18e05f87d9d7b77b81b5f0a0a1296834850f38840cff724571573717471111c5"
+
+
+def test_defaults_and_order_do_not_matter_to_the_key():
+    defaults = {f.name: f.default for f in dataclasses.fields(Run) if f.default is not dataclasses.MISSING}
+    assert Run(**{**defaults, **TINY, "method": "magnitude", "sparsity": 0.5}).key() == RUN.key()
+    assert Run(sparsity=0.5, method="magnitude", epochs=2, model="lenet300", dataset="digits").key() == RUN.key()
+    recorded = json.loads(json.dumps(dataclasses.replace(RUN, method="panning", mix=[1, 0, 0]).canonical()))
+    assert Run(**recorded) == dataclasses.replace(RUN, method="panning", mix=(1, 0, 0)) and Run(**recorded).canonical()["mix"] == (1, 0, 0)
+
+
+CHANGES = {"dataset": "mnist", "model": "lenet5", "method": "snip", "sparsity": 0.6, "seed": 1, "init": "panning", "rounds": 1, "schedule": "linear",
+           "scope": "layerwise", "revive": False, "mix": (1, 0, 0), "control": "shuffle", "per_class": 5, "fixed_batch": True,
+           "recipe": "cifar", "epochs": 3, "transfer": True}
+
+
+def test_every_field_changes_the_key():
+    assert CHANGES.keys() == {f.name for f in dataclasses.fields(Run)}
+    keys = {dataclasses.replace(RUN, **{name: value}).key() for name, value in CHANGES.items()}
+    assert len(keys | {RUN.key()}) == len(CHANGES) + 1
+
+
+# --- expand ---
+
+
+def test_lists_are_crossed_and_the_last_varies_fastest():
+    found = [(run.method, run.sparsity, run.seed) for run in expand([{**TINY, "method": ["snip", "grasp"], "sparsity": [0.5, 0.9], "seed": [0, 1]}])]
+    assert found == [(m, s, seed) for m in ("snip", "grasp") for s in (0.5, 0.9) for seed in (0, 1)]
+
+
+def test_method_all_is_every_pruner():
+    assert [run.method for run in expand([{**TINY, "method": "all", "sparsity": 0.9}])] == studies.pruning.methods()
+
+
+def test_a_run_of_two_entries_is_done_once():
+    grid = [{**TINY, "method": ["snip", "random"], "sparsity": 0.9}, {**TINY, "method": ["random", "grasp"], "sparsity": [0.9, 0.9], "seed": 0}]
+    assert [run.method for run in expand(grid)] == ["snip", "random", "grasp"] and expand([]) == []
+
+
+@pytest.mark.parametrize("entry, message", [
+    ({"sparsitty": 0.9}, "unknown field of a run 'sparsitty'; did you mean 'sparsity'?"),
+    ({"method": ["snip", "synflo"]}, "unknown method 'synflo'; did you mean 'synflow'"),
+    ({"model": "lenet30"}, "unknown model 'lenet30'; did you mean 'lenet300'"),
+    ({"dataset": "digit"}, "unknown data set 'digit'; did you mean 'digits'"),
+    ({"recipe": "cifa"}, "unknown recipe 'cifa'; did you mean 'cifar'"),
+    ({"scope": "globl"}, "unknown scope 'globl'; did you mean 'global'"),
+    ({"control": "shufle"}, "unknown control 'shufle'; did you mean 'shuffle'"),
+    ({"schedule": "linea"}, "unknown schedule 'linea'; did you mean 'linear'"),
+    ({"init": "pyturch"}, "unknown initialisation 'pyturch'; did you mean 'pytorch'"),
+    ({"method": "snip", "sparsity": 1.0}, "sparsity is 1.0; it must be a fraction in [0, 1)"),
+    ({"method": "snip", "sparsity": -0.1}, "sparsity is -0.1"),
+    ({"method": "snip", "sparsity": "90 %"}, "sparsity is '90 %'"),
+    ({"method": "dense", "sparsity": 0.5}, "a dense run has sparsity 0, not 0.5"),
+    ({"mix": 3}, "a run needs at least a dataset and a model, and plain values"),
+])
+def test_bad_input_is_named_with_what_is_near(entry, message):
+    with pytest.raises(UserError) as error:
+        expand([{**TINY, **entry}])
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_run_without_a_model_says_so():
+    with pytest.raises(UserError, match="at least a dataset and a model"):
+        expand([{"dataset": "digits"}])
+
+
+# --- execute ---
+
+
+def test_a_result_has_every_metric_and_its_numbers_agree(digits):
+    found = studies.execute(RUN)
+    weights = 64 * 300 + 300 * 100 + 100 * 10
+    assert found["prunable_weights"] == weights and found["kept_weights"] == round(0.5 * weights) and found["density"] == 0.5
+    assert 0 < found["effective_weights"] <= found["kept_weights"] and found["effective_density"] == found["effective_weights"] / weights
+    assert found["flops_dense"] == 2 * weights and found["flops_nonzero"] == 2 * found["effective_weights"]
+    assert 0.3 < found["test_accuracy"] <= found["best_test_accuracy"] <= 1 and 0.3 < found["validation_accuracy"] <= 1  # 0.1 is chance
+    assert found["test_accuracy"] == pytest.approx(found["curve"]["test_accuracy"][-1], abs=1e-5)
+    assert found["prune_seconds"] >= 0 and found["train_seconds"] >= 0
+    assert found["epochs"] == len(found["curve"]["loss"]) == 2 and not found["diverged"]
+    assert {name: kept for name, (kept, _) in found["layers"].items()}.keys() == {"fc1", "fc2", "fc3"}
+    assert sum(kept for kept, _ in found["layers"].values()) == found["kept_weights"]
+
+
+@pytest.mark.parametrize("run", [Run(**TINY), dataclasses.replace(RUN, method="panning", rounds=3, transfer=True)], ids=["dense", "panning"])
+def test_the_same_run_gives_the_same_numbers(run):
+    first, second = studies.execute(run), studies.execute(run)
+    assert json.loads(json.dumps(first, allow_nan=False))["test_accuracy"] == first["test_accuracy"]
+    assert {k: v for k, v in first.items() if not k.endswith("_seconds")} == {k: v for k, v in second.items() if not k.endswith("_seconds")}
+    other = studies.execute(dataclasses.replace(run, seed=1))
+    assert other["curve"]["loss"] != first["curve"]["loss"]
+    assert "transfer" not in first or len(first["follow"]["loss"]) == len(first["follow"]["sparsity_now"]) == 4
+
+
+@pytest.mark.parametrize("control", ["shuffle", "reinitialise", "invert"])
+def test_a_control_changes_what_it_says(control):
+    plain, found = studies.execute(RUN), studies.execute(dataclasses.replace(RUN, control=control))
+    assert found["curve"]["loss"] != plain["curve"]["loss"] and found["kept_weights"] == plain["kept_weights"]
+    same_counts = [kept for kept, _ in found["layers"].values()] == [kept for kept, _ in plain["layers"].values()]
+    assert same_counts == (control != "invert")
+
+
+def test_a_diverged_run_is_a_result_that_says_so(monkeypatch):
+    monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(lr=1e12))
+    found = studies.execute(RUN)
+    assert found["diverged"] and found["epochs"] <= 2 and found["curve"]["loss"][-1] is None
+    json.dumps(found, allow_nan=False)
+
+
+# --- profiles ---
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """An empty checkout with one study; in this process ``studies`` takes it for its own."""
+    made = Checkout(tmp_path / "checkout")
+    made.notebook(STUDY, PARAMETERS)
+    monkeypatch.setattr(studies, "ROOT", made.root)
+    monkeypatch.delenv("PANNING_RESULTS", raising=False)
+    return made
+
+
+@pytest.mark.parametrize("content, message", [
+    ("a: [", "is not YAML"),
+    ("- 1", "must map each study to its parameters and grid"),
+    ("01_tiny: 3", "must map each study to its parameters and grid"),
+    ("01_tine: {}", "unknown study in tiny.yaml '01_tine'; did you mean '01_tiny'"),
+    ("01_tiny: {gird: []}", "unknown entry of 01_tiny in tiny.yaml 'gird'; did you mean 'grid'"),
+])
+def test_a_bad_profile_is_one_sentence(checkout, content, message):
+    checkout.profile(content)
+    with pytest.raises(UserError) as error:
+        studies.runs(STUDY, "tiny")
+    assert message in str(error.value) and "\n" not in str(error.value)
+
+
+def test_unknown_profiles_and_studies_are_named(checkout):
+    checkout.profile({STUDY: {}})
+    with pytest.raises(UserError, match="unknown profile 'tinny'; did you mean 'tiny'"):
+        studies.runs(STUDY, "tinny")
+    with pytest.raises(UserError, match="unknown study in profile tiny '01_tin'; did you mean '01_tiny'"):
+        studies.runs("01_tin", "tiny")
+    assert studies.runs(STUDY, "tiny") == []
+
+
+def test_results_go_where_the_environment_says(checkout, monkeypatch, tmp_path):
+    assert studies.folder(STUDY, "tiny") == checkout.root / "results" / "tiny" / STUDY
+    monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "elsewhere"))
+    assert studies.folder(STUDY, "tiny") == tmp_path / "elsewhere" / "tiny" / STUDY
+
+
+# --- sweeps ---
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """The runs that were executed, in their order; instant, and sparsity 0.66 fails. One job works in this process."""
+    done = []
+
+    def execute(run, device):
+        done.append(run)
+        if run.sparsity == 0.66:
+            raise RuntimeError("this one fails")
+        return {"test_accuracy": run.seed / 10}
+
+    monkeypatch.setattr(studies, "execute", execute)
+    return done
+
+
+def grid(**fields):
+    return {STUDY: {"grid": [{**TINY, "method": "random", "sparsity": 0.5, **fields}]}}
+
+
+def test_nothing_is_done_twice_and_results_come_in_the_order_of_the_grid(checkout, counted):
+    checkout.profile(grid(seed=[2, 0]))
+    assert [row["metrics"]["test_accuracy"] for row in studies.sweep(STUDY, "tiny", 1)] == [0.2, 0.0]
+    checkout.profile(grid(seed=[3, 0, 2, 1]))
+    rows = studies.sweep(STUDY, "tiny", 1)
+    assert [row["run"].get("seed", 0) for row in rows] == [3, 0, 2, 1] and [run.seed for run in counted] == [2, 0, 3, 1]
+    before = checkout.ledger(STUDY).read_bytes()
+    assert studies.sweep(STUDY, "tiny", 1) == rows and len(counted) == 4 and checkout.ledger(STUDY).read_bytes() == before
+    checkout.profile(grid(seed=[1]))
+    assert [row["metrics"]["test_accuracy"] for row in studies.sweep(STUDY, "tiny", 1)] == [0.1]  # what the ledger holds besides is left out
+
+
+def test_a_line_says_what_produced_it(checkout):
+    checkout.profile(grid())
+    (row,) = studies.sweep(STUDY, "tiny", 1)
+    origin = row["provenance"]
+    assert row["key"] == expand(grid()[STUDY]["grid"])[0].key() and row["run"]["sparsity"] == 0.5
+    assert origin["device"] == "cpu" and origin["threads"] == 1 and origin["versions"]["torch"] == torch.__version__
+    assert origin["data"]["title"] == "scikit-learn digits" and origin["seconds"] > 0 and {"commit", "dirty", "finished"} <= origin.keys()
+
+
+def test_a_failing_run_is_recorded_stops_no_other_and_is_tried_again(checkout, counted, monkeypatch):
+    checkout.profile(grid(sparsity=[0.5, 0.66, 0.75], seed=[0, 1]))
+    with pytest.raises(UserError, match=r'2 of 6 runs of 01_tiny failed .*"sparsity": 0.66.*this one fails'):
+        studies.sweep(STUDY, "tiny", 1)
+    ledger = Ledger(checkout.ledger(STUDY))
+    assert len(ledger.rows()) == 4 and len(counted) == 6
+    assert [(row["run"]["sparsity"], row["error"]) for row in ledger.failures()] == [(0.66, "RuntimeError: this one fails")] * 2
+    assert all("in execute" in row["traceback"] for row in ledger.failures())
+    monkeypatch.setattr(studies, "execute", lambda run, device: counted.append(run) or {"test_accuracy": 1.0})
+    assert len(studies.sweep(STUDY, "tiny", 1)) == 6
+    assert Counter(run.sparsity for run in counted) == {0.5: 2, 0.66: 4, 0.75: 2}
+
+
+def command_line(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["studies", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        errors.command_line(studies.main)
+    return exit_.value.code
+
+
+def test_a_failing_run_of_its_own_making_exits_with_2(checkout, monkeypatch, capsys):
+    """LeNet-5 wants 16x16 pixels; digits have 8x8. The other run, after it, is done."""
+    checkout.profile(grid(model=["lenet5", "lenet300"]))
+    assert command_line(monkeypatch, STUDY, "--profile", "tiny", "--jobs", "1") == 2
+    told = capsys.readouterr().err
+    assert "error: 1 of 2 runs of 01_tiny failed" in told and "at least 16x16 pixels" in told and "Traceback" not in told
+    assert [row["run"]["model"] for row in Ledger(checkout.ledger(STUDY)).rows()] == ["lenet300"]
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("01_tin",), "did you mean '01_tiny'"),
+    ((STUDY, "--profile", "tinny"), "did you mean 'tiny'"),
+    ((STUDY, "--jobs", "0"), "jobs is 0; it must be at least 1"),
+    ((STUDY, "--device", "cuda"), "PyTorch sees no CUDA device"),
+    ((STUDY, "--merge", "nowhere.jsonl"), "nowhere.jsonl: no such ledger"),
+])
+def test_bad_arguments_exit_with_2_before_any_work(checkout, counted, monkeypatch, capsys, arguments, message):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    checkout.profile(grid())
+    profile = () if "--profile" in arguments else ("--profile", "tiny")
+    assert command_line(monkeypatch, *arguments, *profile) == 2
+    told = capsys.readouterr().err
+    assert message in told and told.startswith("error: ") and told.count("\n") == 1
+    assert not counted and not checkout.ledger(STUDY).exists()
+
+
+def test_a_results_folder_that_can_not_be_written_is_found_before_any_work(checkout, counted, monkeypatch, capsys):
+    (checkout.root / "file").write_text("not a folder")
+    monkeypatch.setenv("PANNING_RESULTS", "file")
+    checkout.profile(grid())
+    assert command_line(monkeypatch, STUDY, "--profile", "tiny", "--jobs", "1") == 2
+    assert "can not be written" in capsys.readouterr().err and not counted
+
+
+def test_a_ledger_of_another_machine_is_merged_by_the_command(checkout, counted, monkeypatch, capsys, tmp_path):
+    checkout.profile(grid(seed=[0, 1, 2]))
+    for seed, key in enumerate(run.key() for run in studies.runs(STUDY, "tiny")):
+        Ledger(tmp_path / "other.jsonl").append({"key": key, "run": {**TINY, "seed": seed}, "metrics": {"test_accuracy": 0.5}})
+    assert command_line(monkeypatch, STUDY, "--profile", "tiny", "--merge", str(tmp_path / "other.jsonl")) == 0
+    assert "3 new runs" in capsys.readouterr().out
+    assert len(studies.sweep(STUDY, "tiny", 1)) == 3 and not counted
+
+
+# --- kill -9 ---
+
+
+def tables(rows):
+    """Every number of a study as CSV, but for what the clock says."""
+    runs = report.tidy(rows)
+    return runs.drop(columns=[c for c in runs if c.endswith("_seconds")]).to_csv(index=False), report.accuracy_table(runs).to_csv(index=False)
+
+
+def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(checkout, monkeypatch, tmp_path):
+    """Killed with its workers when some runs are recorded, and again as if in the middle of a line."""
+    checkout.core().profile(grid(method=["random", "magnitude"], epochs=30, seed=[0, 1, 2, 3]))
+    command = checkout.command("-m", "panning_core.studies", STUDY, "--profile", "tiny", "--jobs", "2")
+    ledger = checkout.ledger(STUDY)
+    sweep = subprocess.Popen(**command)
+    try:
+        deadline = time.monotonic() + 120
+        while not (ledger.exists() and ledger.read_bytes().count(b"\n") >= 2):
+            assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()[1]
+            time.sleep(0.005)
+    finally:
+        os.killpg(sweep.pid, signal.SIGKILL)
+        sweep.communicate()
+    before = ledger.read_bytes()
+    recorded = before[:before.rfind(b"\n") + 1]
+    assert sweep.returncode == -signal.SIGKILL and 2 <= recorded.count(b"\n") < 8
+    ledger.write_bytes(recorded + b'{"key": "half a li')
+
+    again = subprocess.run(**command, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "8 runs" in again.stdout and "the last line is torn" in again.stderr
+    assert ledger.read_bytes().startswith(recorded)
+    lines = [json.loads(text) for text in ledger.read_text().splitlines()]
+    assert Counter(line["key"] for line in lines) == Counter(run.key() for run in studies.runs(STUDY, "tiny"))
+
+    def nothing_is_missing(*_):
+        raise AssertionError("a run was repeated")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(studies, "_work", nothing_is_missing)
+        resumed = tables(studies.sweep(STUDY, "tiny"))
+    monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "undisturbed"))
+    assert tables(studies.sweep(STUDY, "tiny", 1)) == resumed
