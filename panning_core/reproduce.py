@@ -26,15 +26,19 @@ def check_notebook(path: Path, parameters: dict) -> None:
 
     papermill itself only warns of both and runs the defaults.
     """
+    import nbformat
     from papermill import inspect_notebook
 
     try:
-        cells = json.loads(path.read_text())["cells"]
-    except (OSError, ValueError, KeyError) as error:
+        cells = nbformat.read(path, as_version=4).cells
+    except Exception as error:  # whatever a file that is no notebook makes nbformat raise
         raise UserError(f"{path} is not a notebook: {error}") from error
-    if not any("parameters" in cell.get("metadata", {}).get("tags", []) for cell in cells):
+    if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
         raise UserError(f"{path} has no cell tagged 'parameters'; tag the cell that assigns {', '.join(sorted(parameters))}")
-    known = inspect_notebook(str(path))
+    try:
+        known = inspect_notebook(str(path))
+    except ValueError as error:
+        raise UserError(f"{path} does not name its kernel ({error}); save it once in JupyterLab with the kernel Python 3") from error
     for name in parameters:
         if name not in known:
             raise unknown(f"parameter of {path.name}", name, known)
@@ -50,12 +54,13 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
         papermill.execute_notebook(str(notebook), str(running), parameters, kernel_name="python3", progress_bar=False, cwd=str(ROOT),
                                    extra_arguments=["--log-level=ERROR"])
     except BaseException as error:
+        target.unlink(missing_ok=True)  # an older success must not pass for this one
         if running.exists():
             os.replace(running, target.with_suffix(".failed.ipynb"))
-        if isinstance(error, papermill.exceptions.PapermillExecutionError):
-            raise UserError(f"{notebook.name} failed in cell {error.exec_count}: {error.ename}: {error.evalue} "
-                            f"(see {target.with_suffix('.failed.ipynb')})") from None
-        raise
+        if not isinstance(error, Exception):
+            raise
+        where = f" in cell {error.exec_count}: {error.ename}: {error.evalue}" if isinstance(error, papermill.PapermillExecutionError) else f": {error}"
+        raise UserError(f"{notebook.name} failed{where} (see {target.with_suffix('.failed.ipynb')})") from error
     html = target.parent.parent / "html" / f"{notebook.stem}.html"
     html.parent.mkdir(exist_ok=True)
     html.write_text(to_html(running))

@@ -70,7 +70,9 @@ class Run:
 
     def __post_init__(self):
         if self.mix is not None:
-            object.__setattr__(self, "mix", tuple(self.mix))
+            if not str(self.method).startswith("panning"):
+                raise UserError(f"a mix belongs to panning or panning-product, not to {self.method}")
+            object.__setattr__(self, "mix", tuple(int(v) if v == int(v) else v for v in self.mix))  # 1 and 1.0 are one key
         for kind, value, known in (("data set", self.dataset, data.names()), ("model", self.model, models.MODELS),
                                    ("method", self.method, ["dense", *pruning.methods()]), ("initialisation", self.init, models.INITS),
                                    ("schedule", self.schedule, pruning.SCHEDULES), ("scope", self.scope, masks.SCOPES),
@@ -78,8 +80,15 @@ class Run:
             if value not in known:
                 raise unknown(kind, value, known)
         fraction("sparsity", self.sparsity)
-        if self.method == "dense" and self.sparsity:
-            raise UserError(f"a dense run has sparsity 0, not {self.sparsity}; name a method")
+        for name, least in (("seed", 0), ("rounds", 1), ("per_class", 1), ("epochs", 1)):
+            value = getattr(self, name)
+            if not (value is None and name in ("rounds", "epochs") or type(value) is int and value >= least):
+                raise UserError(f"{name} is {value!r}; it must be a whole number from {least}")
+        for name in ("revive", "fixed_batch", "transfer"):
+            if not (type(getattr(self, name)) is bool or name == "revive" and self.revive is None):
+                raise UserError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+        if self.method == "dense" and (self.sparsity or self.transfer):
+            raise UserError("a dense run has sparsity 0 and nothing to transfer; name a method")
 
     def canonical(self) -> dict:
         """The fields that are not at their default; a field added later leaves old runs as they are."""
@@ -169,10 +178,10 @@ def profile(name: str) -> dict[str, dict]:
     path = pick("profile", name, files)
     try:
         content = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not YAML: {error}".replace("\n", " ")) from error
     known = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
-    if not isinstance(content, dict) or not all(isinstance(v, dict) for v in content.values()):
+    if not isinstance(content, dict) or not content or not all(isinstance(v, dict) for v in content.values()):
         raise UserError(f"{path} must map each study to its parameters and grid")
     for study, section in content.items():
         if study not in known:
@@ -190,6 +199,8 @@ def expand(grid: list[dict]) -> list[Run]:
     """
     fields = [f.name for f in dataclasses.fields(Run)]
     runs: dict[str, Run] = {}
+    if not isinstance(grid, list) or not all(isinstance(entry, dict) for entry in grid):
+        raise UserError(f"a grid is a list of entries like {{dataset: digits, model: lenet300}}, got {grid!r}")
     for entry in grid:
         for name in entry.keys() - set(fields):
             raise unknown("field of a run", name, fields)
@@ -253,7 +264,10 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
         UserError: bad input (before anything runs), or, after all others are done and recorded, the runs that failed.
     """
     from joblib import Parallel, delayed, parallel_config
+    from joblib.externals.loky.process_executor import TerminatedWorkerError
 
+    if device.partition(":")[0] not in ("cpu", "cuda"):
+        raise unknown("device", device, ("cpu", "cuda"))
     if device.startswith("cuda") and not torch.cuda.is_available():
         raise UserError(f"device is {device} but PyTorch sees no CUDA device here; use --device cpu")
     if jobs is not None and jobs < 1:
@@ -268,11 +282,15 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
         for dataset in {run.dataset for run in missing}:
             data.load(dataset)  # a missing file is an error of the study, not of every run
         origin = provenance(device)
-        with parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-            lines = Parallel(return_as="generator_unordered")(delayed(_work)(run, device, origin) for run in missing)
-            for line in tqdm(lines, total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",
-                             mininterval=0.5 if sys.stderr.isatty() else 30):  # a log file wants few lines
-                ledger.append(line)
+        bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",
+                   mininterval=0.5 if sys.stderr.isatty() else 30)  # a log file wants few lines
+        with bar, parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
+            try:
+                for line in Parallel(return_as="generator_unordered")(delayed(_work)(run, device, origin) for run in missing):
+                    ledger.append(line)
+                    bar.update()
+            except TerminatedWorkerError as error:
+                raise UserError(f"a worker of {study} was killed, perhaps for its memory; what is recorded is kept, go on with fewer --jobs") from error
     keys = {run.key(): position for position, run in enumerate(wanted)}
     failed = [row for row in ledger.failures() if row["key"] in keys]
     if failed:

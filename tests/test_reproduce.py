@@ -65,7 +65,7 @@ def test_an_unknown_parameter_is_named_with_what_is_near(checkout):
         reproduce.check_notebook(path, {"profile": "tiny", "epoch": 5})
 
 
-@pytest.mark.parametrize("content", [None, "", "{", "{}", '{"cells": '])
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "[]", '{"cells": [1]}', '{"cells": '])
 def test_what_is_not_a_notebook_is_named(checkout, content):
     path = checkout.root / "notebooks" / "01_a.ipynb"
     if content is not None:
@@ -156,6 +156,17 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     for name in ("00_fails", "01_works"):
         assert_loads_nothing((results / "html" / f"{name}.html").read_text())
     assert "data:image/png;base64," in (results / "html" / "01_works.html").read_text()
+
+
+@pytest.mark.parametrize("cell, reason", [("1 / 0", "in cell 2: ZeroDivisionError"), ("import os; os._exit(1)", "failed: Kernel died")])
+def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
+    """Nor does a dead kernel escape as a traceback."""
+    target = checkout.root / "results" / "tiny" / "01_a" / "01_a.ipynb"
+    reproduce.execute(checkout.notebook("01_a", "profile = 1", "1 / 1"), target, {"profile": 2})
+    assert target.exists()
+    with pytest.raises(UserError, match=reason):
+        reproduce.execute(checkout.notebook("01_a", "profile = 1", cell), target, {"profile": 2})
+    assert [path.name for path in target.parent.iterdir()] == ["01_a.failed.ipynb"]
 
 
 def assert_loads_nothing(page):

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panning_core import statistics
 from panning_core.statistics import compare, holm, interval, paired_test, verdict
 
 SEEDS = [0.91, 0.93, 0.90, 0.95, 0.92]
@@ -32,6 +33,21 @@ def test_an_interval_holds_the_mean_lies_within_the_values_and_is_the_same_again
     assert found.n == len(values) and found.mean == pytest.approx(np.mean(values))
     assert min(values) - 1e-9 <= found.low <= found.mean + 1e-9 and found.mean - 1e-9 <= found.high <= max(values) + 1e-9
     assert interval(values) == found
+
+
+@pytest.mark.parametrize("n, covered", [(3, 0.73), (5, 0.85)])
+def test_how_often_an_interval_over_few_seeds_covers_the_mean(monkeypatch, n, covered):
+    """The report says so beside its intervals; 600 draws leave an error of about 0.03."""
+    monkeypatch.setattr(statistics, "RESAMPLES", 299)
+    draws = np.random.default_rng(1).normal(size=(600, n))
+    found = [statistics.interval(values) for values in draws]
+    assert np.mean([e.low <= 0 <= e.high for e in found]) == pytest.approx(covered, abs=0.04)
+
+
+@pytest.mark.parametrize("values", [[], [0.5, float("nan")]])
+def test_an_interval_of_nothing_is_refused(values):
+    with pytest.raises(ValueError, match="finite values"):
+        interval(values)
 
 
 def test_an_interval_is_near_a_slow_percentile_bootstrap():
@@ -135,3 +151,8 @@ def test_compare_corrects_over_its_rivals():
 ])
 def test_verdicts(low, high, word):
     assert verdict(low, high) == word
+
+
+def test_no_intervals_give_no_verdict():
+    with pytest.raises(ValueError, match="at least one interval"):
+        verdict([], [])

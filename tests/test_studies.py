@@ -49,8 +49,14 @@ CHANGES = {"dataset": "mnist", "model": "lenet5", "method": "snip", "sparsity": 
 
 def test_every_field_changes_the_key():
     assert CHANGES.keys() == {f.name for f in dataclasses.fields(Run)}
-    keys = {dataclasses.replace(RUN, **{name: value}).key() for name, value in CHANGES.items()}
-    assert len(keys | {RUN.key()}) == len(CHANGES) + 1
+    run = dataclasses.replace(RUN, method="panning")  # the one method that takes every field
+    keys = {dataclasses.replace(run, **{name: value}).key() for name, value in CHANGES.items() if name != "method"}
+    assert len(keys | {run.key(), RUN.key()}) == len(CHANGES) + 1
+
+
+def test_equal_mixes_have_one_key():
+    whole, decimal = (dataclasses.replace(RUN, method="panning", mix=mix).key() for mix in ((1, 0, 0), [1.0, 0.0, 0.0]))
+    assert whole == decimal
 
 
 # --- expand ---
@@ -83,13 +89,30 @@ def test_a_run_of_two_entries_is_done_once():
     ({"method": "snip", "sparsity": 1.0}, "sparsity is 1.0; it must be a fraction in [0, 1)"),
     ({"method": "snip", "sparsity": -0.1}, "sparsity is -0.1"),
     ({"method": "snip", "sparsity": "90 %"}, "sparsity is '90 %'"),
-    ({"method": "dense", "sparsity": 0.5}, "a dense run has sparsity 0, not 0.5"),
-    ({"mix": 3}, "a run needs at least a dataset and a model, and plain values"),
+    ({"method": "dense", "sparsity": 0.5}, "a dense run has sparsity 0 and nothing to transfer"),
+    ({"transfer": True}, "a dense run has sparsity 0 and nothing to transfer"),
+    ({"method": "panning", "mix": 3}, "a run needs at least a dataset and a model, and plain values"),
+    ({"method": "snip", "mix": [[1, 0, 0]]}, "a mix belongs to panning or panning-product, not to snip"),
+    ({"seed": -1}, "seed is -1; it must be a whole number from 0"),
+    ({"seed": "a"}, "seed is 'a'"),
+    ({"rounds": 0}, "rounds is 0; it must be a whole number from 1"),
+    ({"per_class": 2.5}, "per_class is 2.5"),
+    ({"epochs": 0}, "epochs is 0; it must be a whole number from 1"),
+    ({"epochs": "5"}, "epochs is '5'"),
+    ({"revive": "no"}, "revive is 'no'; it must be true or false"),
+    ({"transfer": "no"}, "transfer is 'no'"),
+    ({"fixed_batch": 3}, "fixed_batch is 3"),
 ])
 def test_bad_input_is_named_with_what_is_near(entry, message):
     with pytest.raises(UserError) as error:
         expand([{**TINY, **entry}])
     assert message in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("grid", [{"dataset": "digits"}, ["text"], [None], None, 3])
+def test_a_grid_is_a_list_of_entries(grid):
+    with pytest.raises(UserError, match="a grid is a list of entries"):
+        expand(grid)
 
 
 def test_a_run_without_a_model_says_so():
@@ -98,6 +121,12 @@ def test_a_run_without_a_model_says_so():
 
 
 # --- execute ---
+
+
+def test_the_recipe_takes_the_epochs_and_the_seed_of_the_run():
+    named = training.RECIPES["cifar"]
+    assert Run(**{**TINY, "epochs": None}, recipe="cifar").training_recipe() == named
+    assert dataclasses.replace(RUN, recipe="cifar", seed=7).training_recipe() == dataclasses.replace(named, epochs=2, seed=7)
 
 
 def test_a_result_has_every_metric_and_its_numbers_agree(digits):
@@ -155,6 +184,7 @@ def checkout(tmp_path, monkeypatch):
 @pytest.mark.parametrize("content, message", [
     ("a: [", "is not YAML"),
     ("- 1", "must map each study to its parameters and grid"),
+    ("{}", "must map each study to its parameters and grid"),
     ("01_tiny: 3", "must map each study to its parameters and grid"),
     ("01_tine: {}", "unknown study in tiny.yaml '01_tine'; did you mean '01_tiny'"),
     ("01_tiny: {gird: []}", "unknown entry of 01_tiny in tiny.yaml 'gird'; did you mean 'grid'"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import data, masks, models, training
+from panning_core import data, masks, metrics, models, training
 from panning_core.errors import UserError
 from panning_core.training import Recipe
 
@@ -230,13 +230,24 @@ def test_an_unknown_engine_offers_near_names(digits):
 
 @pytest.mark.parametrize("change, says", [
     ({"decay": "cosinus"}, "unknown decay 'cosinus'; did you mean 'cosine'"), ({"precision": "fp16"}, "unknown precision 'fp16'.*'bf16'"),
-    ({"epochs": 0}, "epochs is 0"), ({"batch_size": -1}, "batch_size is -1"),
+    ({"epochs": 0}, "epochs is 0"), ({"batch_size": -1}, "batch_size is -1"), ({"lr": -0.1}, "lr is -0.1"),
+    ({"lr": float("nan")}, "lr is nan"), ({"nesterov": True, "momentum": 0.0}, "nesterov needs a momentum"),
 ])
 def test_bad_recipes_are_named(change, says):
     with pytest.raises(UserError, match=says):
         Recipe(**change)
     with pytest.raises(UserError, match=says):
         dataclasses.replace(SHORT, **change)
+
+
+def test_bf16_learns_as_well(digits):
+    """Autocast on the CPU stands in for CUDA: weights stay float32, and pruned ones 0."""
+    model = build(digits)
+    mask = masks.keep_top(metrics.magnitude(model, None, None), 0.5, "layerwise")
+    log = training.train(model, mask, digits, Recipe(epochs=10, precision="bf16"))
+    assert log.attrs["engine"] == "dense" and log.validation_accuracy.iloc[-1] > 0.9
+    for name, weight in models.prunable(model).items():
+        assert weight.dtype == torch.float32 and not weight[~mask[name]].any()
 
 
 def test_the_published_recipes():
