@@ -158,7 +158,7 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     assert "data:image/png;base64," in (results / "html" / "01_works.html").read_text()
 
 
-@pytest.mark.parametrize("cell, reason", [("1 / 0", "in cell 2: ZeroDivisionError"), ("import os; os._exit(1)", "failed: Kernel died")])
+@pytest.mark.parametrize("cell, reason", [("1 / 0", "in cell 3: ZeroDivisionError"), ("import os; os._exit(1)", "failed: Kernel died")])
 def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
     """Nor does a dead kernel escape as a traceback."""
     target = checkout.root / "results" / "tiny" / "01_a" / "01_a.ipynb"
