@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -46,6 +47,7 @@ class Checkout:
             env=inherited | fake | environment,
             cwd=self.bin,
             start_new_session=True,
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would inherit it ignored
             capture_output=True,
             text=True,
             timeout=60,
