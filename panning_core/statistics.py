@@ -98,17 +98,17 @@ def compare(frame: pd.DataFrame, subject: str, rivals: Sequence[str], column: st
     return result.assign(p_holm=holm(result.p))
 
 
-def verdict(low: Sequence[float], high: Sequence[float]) -> str:
+def verdict(low: Sequence[float], high: Sequence[float], every: bool = False) -> str:
     """In a word, from the intervals of differences that the claim says are all above 0.
 
-    ``holds``: all intervals lie above 0. ``fails``: all lie below 0 or touch it, and one lies below. ``holds in part``: some
-    above, some not. ``undecided``: every interval contains 0.
+    ``holds``: all intervals lie above 0. ``undecided``: every interval contains 0. ``fails``: none lies above 0 and one lies
+    below; with ``every``, for a claim like "better than every other", one below is enough. ``holds in part``: the rest.
     """
     if not len(low):
         raise ValueError("a verdict needs at least one interval")
     above, below = sum(v > 0 for v in low), sum(v < 0 for v in high)
     if above == len(low):
         return "holds"
-    if above:
+    if above and not (every and below):
         return "holds in part"
     return "fails" if below else "undecided"

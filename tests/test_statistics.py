@@ -156,3 +156,12 @@ def test_verdicts(low, high, word):
 def test_no_intervals_give_no_verdict():
     with pytest.raises(ValueError, match="at least one interval"):
         verdict([], [])
+
+
+@pytest.mark.parametrize("low, high, word", [
+    ([0.1, -0.4], [0.3, -0.2], "fails"),
+    ([0.1, -0.2], [0.3, 0.4], "holds in part"),
+    ([0.1, 0.2], [0.3, 0.4], "holds"),
+])
+def test_one_better_rival_refutes_a_claim_of_every_one(low, high, word):
+    assert verdict(low, high, every=True) == word
