@@ -2,7 +2,8 @@
 
 Rooms, left to right; each imports only rooms to its left::
 
-    errors, data, models, masks -> metrics -> pruning -> transfer, sparse, training -> studies -> statistics, report -> reproduce
+    errors, data, models, masks -> metrics -> pruning -> transfer -> compaction, kernels, sparse, training, stack
+    -> studies -> statistics, report -> reproduce
 """
 
 from pathlib import Path

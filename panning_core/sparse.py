@@ -1,447 +1,379 @@
 """Training of a masked network that touches only the surviving weights.
 
 A masked dense layer multiplies by its zeros; here a pruned weight costs nothing. Samples lie side by side in memory, so
-one surviving weight is one multiply-add of a whole run of samples, forward and in both gradients.
+one surviving weight is one multiply-add of a whole run of samples, forward and in both gradients (``kernels``).
 
-**Layout.** An activation is stored as ``[block][channel][height][width][lane]``: ``lane`` counts the samples of a block.
-A convolution takes the smallest block for which a row of its output, width x lanes, is a multiple of ``RUN`` floats: the
-fewer lanes, the more of an image stays in the cache. A ``Linear`` is a convolution of a 1x1 image, with 64 lanes.
-Padding and stride are gone before the kernels run: a convolution with stride s is one with stride 1 over s*s times as
-many channels, one for each phase of a pixel.
+**Layout.** An activation is stored in blocks of ``lanes`` samples, [channel][row][column][lane], with the fewest lanes for
+which a row fills the registers: the fewer, the more of an image stays in the cache. A ``Linear`` is a convolution of a
+1x1 image. Padding is a margin of zeros around the image, also around its gradient: the gradient of a convolution's input
+is then a convolution too, with the weights sorted by input. A convolution with stride s is one with stride 1 over s*s
+times as many channels, one for each phase of a pixel.
+
+**Order.** Batch normalisation needs all of a batch before it can go on. The network is cut into levels at that point;
+within a level few samples at a time go through all its steps, so that what one step writes is in the cache for the next.
+What only its own level reads is kept for those few samples, and computed again on the way back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from math import gcd, prod
+import operator
+from math import prod
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from . import kernels
+from .compaction import Select
 from .errors import UserError
-from .models import Shape, input_shape
+from .kernels import NARROW, STEP
+from .models import Shape, input_shape, prunable
 
-try:
-    import numba
-    from llvmlite import ir
-    from numba import types
-    from numba.core import cgutils
-    from numba.extending import intrinsic, models, register_model
-    jit = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
-    primitive = intrinsic(prefer_literal=True)
-except ImportError:
-    numba = None
-    jit = primitive = lambda function: function
+PART = 2 ** 20  # floats of a level's activations and gradients that are worked on at a time
+TILE = 2 ** 12  # floats that a run of a convolution reads: half of the nearest cache
+FEW = 16  # weights of one output in a tile of the inputs that pay for writing the output once more
 
-RUN = 64  # floats a kernel holds in registers: eight AVX registers, enough to hide the latency of a multiply-add
-NARROW = 8  # lanes, the fewest of a block
-CHUNK = 2 ** 21  # floats of activations and gradients at a time
-FLAGS = ("contract", "reassoc", "nsz")
-
-
-# ------------------------------------------------------------------------------------------------- vectors in registers
-
-if numba:
-    class Vector(types.Type):
-        """``lanes`` float32 in registers; numba has no such type, and would keep a sum over many samples in memory."""
-
-        def __init__(self, lanes: int):
-            self.lanes = lanes
-            super().__init__(f"Vector({lanes})")
-
-    @register_model(Vector)
-    class VectorModel(models.PrimitiveModel):
-        def __init__(self, manager, kind):
-            super().__init__(manager, kind, ir.VectorType(ir.FloatType(), kind.lanes))
-
-
-def _pointer(context, builder, kind, array, index, lanes):
-    data = context.make_array(kind)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [index]), ir.VectorType(ir.FloatType(), lanes).as_pointer())
-
-
-def _splat(builder, number, kind):
-    vector = ir.VectorType(ir.FloatType(), kind.lanes)
-    first = builder.insert_element(ir.Constant(vector, ir.Undefined), number, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, ir.Constant(vector, ir.Undefined),
-                                  ir.Constant(ir.VectorType(ir.IntType(32), kind.lanes), [0] * kind.lanes))
-
-
-@primitive
-def load(typing, array, index, lanes):
-    """``array[index:index + lanes]``."""
-    def lower(context, builder, signature, values):
-        return builder.load(_pointer(context, builder, array, values[0], values[1], lanes.literal_value), align=4)
-    return Vector(lanes.literal_value)(array, types.intp, lanes), lower
-
-
-@primitive
-def store(typing, array, index, vector):
-    """``array[index:index + lanes] = vector``."""
-    def lower(context, builder, signature, values):
-        builder.store(values[2], _pointer(context, builder, array, values[0], values[1], vector.lanes), align=4)
-    return types.void(array, types.intp, vector), lower
-
-
-@primitive
-def fill(typing, number, lanes):
-    """The vector whose every lane is ``number``."""
-    def lower(context, builder, signature, values):
-        return _splat(builder, values[0], signature.return_type)
-    return Vector(lanes.literal_value)(types.float32, lanes), lower
-
-
-@primitive
-def madd(typing, vector, factor, other):
-    """``vector + factor * other`` with a scalar ``factor``."""
-    def lower(context, builder, signature, values):
-        product = builder.fmul(_splat(builder, values[1], vector), values[2], flags=FLAGS)
-        return builder.fadd(values[0], product, flags=FLAGS)
-    return vector(vector, types.float32, other), lower
-
-
-@primitive
-def dot(typing, vector, other):
-    """The sum over all lanes of ``vector * other``."""
-    def lower(context, builder, signature, values):
-        product = builder.fmul(*values, flags=FLAGS)
-        kind = ir.FunctionType(ir.FloatType(), [ir.FloatType(), product.type])
-        total = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{vector.lanes}f32")
-        return builder.call(total, [ir.Constant(ir.FloatType(), -0.0), product], fastmath=FLAGS)
-    return types.float32(vector, other), lower
-
-
-@primitive
-def larger(typing, vector, other):
-    """The larger of two vectors, lane by lane; ``vector`` where either is nan."""
-    def lower(context, builder, signature, values):
-        return builder.select(builder.fcmp_ordered("<", *values), values[1], values[0])
-    return vector(vector, other), lower
-
-
-@primitive
-def take(typing, vector, other, where):
-    """``vector`` in the lanes where ``other`` equals ``where``, else 0."""
-    def lower(context, builder, signature, values):
-        zero = ir.Constant(values[0].type, None)
-        return builder.select(builder.fcmp_ordered("==", values[1], values[2]), values[0], zero)
-    return vector(vector, other, where), lower
-
-
-@primitive
-def transpose(typing, target, here, down, source, there, step):
-    """``target[here + i * down + j] = source[there + j * step + i]`` for i, j < ``NARROW``."""
-    def lower(context, builder, signature, values):
-        def place(array, kind, start, stride, number):
-            offset = builder.mul(stride, ir.Constant(stride.type, number))
-            return _pointer(context, builder, kind, array, builder.add(start, offset), NARROW)
-
-        rows = [builder.load(place(values[3], source, values[4], values[5], i), align=4) for i in range(NARROW)]
-        for distance in (1, 2, 4):  # swaps the off-diagonal squares of this size
-            low = [lane + NARROW - distance if lane & distance else lane for lane in range(NARROW)]
-            for i in range(NARROW):
-                if not i & distance:
-                    pair = rows[i], rows[i + distance]
-                    lanes = ([lane + shift for lane in low] for shift in (0, distance))
-                    masks = (ir.Constant(ir.VectorType(ir.IntType(32), NARROW), mask) for mask in lanes)
-                    rows[i], rows[i + distance] = (builder.shuffle_vector(*pair, mask) for mask in masks)
-        for i, row in enumerate(rows):
-            builder.store(row, place(values[0], target, values[1], values[2], i), align=4)
-    return types.void(target, types.intp, types.intp, source, types.intp, types.intp), lower
-
-
-# -------------------------------------------------------------------------------------------------------------- kernels
-# x and y are [block, floats of a block], dx and dy their gradients. Lanes of the last block that hold no sample contain
-# old numbers; their gradient is 0.
-
-@jit
-def forward(y, x, weights, biases, places, starts, rows, height, run, pitch):
-    """``y = weights * x + bias``.
-
-    Output ``rows[r]`` has weights ``starts[r]`` to ``starts[r + 1]``; weight k reads x from ``places[k]`` on.
-    ``height`` counts rows of pixels; ``run`` and ``pitch`` are the floats of one of y and of x.
-    """
-    for block in range(len(y)):
-        for r in range(len(rows)):
-            for i in range(height):
-                for t in range(0, run, RUN):
-                    there = block * x.shape[1] + i * pitch + t
-                    total = fill(biases[rows[r]], RUN)
-                    for k in range(starts[r], starts[r + 1]):
-                        total = madd(total, weights[k], load(x, there + places[k], RUN))
-                    store(y, block * y.shape[1] + (rows[r] * height + i) * run + t, total)
-
-
-@jit
-def backward(dy, x, dx, weights, dweights, dbiases, places, starts, rows, height, run, pitch):
-    """Adds to the gradients of weights and biases, and overwrites ``dx`` unless it is None; arguments as in ``forward``."""
-    one = fill(np.float32(1), RUN)
-    for block in range(len(dy)):
-        if dx is not None:
-            dx[block] = 0
-        for r in range(len(rows)):
-            for i in range(height):
-                for t in range(0, run, RUN):
-                    there = block * x.shape[1] + i * pitch + t
-                    gradient = load(dy, block * dy.shape[1] + (rows[r] * height + i) * run + t, RUN)
-                    dbiases[rows[r]] += dot(gradient, one)
-                    for k in range(starts[r], starts[r + 1]):
-                        dweights[k] += dot(gradient, load(x, there + places[k], RUN))
-                        if dx is not None:
-                            store(dx, there + places[k], madd(load(dx, there + places[k], RUN), weights[k], gradient))
-
-
-@jit
-def fetch(y, x, y_index, x_index, grouped, lanes):
-    """Images x [n, pixels] into blocks: pixel ``x_index[f]`` to feature ``y_index[f]``; for f < ``grouped`` also the next 7."""
-    for block in range(len(y)):
-        samples = min(len(x) - block * lanes, lanes)
-        for f in range(len(y_index)):
-            here = block * y.shape[1] + y_index[f] * lanes
-            there = block * lanes * x.shape[1] + x_index[f]
-            width, done = (NARROW, samples // NARROW * NARROW) if f < grouped else (1, 0)
-            for sample in range(0, done, NARROW):
-                transpose(y, here + sample, lanes, x, there + sample * x.shape[1], x.shape[1])
-            for sample in range(done, samples):
-                for i in range(width):
-                    y[block, (y_index[f] + i) * lanes + sample] = x[block * lanes + sample, x_index[f] + i]
-
-
-@jit
-def relayout(y, x, y_index, x_index, y_lanes, x_lanes, n):
-    """Copies feature ``x_index[f]`` of ``n`` samples of x to ``y_index[f]`` of y, for every f; the other lanes become 0."""
-    lanes, end, zero = max(y_lanes, x_lanes), (n + y_lanes - 1) // y_lanes * y_lanes, fill(np.float32(0), NARROW)
-    for start in range(0, n, lanes):
-        for f in range(len(y_index)):
-            for sample in range(start, min(start + lanes, end), NARROW):
-                here = sample // y_lanes * y.shape[1] + y_index[f] * y_lanes + sample % y_lanes
-                there = sample // x_lanes * x.shape[1] + x_index[f] * x_lanes + sample % x_lanes
-                store(y, here, load(x, there, NARROW) if sample < n else zero)
-
-
-@jit
-def pool(y, x, window, corners, lanes):
-    """The largest x of each window: feature ``corners[f, 0]`` of y reads features ``corners[f, 1] + window`` of x."""
-    for block in range(len(y)):
-        for f in range(len(corners)):
-            for lane in range(0, lanes, NARROW):
-                there = block * x.shape[1] + corners[f, 1] * lanes + lane
-                best = load(x, there, NARROW)
-                for step in window:
-                    best = larger(best, load(x, there + step * lanes, NARROW))
-                store(y, block * y.shape[1] + corners[f, 0] * lanes + lane, best)
-
-
-@jit
-def unpool(dx, dy, x, y, window, corners, lanes):
-    """Gives the gradient of each window to its first largest x, and 0 to the others."""
-    for block in range(len(y)):
-        for f in range(len(corners)):
-            for lane in range(0, lanes, NARROW):
-                here = block * y.shape[1] + corners[f, 0] * lanes + lane
-                there = block * x.shape[1] + corners[f, 1] * lanes + lane
-                rest, best = load(dy, here, NARROW), load(y, here, NARROW)
-                for step in window:
-                    given = take(rest, load(x, there + step * lanes, NARROW), best)
-                    store(dx, there + step * lanes, given)
-                    rest = madd(rest, np.float32(-1), given)
-
-
-@jit
-def relu(y):
-    for j in range(y.size):
-        y[j] = np.float32(0.5) * (y[j] + abs(y[j]))  # exact; a comparison would become slow masked stores
-
-
-@jit
-def unrelu(dy, y):
-    for j in range(y.size):
-        dy[j] = dy[j] if y[j] > 0 else np.float32(0)
-
-
-@jit
-def cross_entropy(dy, y, labels, batch):
-    """The summed loss for scores y [block, class, lane]; dy becomes the gradient of the mean over ``batch``."""
-    loss, scale = 0.0, np.float32(1 / batch)
-    for sample in range(len(y) * y.shape[2]):
-        block, lane = divmod(sample, y.shape[2])
-        scores, gradient = y[block, :, lane], dy[block, :, lane]
-        if sample >= len(labels):
-            gradient[:] = 0
-            continue
-        if not 0 <= labels[sample] < len(scores):
-            raise ValueError("a label is outside the classes of the network")
-        top, total = scores.max(), np.float32(0)
-        for c in range(len(scores)):
-            gradient[c] = np.exp(scores[c] - top)
-            total += gradient[c]
-        for c in range(len(scores)):
-            gradient[c] *= scale / total
-        gradient[labels[sample]] -= scale
-        loss += np.log(total) + top - scores[labels[sample]]
-    return loss
-
-
-@jit
-def descend(weights, gradients, velocity, lr, momentum, weight_decay, nesterov):
-    """One step of ``torch.optim.SGD``."""
-    lr, momentum, weight_decay = np.float32(lr), np.float32(momentum), np.float32(weight_decay)
-    for k in range(len(weights)):
-        gradient = gradients[k] + weight_decay * weights[k]
-        velocity[k] = step = momentum * velocity[k] + gradient
-        weights[k] -= lr * (gradient + momentum * step if nesterov else step)
-
-
-# --------------------------------------------------------------------------------------------------------------- layers
-# A layer computes ``out`` from ``source``. ``trim(live)`` tells it which features of ``out`` anyone reads, and returns
-# which features of ``source`` it reads itself; the others cost nothing from then on.
 
 class Signal:
-    """Values and gradients of ``size`` features, in blocks of ``lanes`` samples."""
+    """The values and gradients of an image with ``shape`` (channels, height, width) between two steps."""
 
-    def __init__(self, size: int, lanes: int):
-        self.size, self.lanes = size, lanes
+    def __init__(self, shape: Shape, lanes: int, level: int, trains: bool):
+        self.shape, self.lanes, self.level, self.trains = shape, lanes, level, trains
+        self.margin = (0, 0)  # rows, columns
+        self.readers: list = []  # the steps that read it, in their order
+        self.positive = False  # its step ends, and the gradient of its readers begins, with a ReLU
+        self.gradient_is_local: bool | None = None  # None: as the values
 
-    def allocate(self, samples: int) -> None:
-        self.value, self.gradient = np.zeros((2, samples // self.lanes, self.size * self.lanes), np.float32)
+    def widen(self, margin: tuple[int, int]) -> None:
+        self.margin = tuple(map(max, self.margin, margin))
 
-    def blocks(self, n: int) -> slice:
-        """Those of the first ``n`` samples."""
-        return slice(-(-n // self.lanes))
+    def lay_out(self) -> None:
+        """Fixes the places of all numbers, once margins and readers are known."""
+        (rows, columns), (channels, self.height, width) = self.margin, self.shape
+        self.run, self.pitch = width * self.lanes, (width + 2 * columns) * self.lanes
+        self.plane = (self.height + 2 * rows) * self.pitch
+        self.origin, self.size = rows * self.pitch + columns * self.lanes, -(-channels * self.plane // STEP) * STEP
+        self.is_local = all(reader.level == self.level for reader in self.readers)
+        if self.gradient_is_local is None:
+            self.gradient_is_local = self.is_local
+
+    def places(self) -> np.ndarray:
+        """Of each number of the image [channels * height * width], for the first sample of a block."""
+        c, i, j = np.indices(self.shape)
+        return (self.origin + c * self.plane + i * self.pitch + j * self.lanes).ravel()
+
+    def allocate(self, samples: int, part: int) -> None:
+        def zeros(local: bool) -> np.ndarray:
+            shape = -(-(part if local else samples) // self.lanes), self.size
+            flat = np.zeros(prod(shape) + STEP, np.float32)
+            start = -flat.ctypes.data // flat.itemsize % STEP  # a vector that begins in one cache line and ends in the next is slower
+            return flat[start:start + prod(shape)].reshape(shape)
+
+        self.value = zeros(self.is_local)
+        self.gradient = zeros(self.gradient_is_local) if self.trains else None
+
+    def _cut(self, array: np.ndarray, local: bool, a: int, b: int) -> np.ndarray:
+        return array[:-(-(b - a) // self.lanes)] if local else array[a // self.lanes:-(-b // self.lanes)]
+
+    def values(self, a: int, b: int) -> np.ndarray:
+        """Those of the samples a to b, [blocks, floats]; lanes that hold no sample contain old numbers."""
+        return self._cut(self.value, self.is_local, a, b)
+
+    def gradients(self, a: int, b: int) -> np.ndarray:
+        return self._cut(self.gradient, self.gradient_is_local, a, b)
+
+    @property
+    def geometry(self) -> tuple[int, int, int]:
+        return self.origin, self.plane, self.pitch
 
 
-class Relayout:
-    """Another order of features and other lanes; ``index`` [features of the output] is the source of each, or -1 for a 0."""
+# ---------------------------------------------------------------------------------------------------------------- steps
+# A step reads ``source`` and writes ``out``, for the samples a to b of a batch, forward and backward.
 
-    def __init__(self, source: Signal, index: np.ndarray, lanes: int):
-        self.source, self.index, self.out = source, index, Signal(index.size, lanes)
+class Step:
+    """What all steps share; one that overwrites the gradient of its source says ``add`` once another reader wrote it before."""
 
-    def trim(self, live: np.ndarray) -> np.ndarray:
-        self.here = np.flatnonzero(live & (self.index >= 0))
-        self.there = self.index[self.here]
-        return np.isin(np.arange(self.source.size), self.there)
+    size = 0  #: trainable numbers
 
-    def forward(self, n: int) -> None:
+    def __init__(self, source: Signal, out: Signal, level: int):
+        self.source, self.out, self.level = source, out, level
+        source.readers.append(self)
+
+    @property
+    def add(self) -> bool:
+        return max(self.source.readers, key=lambda reader: reader.number) is not self
+
+    def prepare(self) -> None:
+        """Called once every signal is laid out."""
+
+
+class Relayout(Step):
+    """Another order of features and other lanes; ``index`` [features of ``shape``] is the source of each, or -1 for a 0."""
+
+    def __init__(self, source: Signal, index: np.ndarray, shape: Shape, lanes: int):
+        super().__init__(source, Signal(shape, lanes, source.level, source.trains), source.level)
+        self.index = index
+
+    def prepare(self) -> None:
+        used = np.flatnonzero(self.index >= 0)
+        self.here, self.there = self.out.places()[used], self.source.places()[self.index[used]]
+
+    def forward(self, a: int, b: int) -> None:
         x, y = self.source, self.out
-        relayout(y.value, x.value, self.here, self.there, y.lanes, x.lanes, n)
+        kernels.relayout(y.values(a, b), x.values(a, b), self.here, self.there, y.lanes, x.lanes, b - a, False)
 
-    def backward(self, n: int) -> None:
+    def backward(self, a: int, b: int) -> None:
         x, y = self.source, self.out
-        relayout(x.gradient, y.gradient, self.there, self.here, x.lanes, y.lanes, n)
+        kernels.relayout(x.gradients(a, b), y.gradients(a, b), self.there, self.here, x.lanes, y.lanes, b - a, self.add)
 
 
 class Fetch(Relayout):
     """A relayout of the images, [n, pixels]."""
 
-    def trim(self, live: np.ndarray) -> np.ndarray:
-        """Finds the groups of ``NARROW`` features that are neighbours in the image too, and can be transposed together."""
-        read = super().trim(live)
-        groups = self.index[:self.index.size // NARROW * NARROW].reshape(-1, NARROW)
-        neighbours = (groups[:, 0] >= 0) & (np.diff(groups) == 1).all(1)
-        grouped = np.append(neighbours.repeat(NARROW), np.zeros(self.index.size % NARROW, bool))[self.here]
-        firsts = np.unique(self.here[grouped] // NARROW * NARROW)
-        self.grouped, self.here = len(firsts), np.append(firsts, self.here[~grouped])
-        self.there = self.index[self.here]
-        return read
+    def narrow(self, pixels: np.ndarray) -> None:
+        """From now on the images have these ``pixels`` alone."""
+        self.there = np.searchsorted(pixels, self.there)
+        last = max(len(pixels) - NARROW, 0)
+        self.groups = np.unique(np.minimum(self.there // NARROW * NARROW, last))
+        self.turned = np.empty(len(pixels) * self.out.lanes, np.float32)
 
-    def forward(self, n: int) -> None:
-        fetch(self.out.value[self.out.blocks(n)], self.source.value, self.here, self.there, self.grouped, self.out.lanes)
+    def forward(self, a: int, b: int) -> None:
+        y = self.out
+        kernels.fetch(y.values(a, b), self.source.value[a:b], self.turned, self.groups, self.here, self.there, y.lanes)
 
 
-class Pool:
+class Pool(Step):
     """Max-pooling with windows that neither overlap nor reach over the edge."""
 
-    def __init__(self, source: Signal, shape: Shape, kernel: tuple[int, int]):
-        (channels, height, width), (kh, kw) = shape, kernel
-        self.shape = channels, height // kh, width // kw
-        self.source, self.out = source, Signal(prod(self.shape), source.lanes)
-        self.window = tuple(i * width + j for i in range(kh) for j in range(kw))
-        self.corner = np.arange(source.size).reshape(shape)[:, :height // kh * kh:kh, :width // kw * kw:kw].ravel()
+    def __init__(self, source: Signal, kernel: tuple[int, int]):
+        channels, height, width = source.shape
+        self.kernel = kernel
+        super().__init__(source, Signal((channels, height // kernel[0], width // kernel[1]), source.lanes, source.level, source.trains),
+                         source.level)
 
-    def trim(self, live: np.ndarray) -> np.ndarray:
-        live = live.reshape(self.shape[0], -1).any(1)
-        places = np.flatnonzero(live.repeat(prod(self.shape[1:])))
-        self.corners = np.stack([places, self.corner[places]], 1)
-        return live.repeat(self.source.size // len(live))
+    def prepare(self) -> None:
+        (kh, kw), x = self.kernel, self.source
+        corner = x.places().reshape(x.shape)[:, :x.shape[1] // kh * kh:kh, :x.shape[2] // kw * kw:kw]
+        self.corners = np.stack([self.out.places(), corner.ravel()], 1)
+        self.window = tuple(i * x.pitch + j * x.lanes for i in range(kh) for j in range(kw))
 
-    def forward(self, n: int) -> None:
-        x, y, part = self.source, self.out, self.out.blocks(n)
-        pool(y.value[part], x.value[part], self.window, self.corners, y.lanes)
+    def forward(self, a: int, b: int) -> None:
+        kernels.pool(self.out.values(a, b), self.source.values(a, b), self.window, self.corners, self.out.lanes)
 
-    def backward(self, n: int) -> None:
-        x, y, part = self.source, self.out, self.out.blocks(n)
-        unpool(x.gradient[part], y.gradient[part], x.value[part], y.value[part], self.window, self.corners, y.lanes)
+    def backward(self, a: int, b: int) -> None:
+        x, y = self.source, self.out
+        kernels.unpool(x.gradients(a, b), y.gradients(a, b), x.values(a, b), y.values(a, b), self.window, self.corners, y.lanes)
 
 
-class Relu:
+class Average(Pool):
+    """The mean of a whole image."""
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.window = np.array(self.window)
+
+    def forward(self, a: int, b: int) -> None:
+        kernels.average(self.out.values(a, b), self.source.values(a, b), self.window, self.corners, self.out.lanes)
+
+    def backward(self, a: int, b: int) -> None:
+        kernels.unaverage(self.source.gradients(a, b), self.out.gradients(a, b), self.window, self.corners, self.out.lanes)
+
+
+class Relu(Step):
     """In place: a pool before it still finds its winners, because where a value has changed the gradient is 0."""
 
     def __init__(self, source: Signal):
-        self.out = source
+        super().__init__(source, source, source.level)
 
-    def trim(self, live: np.ndarray) -> np.ndarray:
-        return live
+    def forward(self, a: int, b: int) -> None:
+        kernels.relu(self.out.values(a, b).reshape(-1))
 
-    def forward(self, n: int) -> None:
-        relu(self.out.value[self.out.blocks(n)].reshape(-1))
-
-    def backward(self, n: int) -> None:
-        part = self.out.blocks(n)
-        unrelu(self.out.gradient[part].reshape(-1), self.out.value[part].reshape(-1))
+    def backward(self, a: int, b: int) -> None:
+        kernels.unrelu(self.out.gradients(a, b).reshape(-1), self.out.values(a, b).reshape(-1))
 
 
-class Taps:
-    """The surviving weights of a ``Linear`` or ``Conv2d``, as a convolution without padding and with stride 1."""
+class Order:
+    """The weights of a convolution y of x in the order of ``kernels.gather``.
 
-    def __init__(self, source: Signal, shape: Shape, out: Shape, module: nn.Module, mask: Tensor):
-        self.source, self.out, self.module = source, Signal(prod(out), source.lanes), module
-        self.in_shape, self.out_shape = shape, out
+    Args:
+        out, inside: [weights] channel of y and of x.
+        down: [weights] the row of x less the row of y that reads it.
+        places: [weights] where the weight reads x, less where that row of y begins within its channel.
+    """
+
+    def __init__(self, out: np.ndarray, inside: np.ndarray, down: np.ndarray, places: np.ndarray, y: Signal, x: Signal):
+        low, high = (down.min(), down.max()) if len(down) else (0, 0)
+        rows = high - low + 1
+        # So many input channels at a time that what a run of y reads stays in the nearest cache, if each channel of y has enough weights there.
+        tile = max(TILE // (4 * STEP * rows), FEW * x.shape[0] * y.shape[0] // max(len(out), 1), 1)
+        tiles = -(-x.shape[0] // tile)
+        self.order = np.lexsort((places, down, out, inside // tile))
+        key = ((inside // tile * y.shape[0] + out) * rows + down - low)[self.order]
+        bounds = np.arange(tiles * y.shape[0])[:, None] * rows + np.arange(rows + 1)
+        starts = np.searchsorted(key, bounds).reshape(tiles, y.shape[0], rows + 1)
+        i = np.arange(y.height)
+        lows, highs = np.clip(-i - low, 0, rows), np.clip(x.height - i - low, 0, rows)
+        self.taps = places[self.order].astype(np.int32), starts, lows, np.maximum(lows, highs)
+
+
+class Taps(Step):
+    """The surviving weights of a ``Linear`` or ``Conv2d`` with stride 1."""
+
+    def __init__(self, source: Signal, shape: Shape, module: nn.Module, mask: Tensor, phases: tuple[int, int], padding: tuple[int, int]):
+        super().__init__(source, Signal(shape, source.lanes, source.level, True), source.level)
+        self.module, self.padding = module, padding
         self.where = np.flatnonzero(mask.cpu())
-        kernel, (sh, sw), _ = window(module)
-        self.row, channel, y, x = np.unravel_index(self.where, (*mask.shape[:2], *kernel))
-        self.place = np.ravel_multi_index(((channel * sh + y % sh) * sw + x % sw, y // sh, x // sw), shape)
-        self.size = len(self.where) + (0 if module.bias is None else len(mask))
+        self.row, channel, y, x = np.unravel_index(self.where, (*mask.shape, 1, 1)[:4])
+        (sh, sw), kernel = phases, (*mask.shape, 1, 1)[2:4]
+        self.column, self.y, self.x = (channel * sh + y % sh) * sw + x % sw, y // sh, x // sw
+        self.biased = module.bias is not None
+        self.size = len(self.where) + self.biased * len(mask)
+        source.widen(padding)
+        if source.trains:  # the gradient of the input reads this far over the edge of the output
+            self.out.widen(tuple((k - 1) // s - p for k, s, p in zip(kernel, phases, padding)))
 
-    def trim(self, live: np.ndarray) -> np.ndarray:
-        """Sorts the weights by output, then input; those of a dead output come last and are never visited."""
-        live = live.reshape(self.out_shape[0], -1).any(1)
-        order = np.lexsort((self.place, self.row, ~live[self.row]))
-        starts = np.append(0, np.bincount(self.row, minlength=len(live))[live].cumsum())
-        read = np.zeros(self.in_shape, bool)
-        read.reshape(len(read), -1)[self.place[order[:starts[-1]]] // prod(self.in_shape[1:])] = True
-        self.where = self.where[order]
-        lanes = self.source.lanes
-        self.geometry = ((self.place[order] * lanes).astype(np.int32), starts, np.flatnonzero(live),
-                         self.out_shape[1], self.out_shape[2] * lanes, self.in_shape[2] * lanes)
-        return read.ravel()
+    def prepare(self) -> None:
+        x, y = self.source, self.out
+        down, right = self.y - self.padding[0], self.x - self.padding[1]
+        places = x.origin + self.column * x.plane + down * x.pitch + right * x.lanes
+        self.ahead = Order(self.row, self.column, down, places, y, x)
+        places = y.origin + self.row * y.plane - down * y.pitch - right * y.lanes
+        self.back = Order(self.column, self.row, -down, places, x, y)
+        self.no_biases, self.turned = np.zeros(x.shape[0], np.float32), np.empty(len(self.where), np.float32)
+        self.where, self.back.order = self.where[self.ahead.order], np.argsort(self.ahead.order)[self.back.order]
+        # Rows are counted within a block; those of images of one row over the blocks, because more rows at a time are faster.
+        self.flat = y.height == 1
+        self.steps = ((0, y.size), (0, x.size)) if self.flat else ((y.size, y.pitch), (x.size, x.pitch))
 
     def bind(self, values: np.ndarray, gradients: np.ndarray) -> None:
-        """Takes its share of the flat arrays of all weights and biases, and the values of the model."""
+        """Takes its share of the flat arrays of all trainable numbers, and the values of the model."""
         self.weights, self.biases = np.split(values, [len(self.where)])
         self.dweights, self.dbiases = np.split(gradients, [len(self.where)])
         self.weights[:] = self.module.weight.detach().cpu().numpy().ravel()[self.where]
-        if self.module.bias is None:
-            self.biases, self.dbiases = np.zeros((2, self.out_shape[0]), np.float32)
-        else:
+        if self.biased:
             self.biases[:] = self.module.bias.detach().cpu().numpy()
+        else:
+            self.biases = np.zeros(self.out.shape[0], np.float32)
 
-    def forward(self, n: int) -> None:
-        x, y, part = self.source, self.out, self.out.blocks(n)
-        forward(y.value[part], x.value[part], self.weights, self.biases, *self.geometry)
+    def forward(self, a: int, b: int) -> None:
+        x, y = self.source, self.out
+        kernels.gather(y.values(a, b), x.values(a, b), EMPTY, self.weights, self.biases, *self.ahead.taps, y.run, *y.geometry, x.pitch,
+                       y.positive, False)
 
-    def backward(self, n: int) -> None:
-        x, y, part = self.source, self.out, self.out.blocks(n)
-        dx = None if x.gradient is None else x.gradient[part]
-        backward(y.gradient[part], x.value[part], dx, self.weights, self.dweights, self.dbiases, *self.geometry)
+    def backward(self, a: int, b: int) -> None:
+        x, y = self.source, self.out
+        dy = y.gradients(a, b)
+        outer, inner = (1, len(dy)) if self.flat else (len(dy), y.height)
+        kernels.correlate(self.dweights, self.dbiases, dy, x.values(a, b), *self.ahead.taps[:2], outer, inner, y.run, y.plane, y.origin, *self.steps)
+        if x.trains:
+            np.take(self.weights, self.back.order, out=self.turned, mode="clip")  # the default mode makes a copy first
+            gate = x.values(a, b) if x.positive else EMPTY
+            kernels.gather(x.gradients(a, b), dy, gate, self.turned, self.no_biases, *self.back.taps, x.run, *x.geometry, y.pitch,
+                           False, self.add)
 
     def store(self) -> None:
         dense = np.zeros(self.module.weight.numel(), np.float32)
         dense[self.where] = self.weights
         with torch.no_grad():
             self.module.weight.copy_(torch.from_numpy(dense).view_as(self.module.weight))
-            if self.module.bias is not None:
+            if self.biased:
                 self.module.bias.copy_(torch.from_numpy(self.biases))
+
+
+class Moments(Step):
+    """The end of a level: collects the statistics of a convolution's output; backward, the gradient through them."""
+
+    def __init__(self, source: Signal):
+        super().__init__(source, source, source.level)
+        source.gradient_is_local = True
+        self.sums, self.squares = np.zeros((2, source.shape[0]))
+
+    def forward(self, a: int, b: int) -> None:
+        z = self.source
+        values = z.values(a, b)
+        self._clear(values, a, b)
+        kernels.moments(self.sums, self.squares, values, z.height, z.run, *z.geometry)
+
+    def backward(self, a: int, b: int) -> None:
+        z, y = self.source, self.norm.out
+        dz = z.gradients(a, b)
+        kernels.centre(dz, y.gradients(a, b), z.values(a, b), *self.norm.slopes, z.height, z.run, z.geometry, y.geometry)
+        self._clear(dz, a, b)
+
+    def _clear(self, array: np.ndarray, a: int, b: int) -> None:
+        """Only samples may count, so the lanes that hold none become 0."""
+        if (b - a) % self.source.lanes:
+            array[-1].reshape(-1, self.source.lanes)[:, (b - a) % self.source.lanes:] = 0
+
+
+class Norm(Step):
+    """Batch normalisation, together with the addition of ``other`` and the ReLU that may follow it."""
+
+    def __init__(self, moments: Moments, module: nn.BatchNorm2d):
+        z = moments.source
+        super().__init__(z, Signal(z.shape, z.lanes, z.level + 1, True), z.level + 1)
+        self.out.gradient_is_local = False
+        self.moments, self.module, self.other, self.positive = moments, module, None, False
+        moments.norm, self.size = self, 2 * z.shape[0]
+        self.running = [module.running_mean.numpy().copy(), module.running_var.numpy().copy()]
+        self.batches = 0
+
+    def plus(self, other: Signal) -> None:
+        self.other = other
+        other.readers.append(self)
+        self.level = self.out.level = max(self.level, other.level)
+
+    def bind(self, values: np.ndarray, gradients: np.ndarray) -> None:
+        (self.gamma, self.beta), (self.dgamma, self.dbeta) = np.split(values, 2), np.split(gradients, 2)
+        self.gamma[:], self.beta[:] = self.module.weight.detach().numpy(), self.module.bias.detach().numpy()
+
+    def begin(self, samples: int | None) -> None:
+        """Called before the level, with the size of the batch in training."""
+        if samples is None:
+            self.mean, variance = self.running
+        else:
+            count, m = samples * prod(self.out.shape[1:]), self.moments
+            self.mean = m.sums / count
+            variance = np.maximum(m.squares / count - self.mean ** 2, 0)
+            share = self.module.momentum
+            for kept, new in zip(self.running, (self.mean, variance * count / max(count - 1, 1))):
+                kept += np.float32(share) * (new - kept).astype(np.float32)
+            self.batches += 1
+            self.count, m.sums[:], m.squares[:] = count, 0, 0
+            self.sums, self.products = np.zeros((2, len(variance)))
+        self.inverse = 1 / np.sqrt(variance + self.module.eps)
+        scale = self.gamma * self.inverse
+        self.factors = scale.astype(np.float32), (self.beta - self.mean * scale).astype(np.float32)
+
+    def finish(self) -> None:
+        """Called on the way back, when the sums over the batch are known."""
+        self.dgamma[:], self.dbeta[:] = self.products * self.inverse, self.sums
+        scale = self.gamma * self.inverse
+        slope = -scale * self.inverse ** 2 * self.products / self.count
+        self.slopes = tuple(v.astype(np.float32) for v in (scale, slope, -scale * self.sums / self.count - slope * self.mean))
+
+    def forward(self, a: int, b: int) -> None:
+        z, y, other = self.source, self.out, self.other
+        more = (EMPTY, NOWHERE) if other is None else (other.values(a, b), other.geometry)
+        kernels.normalise(y.values(a, b), z.values(a, b), more[0], *self.factors, self.positive, y.height, y.run, y.geometry, z.geometry, more[1])
+
+    def backward(self, a: int, b: int) -> None:
+        z, y, other = self.source, self.out, self.other
+        more = (EMPTY, NOWHERE) if other is None else (other.gradients(a, b), other.geometry)
+        add = other is not None and max(other.readers, key=lambda reader: reader.number) is not self
+        kernels.unnormalise(y.gradients(a, b), y.values(a, b), z.values(a, b), more[0], self.mean.astype(np.float32), self.sums, self.products,
+                            self.positive, add, y.height, y.run, y.geometry, z.geometry, more[1])
+
+    def store(self) -> None:
+        with torch.no_grad():
+            for target, values in zip((self.module.weight, self.module.bias, self.module.running_mean, self.module.running_var),
+                                      (self.gamma, self.beta, *self.running)):
+                target.copy_(torch.from_numpy(values))
+            self.module.num_batches_tracked += self.batches
+        self.batches = 0
+
+
+EMPTY, NOWHERE = np.zeros((0, 0), np.float32), (0, 0, 0)
 
 
 # ------------------------------------------------------------------------------------------------------------- networks
@@ -453,57 +385,59 @@ KNOWN = {
     nn.ReLU: {},
     nn.Conv2d: {"groups": [1], "dilation": [(1, 1)], "padding_mode": ["zeros"]},
     nn.MaxPool2d: {"padding": [0, (0, 0)], "dilation": [1, (1, 1)], "ceil_mode": [False], "return_indices": [False]},
+    nn.AdaptiveAvgPool2d: {"output_size": [1, (1, 1)]},
+    nn.BatchNorm2d: {"affine": [True], "track_running_stats": [True]},
+    Select: {},
 }
+
+
+class Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, name: str) -> bool:
+        return type(module) in KNOWN or super().is_leaf_module(module, name)
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else tuple(size)
 
 
-def window(module: nn.Module) -> tuple[tuple[int, int], ...]:
-    """(kernel, stride, padding), each (height, width); a ``Linear`` is a 1x1 convolution of a 1x1 image."""
-    return (module.kernel_size, module.stride, module.padding) if isinstance(module, nn.Conv2d) else ((1, 1), (1, 1), (0, 0))
-
-
-def layers_of(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of a network in order, those of nested ``Sequential`` too, with their names."""
-    for name, module in model._modules.items():  # named_children() would leave out the second use of a layer
-        if type(module) is nn.Sequential:
-            yield from layers_of(module, f"{prefix}{name}.")
-        else:
-            yield prefix + name, module
-
-
 def unsupported(model: nn.Module) -> str | None:
     """Why the engine cannot train ``model``, or None if it can."""
-    if numba is None:
-        return "numba is not installed"
-    if type(model) is not nn.Sequential:
-        return f"{type(model).__name__} is not supported"
     try:
-        flat = len(input_shape(model)) == 1
+        SparseNet(model, {name: torch.zeros_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()})
     except UserError as error:
-        return str(error)
-    layers = [module for _, module in layers_of(model)]
-    for module in layers:
-        kind = type(module).__name__
-        if type(module) not in KNOWN:
-            return f"{kind} is not supported"
-        for attribute, values in KNOWN[type(module)].items():
-            if getattr(module, attribute) not in values:
-                return f"{kind} with {attribute}={getattr(module, attribute)!r} is not supported"
-        if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
-            return f"Conv2d with padding={module.padding!r} is not supported"
-        if isinstance(module, nn.MaxPool2d) and pair(module.kernel_size) != pair(module.stride):
-            return "MaxPool2d whose stride is not its kernel size is not supported"
-        if isinstance(module, nn.Linear) and not flat:
-            return "Linear without Flatten before it is not supported"
-        if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
-            return "only float32 is supported"
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and layers.count(module) > 1:
-            return f"a {kind} that occurs twice is not supported"
-        flat = flat or isinstance(module, nn.Flatten)
+        return str(error).removeprefix(REFUSED)
     return None
+
+
+REFUSED = "the sparse engine cannot train this network: "
+
+
+def refuse(reason: str) -> None:
+    raise UserError(REFUSED + reason)
+
+
+def examine(node: fx.Node, module: nn.Module) -> None:
+    """Refuses a layer that the engine does not know."""
+    kind = type(module).__name__
+    if type(module) not in KNOWN:
+        refuse(f"{kind} is not supported")
+    for attribute, values in KNOWN[type(module)].items():
+        if getattr(module, attribute) not in values:
+            refuse(f"{kind} with {attribute}={getattr(module, attribute)!r} is not supported")
+    if isinstance(module, nn.Conv2d) and isinstance(module.padding, str):
+        refuse(f"Conv2d with padding={module.padding!r} is not supported")
+    if isinstance(module, nn.Conv2d) and any(p >= k for p, k in zip(module.padding, module.kernel_size)):
+        refuse("Conv2d with a padding as large as its kernel is not supported")
+    if isinstance(module, nn.MaxPool2d) and pair(module.kernel_size) != pair(module.stride):
+        refuse("MaxPool2d whose stride is not its kernel size is not supported")
+    if isinstance(module, nn.BatchNorm2d) and module.momentum is None:
+        refuse("BatchNorm2d with momentum=None is not supported")
+    if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
+        refuse("only float32 is supported")
+    if any(True for _ in module.parameters()) and sum(other.target == node.target for other in node.graph.nodes) > 1:
+        refuse(f"a {kind} that occurs twice is not supported")
+    if not isinstance(module, (nn.Conv2d, nn.Linear, Select, nn.Flatten)) and len(node.all_input_nodes[0].users) > 1:
+        refuse(f"{kind} of a value that is read elsewhere too is not supported")
 
 
 class SparseNet:
@@ -512,98 +446,249 @@ class SparseNet:
     Args:
         model: a network for which ``unsupported`` returns None.
         mask: name of each weight -> bool of its shape, True where the weight survives.
+
+    Raises:
+        UserError: a network that the engine can not train; the message says which of its layers is unknown.
     """
 
-    def __init__(self, model: nn.Sequential, mask: dict[str, Tensor]):
-        if reason := unsupported(model):
-            raise UserError(f"the sparse engine cannot train this network: {reason}")
-        shape = (*input_shape(model), 1, 1)[:3]
-        self.input = signal = Signal(prod(shape), lanes=1)
-        self.layers: list[Relayout | Pool | Relu | Taps] = []
-        for name, module in layers_of(model):
-            if isinstance(module, nn.Flatten):
-                shape = (prod(shape), 1, 1)
-            elif isinstance(module, (nn.Linear, nn.Conv2d)):
-                signal, shape = self._taps(signal, shape, module, mask[f"{name}.weight"])
-            else:
-                if signal is self.input:
-                    signal = self._add(Fetch(signal, np.arange(signal.size), NARROW))
-                if isinstance(module, nn.ReLU):
-                    self._add(Relu(signal))
-                else:
-                    signal = self._add(Pool(signal, shape, pair(module.kernel_size)))
-                    shape = self.layers[-1].shape
-        self.output = signal
+    def __init__(self, model: nn.Module, mask: dict[str, Tensor]):
+        if kernels.numba is None:
+            refuse("numba is not installed")
+        self.steps: list[Step] = []
+        self.output = self._read(model, mask)
+        self._fuse()
 
-        live = np.ones(signal.size, bool)
-        for layer in reversed(self.layers):
-            live = layer.trim(live)
-        self.taps = [layer for layer in self.layers if isinstance(layer, Taps)]
-        self.trained = self.layers[self.layers.index(self.taps[0]):]
-        signals = {layer.out for layer in self.layers}
-        self.chunk = RUN * min(max(CHUNK // (RUN * 2 * sum(signal.size for signal in signals)), 1), 4)
-        for signal in signals:
-            signal.allocate(self.chunk)
-        self.taps[0].source.gradient = None
+        self.steps.sort(key=lambda step: step.level)
+        for number, step in enumerate(self.steps):
+            step.number = number
+        self.signals = list(dict.fromkeys(step.out for step in self.steps))
+        for signal in self.signals:
+            signal.lay_out()
+        for step in self.steps:
+            step.prepare()
+        self.levels = [Level(level, [step for step in self.steps if step.level == level]) for level in range(self.output.level + 1)]
+        fetches = [step for step in self.steps if isinstance(step, Fetch)]
+        self.read = np.unique(np.concatenate([fetch.there for fetch in fetches]))
+        for fetch in fetches:
+            fetch.narrow(self.read)
+        self.capacity = 0
 
-        ends = np.cumsum([taps.size for taps in self.taps])
+        trained = [step for step in self.steps if isinstance(step, Taps | Norm)]
+        ends = np.cumsum([step.size for step in trained])
         self.values, self.gradients, self.velocity = np.zeros((3, ends[-1]), np.float32)
-        for taps, values, gradients in zip(self.taps, np.split(self.values, ends), np.split(self.gradients, ends)):
-            taps.bind(values, gradients)
+        for step, values, gradients in zip(trained, np.split(self.values, ends), np.split(self.gradients, ends)):
+            step.bind(values, gradients)
+        self.trained = trained
 
-    def _add(self, layer: Relayout | Pool | Relu | Taps) -> Signal:
-        self.layers.append(layer)
-        return layer.out
+    # --- from a model to steps
 
-    def _taps(self, signal: Signal, shape: Shape, module: nn.Module, mask: Tensor) -> tuple[Signal, Shape]:
-        """Adds a convolution, and the relayout that spares it its padding, its stride or the wrong number of lanes."""
-        kernel, stride, padding = window(module)
+    def _add(self, step: Step) -> Signal:
+        self.steps.append(step)
+        return step.out
+
+    def _read(self, model: nn.Module, mask: dict[str, Tensor]) -> Signal:
+        """Adds the steps of a model, and returns the signal of its logits."""
+        shape = (*input_shape(model), 1, 1)[:3]
+        self.input = Signal(shape, 1, 0, False)
+        self.input.lay_out()
+        try:
+            graph = Tracer().trace(model)
+        except Exception as error:
+            refuse(f"its forward can not be traced ({error})")
+        found: dict[fx.Node, tuple[Signal, Shape]] = {}
+        for node in graph.nodes:
+            sources = [found[source] for source in node.all_input_nodes]
+            if node.op == "placeholder":
+                found[node] = self.input, shape
+            elif node.op == "call_module":
+                module = model.get_submodule(node.target)
+                examine(node, module)
+                found[node] = self._layer(module, *sources[0], mask.get(f"{node.target}.weight"))
+            elif node.target in (operator.add, operator.iadd, torch.add) and len(sources) == 2:
+                found[node] = self._sum(*sources)
+            elif node.op == "output" and len(sources) == 1:
+                signal, shape = sources[0]
+                if signal.shape != (shape[0], 1, 1) or not signal.trains:
+                    refuse("its output is not one number for each class")
+                return signal if signal.margin == (0, 0) else self._relayout(signal, np.arange(shape[0]), shape, signal.lanes)
+            else:
+                refuse(f"{getattr(node.target, '__name__', node.target)} is not supported")
+
+    def _layer(self, module: nn.Module, signal: Signal, shape: Shape, mask: Tensor | None) -> tuple[Signal, Shape]:
+        if isinstance(module, nn.Flatten):
+            return signal, (prod(shape), 1, 1)
+        if isinstance(module, Select):
+            shape = (len(module.index), 1, 1)
+            return self._relayout(signal, module.index.numpy(), shape, lanes_for(1)), shape
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if isinstance(module, nn.Linear) and shape[1:] != (1, 1):
+                refuse("Linear without Flatten before it is not supported")
+            out = self._taps(signal, shape, module, mask)
+            return out, out.shape
+        if signal is self.input:
+            signal = self._relayout(signal, np.arange(prod(shape)), shape, NARROW)
+        norm = next((step for step in self.steps if step.out is signal and isinstance(step, Norm)), None)
+        if isinstance(module, nn.ReLU):
+            if norm is None:
+                self._add(Relu(signal))
+            else:
+                norm.positive = True
+            return signal, shape
+        if isinstance(module, nn.BatchNorm2d):
+            if not signal.trains:
+                refuse("BatchNorm2d before the first weights is not supported")
+            moments = Moments(signal)
+            self._add(moments)
+            return self._add(Norm(moments, module)), shape
+        out = self._add(Average(signal, signal.shape[1:]) if isinstance(module, nn.AdaptiveAvgPool2d) else Pool(signal, pair(module.kernel_size)))
+        return out, out.shape
+
+    def _sum(self, one: tuple[Signal, Shape], two: tuple[Signal, Shape]) -> tuple[Signal, Shape]:
+        """Leaves the addition to a batch normalisation just before it."""
+        for (signal, shape), (other, _) in ((one, two), (two, one)):
+            norm = next((step for step in self.steps if step.out is signal and isinstance(step, Norm)), None)
+            if norm and norm.other is None and not norm.positive and not signal.readers and other.trains and other.shape == signal.shape:
+                norm.plus(other)
+                return signal, shape
+        refuse("an addition that does not follow a BatchNorm2d is not supported")
+
+    def _fuse(self) -> None:
+        """Leaves a ReLU between two convolutions to them."""
+        for step in [step for step in self.steps if isinstance(step, Relu)]:
+            signal, others = step.source, [reader for reader in step.source.readers if reader is not step]
+            if others and all(isinstance(other, Taps) for other in others) and any(isinstance(s, Taps) and s.out is signal for s in self.steps):
+                signal.positive, signal.readers = True, others
+                self.steps.remove(step)
+
+    def _relayout(self, signal: Signal, index: np.ndarray, shape: Shape, lanes: int) -> Signal:
+        return self._add((Fetch if signal is self.input else Relayout)(signal, index.ravel(), shape, lanes))
+
+    def _taps(self, signal: Signal, shape: Shape, module: nn.Module, mask: Tensor) -> Signal:
+        """Adds a convolution, and the relayout that spares it its stride, a flattened input or the wrong number of lanes."""
+        kernel, stride, padding = ((module.kernel_size, module.stride, module.padding) if isinstance(module, nn.Conv2d)
+                                   else ((1, 1), (1, 1), (0, 0)))
         out = (len(mask), *((size + 2 * p - k) // s + 1 for size, k, s, p in zip(shape[1:], kernel, stride, padding)))
-        lanes = max(NARROW, RUN // gcd(out[2], RUN))
-        if (lanes, stride, padding) != (signal.lanes, (1, 1), (0, 0)):
+        if stride == (1, 1):
+            lanes = lanes_for(out[2], shape[2])
+            if signal is self.input or signal.shape != shape or signal.lanes != lanes:
+                signal = self._relayout(signal, np.arange(prod(shape)), shape, lanes)
+        else:
             inside = [size + (k - 1) // s for size, k, s in zip(out[1:], kernel, stride)]
             channel, phase_y, phase_x, y, x = np.indices((shape[0], *stride, *inside))
             y, x = y * stride[0] + phase_y - padding[0], x * stride[1] + phase_x - padding[1]
             index = np.where((0 <= y) & (y < shape[1]) & (0 <= x) & (x < shape[2]), (channel * shape[1] + y) * shape[2] + x, -1)
-            change = Fetch if signal is self.input else Relayout
-            signal, shape = self._add(change(signal, index.ravel(), lanes)), (shape[0] * prod(stride), *inside)
-        return self._add(Taps(signal, shape, out, module, mask)), out
+            signal = self._relayout(signal, index, (shape[0] * prod(stride), *inside), lanes_for(out[2], inside[1]))
+            padding = (0, 0)
+        return self._add(Taps(signal, out, module, mask, stride, padding))
+
+    # --- use
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """[n, pixels]: of images [n, channels, height, width] what the network reads. Worth doing once for a whole data set."""
+        if x.shape[1:].numel() != prod(self.input.shape):
+            raise UserError(f"the images have the shape {tuple(x.shape[1:])}; the network takes {self.input.shape}")
+        x = x.detach().float().flatten(1)
+        return x if len(self.read) == x.shape[1] else x[:, torch.from_numpy(self.read)]
 
     def step(self, x: Tensor, y: Tensor, lr: float, momentum: float, weight_decay: float, nesterov: bool = False) -> float:
         """One step of SGD on the mean cross-entropy, as ``torch.optim.SGD`` does it.
 
         Args:
-            x: [batch, channels, height, width] float32.
+            x: [batch, channels, height, width] float32, or what ``pixels`` made of it.
             y: [batch] int64 labels.
 
         Returns:
             The mean loss before the step.
         """
+        labels, n, loss = y.numpy(), len(x), 0.0
+        self._take(x, n)
         self.gradients[:] = 0
-        loss = 0.0
-        for start in range(0, len(x), self.chunk):
-            labels = y[start:start + self.chunk].numpy()
-            scores = self._forward(x[start:start + self.chunk])
-            gradient = self.output.gradient[:len(scores)].reshape(scores.shape)
-            loss += cross_entropy(gradient, scores, labels, len(x))
-            for layer in reversed(self.trained):
-                layer.backward(len(labels))
-        descend(self.values, self.gradients, self.velocity, lr, momentum, weight_decay, nesterov)
-        return loss / len(x)
+        for level in self.levels:
+            level.begin(n)
+            for a, b in level.parts(n):
+                level.forward(a, b)
+                if level is self.levels[-1]:
+                    scores, gradient = (array.reshape(len(array), -1, self.output.lanes) for array in (self.output.values(a, b), self.output.gradients(a, b)))
+                    loss += kernels.cross_entropy(gradient, scores, labels[a:b], n)
+                    level.backward(a, b)
+        for level in reversed(self.levels[:-1]):
+            level.finish()
+            for a, b in level.parts(n):
+                level.repeat(a, b)
+                level.backward(a, b)
+        kernels.descend(self.values, self.gradients, self.velocity, lr, momentum, weight_decay, nesterov)
+        return loss / n
 
     def logits(self, x: Tensor) -> Tensor:
-        """[n, classes] for images [n, channels, height, width]."""
-        parts = [torch.from_numpy(self._forward(part)).mT.flatten(0, 1)[:len(part)].clone() for part in x.split(self.chunk)]
-        return torch.cat(parts)
+        """[n, classes] for images as ``step`` takes them; batch normalisation with its running statistics."""
+        scores = []
+        for images in x.split(max(self.capacity, 256)):
+            self._take(images, len(images))
+            for level in self.levels:
+                level.begin(None)
+                for a, b in level.parts(len(images)):
+                    level.forward(a, b, training=False)
+                    if level is self.levels[-1]:
+                        part = torch.from_numpy(self.output.values(a, b)).unflatten(1, (-1, self.output.lanes))
+                        scores.append(part.mT.flatten(0, 1)[:b - a].clone())
+        return torch.cat(scores)
 
     def store(self) -> None:
-        """Writes weights and biases into the model; a pruned weight becomes exactly 0."""
-        for taps in self.taps:
-            taps.store()
+        """Writes everything learned into the model; a pruned weight becomes exactly 0."""
+        for step in self.trained:
+            step.store()
 
-    def _forward(self, x: Tensor) -> np.ndarray:
-        """The logits [block, class, lane] of at most ``chunk`` images, until the next call; lanes beyond them are arbitrary."""
-        self.input.value = x.detach().float().reshape(len(x), self.input.size).contiguous().numpy()
-        for layer in self.layers:
-            layer.forward(len(x))
-        return self.output.value[self.output.blocks(len(x))].reshape(-1, self.output.size, self.output.lanes)
+    def _take(self, x: Tensor, samples: int) -> None:
+        self.input.value = (x if x.shape[1:] == self.read.shape else self.pixels(x)).contiguous().numpy()
+        if samples > self.capacity:
+            self.capacity = samples
+            for signal in self.signals:
+                signal.allocate(samples, max(level.part for level in self.levels))
+
+
+class Level:
+    """The steps between two batch normalisations, a few samples at a time."""
+
+    def __init__(self, number: int, steps: list[Step]):
+        self.steps = steps
+        self.back = [step for step in reversed(steps) if step.source.trains or isinstance(step, Taps)]
+        signals = {step.out for step in steps}
+        granule = max(signal.lanes for signal in signals)
+        floats = sum(2 * signal.size // signal.lanes for signal in signals)
+        self.part = granule * min(max(PART // (floats * granule), 1), 256 // granule)
+
+    def parts(self, n: int) -> list[tuple[int, int]]:
+        return [(a, min(a + self.part, n)) for a in range(0, n, self.part)]
+
+    def begin(self, samples: int | None) -> None:
+        for step in self.steps:
+            if isinstance(step, Norm):
+                step.begin(samples)
+
+    def finish(self) -> None:
+        for step in self.steps:
+            if isinstance(step, Moments):
+                step.norm.finish()
+
+    def forward(self, a: int, b: int, training: bool = True) -> None:
+        for step in self.steps:
+            if training or not isinstance(step, Moments):
+                step.forward(a, b)
+
+    def repeat(self, a: int, b: int) -> None:
+        """Computes again what was not kept."""
+        for step in self.steps:
+            if step.out.is_local:
+                step.forward(a, b)
+
+    def backward(self, a: int, b: int) -> None:
+        for step in self.back:
+            step.backward(a, b)
+
+
+def lanes_for(*widths: int) -> int:
+    """The fewest lanes, a power of 2, for which rows of these widths are whole vectors, and one of the first width fills the registers."""
+    lanes = NARROW
+    while widths[0] * lanes < 4 * STEP or any(width * lanes % STEP for width in widths):
+        lanes *= 2
+    return lanes

@@ -18,19 +18,22 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import product
 from pathlib import Path
 
+import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import ROOT, __version__, data, masks, models, pruning, training, transfer
+from . import ROOT, __version__, data, masks, models, pruning, stack, training, transfer
 from .errors import UserError, command_line, fraction, pick, unknown
 from .ledger import Ledger
 
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
+STACK = 32  #: so many runs are trained at once on CUDA
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class Run:
         fixed_batch: one scoring batch for all rounds instead of a fresh one each.
         recipe: a key of ``training.RECIPES``; ``epochs`` replaces its length.
         transfer: also record the expressive force transfer of every round.
+        precision: of the training, as in ``training.Recipe``.
     """
 
     dataset: str
@@ -67,6 +71,7 @@ class Run:
     recipe: str = "mnist"
     epochs: int | None = None
     transfer: bool = False
+    precision: str = "fp32"
 
     def __post_init__(self):
         if self.mix is not None:
@@ -76,7 +81,8 @@ class Run:
         for kind, value, known in (("data set", self.dataset, data.names()), ("model", self.model, models.MODELS),
                                    ("method", self.method, ["dense", *pruning.methods()]), ("initialisation", self.init, models.INITS),
                                    ("schedule", self.schedule, pruning.SCHEDULES), ("scope", self.scope, masks.SCOPES),
-                                   ("control", self.control, CONTROLS), ("recipe", self.recipe, training.RECIPES)):
+                                   ("control", self.control, CONTROLS), ("recipe", self.recipe, training.RECIPES),
+                                   ("precision", self.precision, training.PRECISIONS)):
             if value not in known:
                 raise unknown(kind, value, known)
         fraction("sparsity", self.sparsity)
@@ -99,9 +105,9 @@ class Run:
         return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
 
     def training_recipe(self) -> training.Recipe:
-        """The named recipe with this run's epochs and seed."""
+        """The named recipe with this run's epochs, precision and seed."""
         recipe = training.RECIPES[self.recipe]
-        return dataclasses.replace(recipe, seed=self.seed, epochs=self.epochs or recipe.epochs)
+        return dataclasses.replace(recipe, seed=self.seed, epochs=self.epochs or recipe.epochs, precision=self.precision)
 
 
 def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=None) -> tuple[masks.Mask, list[dict]]:
@@ -115,42 +121,96 @@ def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=Non
     return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
 
 
-def execute(run: Run, device: str = "cpu") -> dict:
-    """Prune and train: the ``metrics`` of a ledger line. What is trained is the *effective* mask, as in Panning's code."""
-    splits = data.load(run.dataset).to(device)
+@dataclass(frozen=True)
+class Pruned:
+    """A run before its training: what is trained is ``live``, the *effective* part of ``mask``, as in Panning's code."""
+
+    run: Run
+    model: torch.nn.Module
+    mask: masks.Mask
+    live: masks.Mask
+    trace: list[dict]
+    meter: transfer.Transfer | None
+    seconds: float
+
+
+def prune(run: Run, splits: data.Splits) -> Pruned:
+    """The network and the masks of ``run``, on the device of ``splits``."""
+    device = splits.train.x.device
     model = models.build(run.model, splits.input_shape, splits.classes, run.seed, run.init).to(device)
     meter = None
     if run.transfer:
         meter = transfer.Transfer(model, data.balanced_batch(splits.train, run.per_class, torch.Generator().manual_seed(10_000 + run.seed)))
-
     start = time.perf_counter()
     mask, trace = find_mask(run, model, splits, meter)
-    prune_seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     if run.control == "reinitialise":
         fresh = models.build(run.model, splits.input_shape, splits.classes, 20_000 + run.seed, run.init)
         model.load_state_dict(fresh.state_dict())
+    return Pruned(run, model, mask, masks.effective(model, mask), trace, meter, seconds)
 
-    start = time.perf_counter()
-    layers = masks.table(model, mask)
-    log = training.train(model, masks.effective(model, mask), splits, run.training_recipe())
-    last = log.iloc[-1]
+
+def result(pruned: Pruned, log: pd.DataFrame, seconds: float) -> dict:
+    """The ``metrics`` of a ledger line, once a run was trained with this table in so many seconds."""
+    mask, live, uses, last = pruned.mask, pruned.live, models.uses(pruned.model), log.iloc[-1]
     metrics = {
         "test_accuracy": last.test_accuracy, "best_test_accuracy": log.test_accuracy.max(), "validation_accuracy": last.validation_accuracy,
-        "density": masks.density(mask), "effective_density": int(layers.effective.sum()) / int(layers.weights.sum()),
-        "prunable_weights": int(layers.weights.sum()), "kept_weights": int(layers.kept.sum()), "effective_weights": int(layers.effective.sum()),
-        "flops_dense": int(layers.flops_dense.sum()), "flops_nonzero": int(layers.flops_nonzero.sum()),
-        "prune_seconds": round(prune_seconds, 3), "train_seconds": round(time.perf_counter() - start, 3),
+        "density": masks.density(mask), "effective_density": masks.density(live),
+        "prunable_weights": masks.size(mask), "kept_weights": masks.count(mask), "effective_weights": masks.count(live),
+        "flops_dense": sum(2 * uses[name] * m.numel() for name, m in mask.items()),
+        "flops_nonzero": sum(2 * uses[name] * int(m.sum()) for name, m in live.items()),
+        "prune_seconds": round(pruned.seconds, 3), "train_seconds": round(seconds, 3),
         "diverged": not math.isfinite(last.loss), "epochs": len(log), "engine": log.attrs["engine"],
-        "layers": {row.layer: [row.kept, row.effective] for row in layers.itertuples()},
+        "layers": {name.removesuffix(".weight"): [int(m.sum()), int(live[name].sum())] for name, m in mask.items()},
         "curve": {column: [_short(v) for v in log[column]] for column in ("loss", "validation_accuracy", "test_accuracy")},
-        "events": sorted({event for row in trace for event in row["events"]}),
+        "events": sorted({event for row in pruned.trace for event in row["events"]}),
     }
-    if meter is not None:
+    if meter := pruned.meter:
         metrics["transfer"] = [{k: _short(v) if isinstance(v, float) else v for k, v in row.items()} for row in meter.whole()]
-        metrics["follow"] = {"sparsity_now": [0.0, *(_short(row["sparsity"]) for row in trace)],
+        metrics["follow"] = {"sparsity_now": [0.0, *(_short(row["sparsity"]) for row in pruned.trace)],
                              **{column: [_short(row[column]) for row in meter.follow] for column in meter.follow[0]}}
         metrics["transfer_rounds"] = _columns([row for row in meter.rows if row["layer"] == "total"])
     return metrics
+
+
+def execute(run: Run, device: str = "cpu") -> dict:
+    """Prune and train: the ``metrics`` of a ledger line."""
+    splits = data.load(run.dataset).to(device)
+    return _train([prune(run, splits)], splits)[0]
+
+
+def execute_together(runs: Sequence[Run], device: str) -> list[dict | Exception]:
+    """``execute`` for runs of one data set, network and recipe, trained as a stack; a run that can not be pruned gives its error.
+
+    ``stack`` says with how many a run was trained, and ``train_seconds`` is its share.
+    """
+    splits = data.load(runs[0].dataset).to(device)
+    pruned, results = {}, {}
+    for run in runs:
+        try:
+            pruned[run] = prune(run, splits)
+        except Exception as error:
+            results[run] = error
+    results |= zip(pruned, _train(list(pruned.values()), splits))
+    return [results[run] for run in runs]
+
+
+def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
+    """Their results. What can not be stacked, or is more than the memory of the device holds, is trained in halves."""
+    recipes = [each.run.training_recipe() for each in pruned]
+    start = time.perf_counter()
+    try:
+        logs = (stack.train([each.model for each in pruned], [each.live for each in pruned], splits, recipes) if len(pruned) > 1 else
+                [training.train(each.model, each.live, splits, recipe) for each, recipe in zip(pruned, recipes)])
+    except (UserError, torch.OutOfMemoryError):
+        if len(pruned) == 1:
+            raise
+        logs = []  # the halves come later: here the error still holds the memory
+    if len(logs) < len(pruned):
+        half = len(pruned) // 2
+        return _train(pruned[:half], splits) + _train(pruned[half:], splits)
+    seconds = (time.perf_counter() - start) / max(1, len(pruned))
+    return [{**result(each, log, seconds), "stack": len(pruned)} for each, log in zip(pruned, logs)]
 
 
 def _short(value: float) -> float | None:
@@ -241,24 +301,41 @@ def provenance(device: str) -> dict:
             "device": device, "processor": processor, "threads": 1}
 
 
-def _work(run: Run, device: str, origin: dict) -> dict:
-    """One ledger line. An error is a line too: it must not stop the other runs."""
+def _work(runs: list[Run], device: str, origin: dict) -> list[dict]:
+    """The ledger lines of runs that are done together. An error is a line too: it must not stop the other runs."""
     torch.set_num_threads(1)  # two workers with one thread each beat one worker with two
-    line = {"key": run.key(), "run": run.canonical()}
     start = time.perf_counter()
     try:
-        line["metrics"] = execute(run, device)
-        splits = data.load(run.dataset)
+        results = [execute(runs[0], device)] if len(runs) == 1 else execute_together(runs, device)
+        splits = data.load(runs[0].dataset)
         origin = {**origin, "data": {"title": splits.title, "fingerprint": splits.fingerprint}}
     except Exception as error:
-        line["error"] = "".join(traceback.format_exception_only(error)).strip()
-        line["traceback"] = traceback.format_exc()
-    finished = datetime.now(UTC).isoformat(timespec="seconds")
-    return {**line, "provenance": {**origin, "seconds": round(time.perf_counter() - start, 3), "finished": finished}}
+        results = [error] * len(runs)
+    seconds = (time.perf_counter() - start) / len(runs)
+    origin = {**origin, "seconds": round(seconds, 3), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return [{"key": run.key(), "run": run.canonical(), **_outcome(found), "provenance": origin} for run, found in zip(runs, results)]
+
+
+def _outcome(found: dict | Exception) -> dict:
+    if isinstance(found, Exception):
+        return {"error": "".join(traceback.format_exception_only(found)).strip(), "traceback": "".join(traceback.format_exception(found))}
+    return {"metrics": found}
+
+
+def _tasks(runs: list[Run], device: str) -> list[list[Run]]:
+    """What a worker does at a time: one run, and on CUDA up to ``STACK`` of one data set, network and recipe."""
+    if not device.startswith("cuda"):
+        return [[run] for run in runs]
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        groups.setdefault((run.dataset, run.model, dataclasses.replace(run.training_recipe(), seed=0)), []).append(run)
+    return [group[start:start + STACK] for group in groups.values() for start in range(0, len(group), STACK)]
 
 
 def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = "cpu") -> list[dict]:
-    """Do the runs of a study that its ledger lacks, each in a process of one thread, and return the ledger's lines of the study.
+    """Do the runs of a study that its ledger lacks, and return the ledger's lines of the study.
+
+    On the CPU each run has a process of one thread; on CUDA up to ``STACK`` runs are trained, and then recorded, at once.
 
     Raises:
         UserError: bad input (before anything runs), or, after all others are done and recorded, the runs that failed.
@@ -278,7 +355,8 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
     missing = [run for run in wanted if run.key() not in done]
     if missing:
         ledger.check_writable()
-        jobs = min(jobs or (1 if device.startswith("cuda") else os.cpu_count() or 1), len(missing))
+        tasks = _tasks(missing, device)
+        jobs = min(jobs or (1 if device.startswith("cuda") else os.cpu_count() or 1), len(tasks))
         for dataset in {run.dataset for run in missing}:
             data.load(dataset)  # a missing file is an error of the study, not of every run
         origin = provenance(device)
@@ -286,9 +364,9 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
                    mininterval=0.5 if sys.stderr.isatty() else 30)  # a log file wants few lines
         with bar, parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
             try:
-                for line in Parallel(return_as="generator_unordered")(delayed(_work)(run, device, origin) for run in missing):
-                    ledger.append(line)
-                    bar.update()
+                for lines in Parallel(return_as="generator_unordered")(delayed(_work)(task, device, origin) for task in tasks):
+                    ledger.append(*lines)
+                    bar.update(len(lines))
             except TerminatedWorkerError as error:
                 raise UserError(f"a worker of {study} was killed, perhaps for its memory; what is recorded is kept, go on with fewer --jobs") from error
     keys = {run.key(): position for position, run in enumerate(wanted)}

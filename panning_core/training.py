@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import data, masks, sparse
+from . import compaction, data, masks, sparse
 from .data import Split, Splits
-from .errors import UserError, pick
+from .errors import UserError, pick, unknown
 from .masks import Mask
 from .models import prunable
 
@@ -21,6 +24,7 @@ DECAYS: dict[str, Callable[[int, int], float]] = {
     "cosine": lambda t, steps: 0.5 * (1 + math.cos(math.pi * t / steps)),
     "steps": lambda t, steps: 0.1 ** ((t >= steps * 3 // 8) + (t >= steps * 3 // 4)),  # at epochs 60 and 120 of 160
 }
+PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Recipe:
         lr, momentum, weight_decay, nesterov: as in ``torch.optim.SGD``; BatchNorm and biases decay too, as in the papers' code.
         decay: ``"cosine"`` to 0, or ``"steps"``, a tenth after 3/8 and after 3/4 of the steps.
         augment: random crop (4 pixels) and flip.
-        precision: ``"fp32"``, or ``"bf16"`` for autocast (meant for CUDA).
+        precision: ``"fp32"``, or ``"bf16"`` for autocast: weights stay float32, products are of bfloat16 numbers.
         seed: of the order of the images and of the augmentation.
     """
 
@@ -49,7 +53,8 @@ class Recipe:
 
     def __post_init__(self):
         pick("decay", self.decay, DECAYS)
-        pick("precision", self.precision, {"fp32": 0, "bf16": 0})
+        if self.precision not in PRECISIONS:
+            raise unknown("precision", self.precision, PRECISIONS)
         for name in ("epochs", "batch_size"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -75,31 +80,34 @@ class Dense:
     name = "dense"
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
-        self.model, self.recipe = model, recipe
+        self.model, self.recipe = model.to(memory_format=torch.channels_last), recipe  # the layout in which convolutions are fastest
         weights = prunable(model)
         self.pruned = [(weights[name], ~m) for name, m in mask.items() if not m.all()]
         with torch.no_grad():
             for weight, gone in self.pruned:
                 weight[gone] = 0.0
-        self.device = next(model.parameters()).device
+        self.like = next(model.parameters())
         self.optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
     def _forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
-            return self.model(x).float()
+        with torch.autocast(self.like.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+            return self.model(x).to(self.like.dtype)
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self._forward(x), y)
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         self.model.train()
         self.optimiser.param_groups[0]["lr"] = lr
         self.optimiser.zero_grad(set_to_none=True)
-        loss = nn.functional.cross_entropy(self._forward(x), y)
-        loss.backward()
+        loss = self._loss(x, y)
+        loss.sum().backward()
         # A pruned weight starts at 0 and gets no gradient: then decay, momentum and step leave it at exactly 0.
         # Filled rather than multiplied, because 0 * inf of a diverging run would bring it back as NaN.
         for weight, gone in self.pruned:
             weight.grad.masked_fill_(gone, 0.0)
         self.optimiser.step()
-        return loss.detach()
+        return loss.detach().double()
 
     def logits(self, x: Tensor) -> Tensor:
         self.model.eval()
@@ -107,7 +115,8 @@ class Dense:
             return torch.cat([self._forward(part) for part in x.split(1000)])
 
     def store(self) -> None:
-        """Nothing to do: the model's own weights were trained."""
+        """The model's own weights were trained; they get their usual layout back."""
+        self.model.to(memory_format=torch.contiguous_format)
 
 
 class Sparse:
@@ -124,14 +133,41 @@ class Sparse:
 
 
 ENGINES = {"dense": Dense, "sparse": Sparse}
-SPARSE_BELOW = 0.35  #: density under which the sparse engine is used; about where both cost the same
+#: Live density (of the compact network) under which the sparse engine is used; about where both cost the same.
+SPARSE_BELOW = {"linear": 0.35, "convolutional": 0.35}
 
 
 def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
-    """``"sparse"`` where it can train the network and pays, else ``"dense"``."""
+    """``"sparse"`` where it pays, else ``"dense"``; warns where it would pay and can not train the network."""
+    kind = "convolutional" if any(isinstance(module, nn.Conv2d) for module in model.modules()) else "linear"
     on_cpu = next(model.parameters()).device.type == "cpu"
-    pays = on_cpu and recipe.precision == "fp32" and masks.density(mask) < SPARSE_BELOW
-    return "sparse" if pays and sparse.unsupported(model) is None else "dense"
+    if not (on_cpu and recipe.precision == "fp32" and masks.density(mask) < SPARSE_BELOW[kind]):
+        return "dense"
+    if reason := sparse.unsupported(model):
+        warnings.warn(f"training on the dense engine, which is slower: {reason}", stacklevel=3)
+        return "dense"
+    return "sparse"
+
+
+@cache
+def _product_precision() -> str:
+    """``"medium"`` if that still multiplies float32 numbers as float32 on this processor (on others it is bfloat16), else ``"highest"``."""
+    torch.set_float32_matmul_precision("medium")
+    a, b = torch.randn((2, 512, 512), generator=torch.Generator().manual_seed(0))
+    exact = a.double() @ b.double()
+    return "medium" if (a @ b - exact).norm() < 2e-6 * exact.norm() else "highest"
+
+
+@contextmanager
+def fast_products(device: torch.device) -> Iterator[None]:
+    """Inside, matrix products on the CPU take PyTorch's fastest path that is true float32; afterwards all is as before."""
+    before = torch.get_float32_matmul_precision()
+    try:
+        if device.type == "cpu":
+            torch.set_float32_matmul_precision(_product_precision())
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
@@ -139,10 +175,25 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
     return float((logits.argmax(1) == y).double().mean())
 
 
+def epochs(split: Split, recipe: Recipe) -> Iterator[Iterator[tuple[Tensor, Tensor, float]]]:
+    """For each epoch its steps: images, labels, learning rate. Everything that depends on the seed of ``recipe`` happens here."""
+    generator = torch.Generator().manual_seed(recipe.seed)
+    per_epoch = math.ceil(len(split) / recipe.batch_size)
+
+    def steps(epoch: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+        order = torch.randperm(len(split), generator=generator).to(split.x.device)
+        for step, index in enumerate(order.split(recipe.batch_size), epoch * per_epoch):
+            x = data.crop_and_flip(split.x[index], generator) if recipe.augment else split.x[index]
+            yield x, split.y[index], recipe.lr * DECAYS[recipe.decay](step, per_epoch * recipe.epochs)
+
+    return map(steps, range(recipe.epochs))
+
+
 def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None = None) -> pd.DataFrame:
     """Train ``model`` in place under ``mask``; afterwards every pruned weight is exactly 0.
 
-    The same seed, device, thread count and engine give the same bits.
+    What is trained is the network without its dead units, where ``compaction.compact`` can read it; what is removed without
+    being pruned, such as a dead unit's bias, stays as it was. The same seed, device, thread count and engine give the same bits.
 
     Args:
         splits: on the model's device. Test accuracy is recorded at every epoch and decides nothing.
@@ -156,30 +207,27 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
         UserError: a mask of another network, an unknown engine, or a network the sparse engine can not train.
     """
     masks.check(model, mask)
-    engine = engine or choose_engine(model, mask, recipe)
-    if engine == "sparse" and (reason := sparse.unsupported(model)):
+    pick("engine", engine or "dense", ENGINES)
+    try:
+        small = compaction.compact(model, mask, fold=False)
+    except UserError:  # a network of the user's own that it can not read
+        small = None
+    network, live = (small.model, small.mask) if small else (model, mask)
+    engine = engine or choose_engine(network, live, recipe)
+    if engine == "sparse" and (reason := sparse.unsupported(network)):
         raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
-    trainer = pick("engine", engine, ENGINES)(model, mask, recipe)
-    generator = torch.Generator().manual_seed(recipe.seed)
-    x, y = splits.train.x, splits.train.y
-    per_epoch = math.ceil(len(y) / recipe.batch_size)
-    rows, step = [], 0
-    for epoch in range(1, recipe.epochs + 1):
-        total = torch.zeros((), dtype=torch.double, device=x.device)
-        for index in torch.randperm(len(y), generator=generator).to(x.device).split(recipe.batch_size):
-            inputs = data.crop_and_flip(x[index], generator) if recipe.augment else x[index]
-            lr = recipe.lr * DECAYS[recipe.decay](step, per_epoch * recipe.epochs)
-            total += trainer.step(inputs, y[index], lr) * len(index)
-            step += 1
-        rows.append({"epoch": epoch, "loss": float(total) / len(y), **{
-            f"{part}_accuracy": _score(trainer, getattr(splits, part)) for part in ("validation", "test")}})
-        if not math.isfinite(rows[-1]["loss"]):
-            break
+    trainer, rows = ENGINES[engine](network, live, recipe), []
+    with fast_products(splits.train.x.device):
+        for epoch, steps in enumerate(epochs(splits.train, recipe), 1):
+            total = sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps)
+            rows.append({"epoch": epoch, "loss": float(total) / len(splits.train), **{
+                f"{part}_accuracy": accuracy(trainer.logits(split.x), split.y)
+                for part, split in (("validation", splits.validation), ("test", splits.test))}})
+            if not math.isfinite(rows[-1]["loss"]):
+                break
     trainer.store()
+    if small:
+        small.restore(model)
     log = pd.DataFrame(rows)
-    log.attrs["engine"] = trainer.name
+    log.attrs["engine"] = engine
     return log
-
-
-def _score(trainer: Dense | Sparse, split: Split) -> float:
-    return accuracy(trainer.logits(split.x), split.y)

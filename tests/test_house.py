@@ -10,7 +10,7 @@ from panning_core import ROOT
 from panning_core.ledger import Ledger
 
 #: Left to right. A new module finds its place here and in the docstring of the package.
-ORDER = ["errors", "data", "models", "masks", "metrics", "pruning", "transfer", "sparse", "training", "ledger", "studies", "statistics",
+ORDER = ["errors", "data", "models", "masks", "metrics", "pruning", "transfer", "compaction", "kernels", "sparse", "training", "stack", "ledger", "studies", "statistics",
          "report", "reproduce"]
 SHOWING = ["jupyter", "jupyterlab", "papermill", "nbconvert", "nbformat", "nbclient", "ipykernel", "IPython", "matplotlib", "seaborn"]
 

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_defaults_and_order_do_not_matter_to_the_key():
 
 CHANGES = {"dataset": "mnist", "model": "lenet5", "method": "snip", "sparsity": 0.6, "seed": 1, "init": "panning", "rounds": 1, "schedule": "linear",
            "scope": "layerwise", "revive": False, "mix": (1, 0, 0), "control": "shuffle", "per_class": 5, "fixed_batch": True,
-           "recipe": "cifar", "epochs": 3, "transfer": True}
+           "recipe": "cifar", "epochs": 3, "transfer": True, "precision": "bf16"}
 
 
 def test_every_field_changes_the_key():
@@ -102,6 +102,7 @@ def test_a_run_of_two_entries_is_done_once():
     ({"revive": "no"}, "revive is 'no'; it must be true or false"),
     ({"transfer": "no"}, "transfer is 'no'"),
     ({"fixed_batch": 3}, "fixed_batch is 3"),
+    ({"precision": "bf1"}, "unknown precision 'bf1'; did you mean 'bf16'?"),
 ])
 def test_bad_input_is_named_with_what_is_near(entry, message):
     with pytest.raises(UserError) as error:
@@ -123,10 +124,11 @@ def test_a_run_without_a_model_says_so():
 # --- execute ---
 
 
-def test_the_recipe_takes_the_epochs_and_the_seed_of_the_run():
+def test_the_recipe_takes_the_epochs_the_precision_and_the_seed_of_the_run():
     named = training.RECIPES["cifar"]
     assert Run(**{**TINY, "epochs": None}, recipe="cifar").training_recipe() == named
-    assert dataclasses.replace(RUN, recipe="cifar", seed=7).training_recipe() == dataclasses.replace(named, epochs=2, seed=7)
+    assert dataclasses.replace(RUN, recipe="cifar", seed=7, precision="bf16").training_recipe() == dataclasses.replace(
+        named, epochs=2, seed=7, precision="bf16")
 
 
 def test_a_result_has_every_metric_and_its_numbers_agree(digits):
@@ -141,6 +143,17 @@ def test_a_result_has_every_metric_and_its_numbers_agree(digits):
     assert found["epochs"] == len(found["curve"]["loss"]) == 2 and not found["diverged"]
     assert {name: kept for name, (kept, _) in found["layers"].items()}.keys() == {"fc1", "fc2", "fc3"}
     assert sum(kept for kept, _ in found["layers"].values()) == found["kept_weights"]
+
+
+def test_what_is_on_no_path_is_counted_as_in_the_table_of_the_mask(digits, monkeypatch):
+    monkeypatch.setattr(training, "choose_engine", lambda *_: "dense")
+    run = dataclasses.replace(RUN, sparsity=0.98, epochs=1)
+    found, model = studies.execute(run), studies.models.build("lenet300", digits.input_shape, 10, 0)
+    layers = studies.masks.table(model, studies.find_mask(run, model, digits)[0])
+    assert found["effective_weights"] == layers.effective.sum() < found["kept_weights"] == layers.kept.sum()
+    assert found["flops_nonzero"] == layers.flops_nonzero.sum() < found["flops_dense"] == layers.flops_dense.sum()
+    assert found["effective_density"] == layers.effective.sum() / layers.weights.sum()
+    assert found["layers"] == {row.layer: [row.kept, row.effective] for row in layers.itertuples()}
 
 
 @pytest.mark.parametrize("run", [Run(**TINY), dataclasses.replace(RUN, method="panning", rounds=3, transfer=True)], ids=["dense", "panning"])
@@ -166,6 +179,78 @@ def test_a_diverged_run_is_a_result_that_says_so(monkeypatch):
     found = studies.execute(RUN)
     assert found["diverged"] and found["epochs"] <= 2 and found["curve"]["loss"][-1] is None
     json.dumps(found, allow_nan=False)
+
+
+# --- many runs at once ---
+
+
+TOGETHER = [dataclasses.replace(RUN, method=method, sparsity=0.4, seed=seed, rounds=1) for method in ("snip", "panning") for seed in (0, 3)]
+
+
+def test_runs_done_together_are_the_runs_done_alone():
+    """On the CPU. The orders of the images, the tables and the accuracies are those of each run; the last has its transfer too."""
+    runs = [*TOGETHER, dataclasses.replace(TOGETHER[-1], rounds=3, transfer=True)]
+    for run, found in zip(runs, studies.execute_together(runs, "cpu"), strict=True):
+        alone = studies.execute(run)
+        assert alone.pop("stack") == 1 and found.pop("stack") == 5
+        assert found["curve"].pop("loss") == pytest.approx(alone["curve"].pop("loss"), rel=1e-4)
+        assert {k: v for k, v in found.items() if not k.endswith("_seconds")} == {k: v for k, v in alone.items() if not k.endswith("_seconds")}
+        json.dumps(found, allow_nan=False)
+
+
+@pytest.fixture
+def refuse(monkeypatch):
+    """``refuse(run)``: this one can not be pruned."""
+    def add(bad, find=studies.find_mask):
+        def find_mask(run, *others):
+            if run == bad:
+                raise RuntimeError("no mask for this one")
+            return find(run, *others)
+        monkeypatch.setattr(studies, "find_mask", find_mask)
+    return add
+
+
+def test_a_run_that_can_not_be_pruned_gives_its_error_and_the_others_go_on(refuse):
+    refuse(TOGETHER[1])
+    found = studies.execute_together(TOGETHER, "cpu")
+    assert [isinstance(each, RuntimeError) for each in found] == [False, True, False, False]
+    assert [found[k]["stack"] for k in (0, 2, 3)] == [3] * 3
+    refuse(TOGETHER[0])
+    (error,) = studies.execute_together(TOGETHER[:1], "cpu")
+    assert str(error) == "no mask for this one"
+
+
+def test_what_the_memory_does_not_hold_is_trained_in_halves(monkeypatch):
+    def train(models, *others, train=studies.stack.train):
+        if len(models) > 3:
+            raise torch.OutOfMemoryError("too much")
+        return train(models, *others)
+
+    monkeypatch.setattr(studies.stack, "train", train)
+    runs = [dataclasses.replace(RUN, seed=seed, sparsity=0.4) for seed in range(5)]
+    found = studies.execute_together(runs, "cpu")
+    assert [each["stack"] for each in found] == [2, 2, 3, 3, 3]
+    assert [each["test_accuracy"] for each in found] == [studies.execute(run)["test_accuracy"] for run in runs]
+
+
+def test_networks_that_can_not_be_stacked_are_trained_one_after_another(monkeypatch):
+    class Shifted(torch.nn.Sequential):
+        def forward(self, x):
+            return super().forward(x) - x.sum()  # over the whole stack
+
+    build = studies.models.MODELS["lenet300"]
+    monkeypatch.setitem(studies.models.MODELS, "lenet300", lambda shape, classes: Shifted(OrderedDict(build(shape, classes).named_children())))
+    found = studies.execute_together([Run(**TINY), Run(**TINY, seed=1)], "cpu")
+    assert [(each["stack"], each["test_accuracy"] > 0.3) for each in found] == [(1, True)] * 2
+
+
+def test_on_cuda_runs_of_one_kind_go_together_and_on_the_cpu_each_goes_alone(monkeypatch):
+    monkeypatch.setattr(studies, "STACK", 2)
+    a, b = Run("digits", "lenet300"), Run("digits", "lenet300", epochs=3)
+    runs = [a, b, dataclasses.replace(a, seed=1), dataclasses.replace(b, precision="bf16"), dataclasses.replace(a, method="snip", sparsity=0.5),
+            dataclasses.replace(b, seed=2, init="panning"), dataclasses.replace(a, model="resnet20"), dataclasses.replace(a, recipe="cifar")]
+    assert studies._tasks(runs, "cpu") == [[run] for run in runs]
+    assert studies._tasks(runs, "cuda:0") == [[runs[0], runs[2]], [runs[4]], [runs[1], runs[5]], [runs[3]], [runs[6]], [runs[7]]]
 
 
 # --- profiles ---
@@ -265,6 +350,23 @@ def test_a_failing_run_is_recorded_stops_no_other_and_is_tried_again(checkout, c
     monkeypatch.setattr(studies, "execute", lambda run, device: counted.append(run) or {"test_accuracy": 1.0})
     assert len(studies.sweep(STUDY, "tiny", 1)) == 6
     assert Counter(run.sparsity for run in counted) == {0.5: 2, 0.66: 4, 0.75: 2}
+
+
+def test_a_sweep_on_cuda_records_a_line_for_every_run_of_a_stack(checkout, monkeypatch, refuse):
+    """The CPU stands in for the device."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(studies, "execute_together", lambda runs, device, together=studies.execute_together: together(runs, "cpu"))
+    checkout.profile(grid(method=["random", "magnitude"], seed=[0, 1]))
+    refuse(studies.runs(STUDY, "tiny")[2])
+    with pytest.raises(UserError, match="1 of 4 runs of 01_tiny failed.*no mask for this one"):
+        studies.sweep(STUDY, "tiny", device="cuda")
+    rows = Ledger(checkout.ledger(STUDY)).rows()
+    assert [(row["run"]["method"], row["run"].get("seed", 0), row["metrics"]["stack"]) for row in rows] == [
+        ("random", 0, 3), ("random", 1, 3), ("magnitude", 1, 3)]
+    assert all(row["provenance"]["device"] == "cuda" and row["provenance"]["data"]["title"] == "scikit-learn digits" for row in rows)
+    (failure,) = Ledger(checkout.ledger(STUDY)).failures()
+    assert failure["error"] == "RuntimeError: no mask for this one" and "in find_mask" in failure["traceback"]
 
 
 def command_line(monkeypatch, *arguments):

@@ -1,7 +1,9 @@
 """Training: pruned weights stay exactly 0, a seed is all that matters, and the test set decides nothing."""
 
+import copy
 import dataclasses
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -55,7 +57,8 @@ class Watch(training.Dense):
         off = [float(tensor[~m].abs().sum()) for name, m in self.mask.items()
                for tensor in (weights[name].detach(), self.optimiser.state[weights[name]].get("momentum_buffer")) if tensor is not None]
         buffers = sum("momentum_buffer" in self.optimiser.state[w] for w in weights.values())
-        self.steps.append({"lr": lr, "off": off, "buffers": buffers, "y": y.clone(), "loss": float(loss)})
+        self.steps.append({"lr": lr, "off": off, "buffers": buffers, "y": y.clone(), "loss": float(loss),
+                           "sizes": {name: tuple(weight.shape) for name, weight in weights.items()}})
         return loss
 
     def __init__(self, model, mask, recipe):
@@ -209,6 +212,129 @@ def test_a_run_that_diverges_ends_there_and_says_so(digits):
     assert not math.isfinite(log.loss.iloc[-1]) and log.loss[:-1].map(math.isfinite).all() and len(log) < 6
     assert all((w[~mask[name]] == 0).all() for name, w in models.prunable(model).items())
     assert any(not w.isfinite().all() for w in models.prunable(model).values())
+
+
+# --- what is trained, and with what ---
+
+
+class Own(nn.Module):
+    """A user's own network of one input channel: no ``Sequential``."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2, self.fc = nn.Conv2d(1, 4, 3), nn.Conv2d(4, 5, 3), nn.Linear(80, 10)
+        self.input_shape = (1, 8, 8)
+
+    def forward(self, x):
+        return self.fc(self.conv2(self.conv1(x).relu()).relu().flatten(1))
+
+
+def test_dead_units_are_not_trained_and_change_nothing(digits, watch):
+    """A mask with 60 dead units in the first layer: what is left trains as in the whole network, and what goes stays as it was."""
+    model, splits = build(digits).double(), dataclasses.replace(digits, **{
+        part: dataclasses.replace(getattr(digits, part), x=getattr(digits, part).x.double()) for part in ("train", "validation", "test")})
+    mask = random_mask(model, 0.5)
+    mask["fc2.weight"][:, :60] = False
+    start, whole = copy.deepcopy(model), copy.deepcopy(model)
+    training.train(model, mask, splits, SHORT, engine="dense")
+    assert watch[0]["sizes"]["fc1.weight"] == (240, 64) and watch[0]["sizes"]["fc2.weight"] == (100, 240)
+    assert torch.equal(model.fc1.bias[:60], start.fc1.bias[:60]) and not torch.equal(model.fc1.bias[60:], start.fc1.bias[60:])
+    assert all(not weight[~mask[name]].any() for name, weight in models.prunable(model).items())
+    engine = training.Dense(whole, mask, SHORT)
+    for steps in training.epochs(splits.train, SHORT):
+        for step in steps:
+            engine.step(*step)
+    for part in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias", "fc3.weight", "fc3.bias"):
+        live = slice(60 if part.startswith("fc1") else 0, None)
+        torch.testing.assert_close(model.get_parameter(part)[live], whole.get_parameter(part)[live], rtol=1e-9, atol=1e-12)
+
+
+def test_a_network_that_compaction_can_not_read_is_trained_whole(digits, watch):
+    torch.manual_seed(0)
+    model = Own()
+    mask = random_mask(model, 0.5)
+    log = training.train(model, mask, digits, SHORT)
+    assert log.loss[1] < log.loss[0] and log.attrs["engine"] == "dense" and all(step["off"] == [0.0] * 6 for step in watch)
+    assert all(weight.is_contiguous() and not weight[~mask[name]].any() for name, weight in models.prunable(model).items())
+
+
+def test_the_engine_is_chosen_by_the_density_of_what_is_left(digits, monkeypatch):
+    """About half of the weights are kept; without the dead units it is all of them."""
+    monkeypatch.setattr(training, "SPARSE_BELOW", {"linear": 0.6, "convolutional": 0.4})
+    monkeypatch.setattr(training.sparse, "unsupported", lambda model: None)
+    model = build(digits)
+    mask = masks.ones(model)
+    mask["fc2.weight"][:, :250] = False
+    assert masks.density(mask) < 0.6 and training.choose_engine(model, mask, SHORT) == "sparse"
+    assert training.train(model, mask, digits, SHORT).attrs["engine"] == "dense"
+    convolutional = models.build("lenet5", (1, 16, 16), 10, 0)
+    for density, engine in ((0.5, "dense"), (0.3, "sparse")):
+        assert training.choose_engine(convolutional, random_mask(convolutional, density), SHORT) == engine
+    assert training.choose_engine(model, mask, dataclasses.replace(SHORT, precision="bf16")) == "dense"
+
+
+def test_the_sparse_engine_trains_what_is_left_and_the_rest_stays(digits):
+    pytest.importorskip("numba")
+    trained_by = {}
+    for engine in ("sparse", "dense"):
+        trained_by[engine] = model = build(digits)
+        mask = random_mask(model, 0.1)
+        mask["fc2.weight"][:, :60] = False
+        log = training.train(model, mask, digits, SHORT, engine=None if engine == "sparse" else engine)
+        assert log.attrs["engine"] == engine
+        assert torch.equal(model.fc1.bias[:60], build(digits).fc1.bias[:60])
+    for one, two in zip(*(model.parameters() for model in trained_by.values())):
+        torch.testing.assert_close(one, two, rtol=1e-3, atol=1e-5)
+
+
+def test_without_numba_the_dense_engine_trains_and_says_so(digits, monkeypatch):
+    monkeypatch.setattr(training.sparse, "unsupported", lambda model: "numba is not installed")
+    model = build(digits)
+    with pytest.warns(UserWarning, match="dense engine, which is slower: numba is not installed") as told:
+        log = training.train(model, random_mask(model, 0.1), digits, SHORT)
+    assert log.attrs["engine"] == "dense" and told[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        training.train(model, random_mask(model, 0.9), digits, SHORT)  # nothing is lost, nothing to say
+
+
+def test_matrix_products_are_true_float32_and_the_setting_is_left_alone():
+    set_before = torch.get_float32_matmul_precision()
+    assert set_before == "highest"  # or an earlier test has left its own
+    a, b = torch.randn((2, 300, 400), generator=torch.Generator().manual_seed(1))
+    with pytest.raises(KeyError), training.fast_products(torch.device("cpu")):
+        assert torch.get_float32_matmul_precision() in ("medium", "highest")
+        exact = a.double() @ b.double().T
+        assert (a @ b.T - exact).norm() < 2e-6 * exact.norm()
+        raise KeyError
+    assert torch.get_float32_matmul_precision() == set_before
+    with training.fast_products(torch.device("cuda")):
+        assert torch.get_float32_matmul_precision() == set_before
+
+
+def test_training_leaves_the_setting_alone_too(digits, monkeypatch, watch):
+    monkeypatch.setattr(training, "_product_precision", lambda: "medium")
+    seen = []
+    monkeypatch.setattr(training, "accuracy", lambda logits, y: seen.append(torch.get_float32_matmul_precision()) or 0.0)
+    trained(digits)
+    assert seen == ["medium"] * 4 and torch.get_float32_matmul_precision() == "highest"
+
+
+def test_convolutions_are_trained_in_the_fast_layout_with_the_same_results(small, residual):
+    mask, step = random_mask(residual, 0.5), (small.train.x[:16], small.train.y[:16], 0.1)
+    engine, plain = training.Dense(copy.deepcopy(residual), mask, SHORT), training.Dense(residual, mask, SHORT)
+    plain.store()
+    assert engine.model[0].weight.is_contiguous(memory_format=torch.channels_last) and plain.model[0].weight.is_contiguous()
+    for _ in range(3):
+        assert float(engine.step(*step)) == pytest.approx(float(plain.step(*step)), rel=1e-12)
+    torch.testing.assert_close(engine.logits(small.test.x), plain.logits(small.test.x), rtol=1e-9, atol=1e-9)
+
+
+def test_a_processor_whose_fast_products_are_not_float32_is_found(monkeypatch):
+    rounded = torch.Tensor.__matmul__
+    monkeypatch.setattr(torch.Tensor, "__matmul__", lambda a, b: rounded(a, b) if a.dtype == torch.double else rounded(a.bfloat16(), b.bfloat16()).float())
+    with training.fast_products(torch.device("cuda")):  # it leaves the setting as it was
+        assert training._product_precision.__wrapped__() == "highest"
 
 
 # --- bad input ---

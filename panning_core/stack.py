@@ -1,0 +1,131 @@
+"""Train many networks of one architecture at once: what keeps a GPU busy when one of them is too small for it.
+
+The networks lie side by side in one: its convolutions have a group for each, its linear layers are batched products, and
+BatchNorm, ReLU and pooling never mix channels. So a stack is an ordinary network with an ordinary mask, and the dense engine trains it.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Sequence
+from functools import partial
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from . import masks, training
+from .data import Splits
+from .errors import UserError
+from .masks import Mask
+from .models import input_shape, modes
+from .training import Recipe
+
+
+def _linear(layer: nn.Linear, count: int, x: Tensor) -> Tensor:
+    """[n, count * in] -> [n, count * out]: each network's features times its own weights."""
+    weight, bias = layer.weight.unflatten(0, (count, -1)), 0 if layer.bias is None else layer.bias.unflatten(0, (count, 1, -1))
+    return (x.unflatten(1, (count, -1)).transpose(0, 1) @ weight.mT + bias).transpose(0, 1).flatten(1)
+
+
+def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
+    """One network from images [n, count * channels, height, width] to logits [n, count * classes]: each of ``networks`` on its share.
+
+    Every parameter and buffer is theirs, one after the other along the first axis, under the same name.
+
+    Raises:
+        UserError: networks of different shapes, or one with a layer that mixes channels in another way than ``Conv2d`` and ``Linear``.
+    """
+    count, stacked = len(networks), copy.deepcopy(networks[0])
+    for layer in stacked.modules():
+        if isinstance(layer, nn.Conv2d):
+            layer.groups *= count
+        elif isinstance(layer, nn.Linear):
+            layer.forward = partial(_linear, layer, count)
+    channels, *size = input_shape(stacked)
+    some = next(stacked.parameters())
+    x = torch.rand((2, count, channels, *size), generator=torch.Generator().manual_seed(0)).to(some)
+    try:
+        for name, tensor in stacked.state_dict(keep_vars=True).items():
+            if tensor.dim():  # BatchNorm's number of batches is the same in all
+                tensor.data = torch.cat([network.state_dict()[name] for network in networks])
+        with torch.no_grad(), modes(stacked, training=False):
+            found, right = stacked(x.flatten(1, 2)), []
+            for k, network in enumerate(networks):
+                with modes(network, training=False):
+                    right.append(network(x[:, k]))
+        right = torch.cat(right, 1)
+        same = (found - right).abs().max() < 0.01 * right.abs().max()  # rounding is less, on CUDA too, and a mistake is more
+    except (KeyError, RuntimeError) as error:
+        raise UserError(f"these networks can not be trained as one: {error}") from error
+    if not same:
+        raise UserError("these networks can not be trained as one: a layer besides Conv2d and Linear mixes their channels")
+    return stacked
+
+
+class Stack(training.Dense):
+    """The dense engine on ``count`` networks side by side: images are [n, count, ...], labels [n, count], losses [count]."""
+
+    def __init__(self, networks: Sequence[nn.Module], pruned: Sequence[Mask], recipe: Recipe):
+        self.networks, self.count = networks, len(networks)
+        super().__init__(side_by_side(networks), {name: torch.cat([mask[name] for mask in pruned]) for name in pruned[0]}, recipe)
+
+    def _forward(self, x: Tensor) -> Tensor:
+        return super()._forward(x.flatten(1, 2)).unflatten(1, (self.count, -1)).transpose(1, 2)  # [n, classes, count]
+
+    def _loss(self, x: Tensor, y: Tensor) -> Tensor:
+        return nn.functional.cross_entropy(self._forward(x), y, reduction="none").mean(0)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, classes, count] for images [n, ...], which every network sees."""
+        self.model.eval()
+        parts = (part[:, None].expand(-1, self.count, *part.shape[1:]) for part in x.split(max(1, 1000 // self.count)))
+        with torch.no_grad():
+            return torch.cat([self._forward(part) for part in parts])
+
+    def store(self) -> None:
+        for name, tensor in self.model.state_dict().items():
+            for network, part in zip(self.networks, tensor.chunk(self.count) if tensor.dim() else [tensor] * self.count):
+                network.state_dict()[name].copy_(part)
+
+
+def train(networks: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits, recipes: Sequence[Recipe]) -> list[pd.DataFrame]:
+    """``training.train`` for many networks at once, each in place under its own mask and with its own order of the images.
+
+    A network whose loss stops being finite disturbs no other; its table ends there.
+
+    Args:
+        networks: of one architecture, on the device of ``splits``.
+        pruned: the mask of each.
+        recipes: that of each; they may differ in their seeds only.
+
+    Returns:
+        The table of ``training.train`` for each network.
+
+    Raises:
+        UserError: another network's mask, recipes that differ, or networks that do not go ``side_by_side``.
+    """
+    for network, mask in zip(networks, pruned, strict=True):
+        masks.check(network, mask)
+    if len({dataclasses.replace(recipe, seed=0) for recipe in recipes}) > 1:
+        raise UserError("the recipes of a stack differ in more than their seeds")
+    stack, rows = Stack(networks, pruned, recipes[0]), [[] for _ in networks]
+    for epoch, orders in enumerate(zip(*(training.epochs(splits.train, recipe) for recipe in recipes)), 1):
+        total = 0
+        for steps in zip(*orders):
+            x, y, (lr, *_) = zip(*steps)
+            total += stack.step(torch.stack(x, 1), torch.stack(y, 1), lr) * len(y[0])
+        logits = {part: stack.logits(getattr(splits, part).x) for part in ("validation", "test")}
+        for k, loss in enumerate((total / len(splits.train)).tolist()):
+            if not rows[k] or math.isfinite(rows[k][-1]["loss"]):
+                rows[k].append({"epoch": epoch, "loss": loss, **{
+                    f"{part}_accuracy": training.accuracy(found[..., k], getattr(splits, part).y) for part, found in logits.items()}})
+        if not any(math.isfinite(log[-1]["loss"]) for log in rows):
+            break
+    stack.store()
+    logs = [pd.DataFrame(log) for log in rows]
+    for log in logs:
+        log.attrs["engine"] = stack.name
+    return logs
