@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pandas as pd
@@ -17,7 +17,7 @@ from . import compaction, data, masks, sparse
 from .data import Split, Splits
 from .errors import UserError, pick, unknown
 from .masks import Mask
-from .models import prunable
+from .models import prunable, uses
 
 #: learning-rate factor at step t of ``steps``
 DECAYS: dict[str, Callable[[int, int], float]] = {
@@ -89,6 +89,10 @@ class Dense:
         self.like = next(model.parameters())
         self.optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
 
+    def images(self, x: Tensor) -> Tensor:
+        """What ``step`` and ``logits`` want of the images [n, channels, height, width] of a data set."""
+        return x
+
     def _forward(self, x: Tensor) -> Tensor:
         with torch.autocast(self.like.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
             return self.model(x).to(self.like.dtype)
@@ -126,22 +130,27 @@ class Sparse:
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
         self.net, self.recipe = sparse.SparseNet(model, mask), recipe
-        self.logits, self.store = self.net.logits, self.net.store
+        self.images, self.logits, self.store = self.net.pixels, self.net.logits, self.net.store
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> float:
         return self.net.step(x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov)
 
 
 ENGINES = {"dense": Dense, "sparse": Sparse}
-#: Live density (of the compact network) under which the sparse engine is used; about where both cost the same.
-SPARSE_BELOW = {"linear": 0.35, "convolutional": 0.35}
+#: Share of the multiply-adds that survive under which the sparse engine is used; about where both cost the same (`python -m benchmarks`).
+SPARSE_BELOW = 0.8
+
+
+def live(model: nn.Module, mask: Mask) -> float:
+    """Surviving multiply-adds of a forward pass over all of them, in [0, 1]."""
+    times = uses(model)
+    return sum(times[name] * int(m.sum()) for name, m in mask.items()) / sum(times[name] * m.numel() for name, m in mask.items())
 
 
 def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
     """``"sparse"`` where it pays, else ``"dense"``; warns where it would pay and can not train the network."""
-    kind = "convolutional" if any(isinstance(module, nn.Conv2d) for module in model.modules()) else "linear"
     on_cpu = next(model.parameters()).device.type == "cpu"
-    if not (on_cpu and recipe.precision == "fp32" and masks.density(mask) < SPARSE_BELOW[kind]):
+    if not (on_cpu and recipe.precision == "fp32" and live(model, mask) < SPARSE_BELOW):
         return "dense"
     if reason := sparse.unsupported(model):
         warnings.warn(f"training on the dense engine, which is slower: {reason}", stacklevel=3)
@@ -212,17 +221,19 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
         small = compaction.compact(model, mask, fold=False)
     except UserError:  # a network of the user's own that it can not read
         small = None
-    network, live = (small.model, small.mask) if small else (model, mask)
-    engine = engine or choose_engine(network, live, recipe)
+    network, alive = (small.model, small.mask) if small else (model, mask)
+    engine = engine or choose_engine(network, alive, recipe)
     if engine == "sparse" and (reason := sparse.unsupported(network)):
         raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
-    trainer, rows = ENGINES[engine](network, live, recipe), []
+    trainer, rows = ENGINES[engine](network, alive, recipe), []
+    own = {part: getattr(splits, part) for part in ("train", "validation", "test")}
+    if not recipe.augment:  # which needs whole images
+        own = {part: replace(split, x=trainer.images(split.x)) for part, split in own.items()}
     with fast_products(splits.train.x.device):
-        for epoch, steps in enumerate(epochs(splits.train, recipe), 1):
+        for epoch, steps in enumerate(epochs(own["train"], recipe), 1):
             total = sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps)
             rows.append({"epoch": epoch, "loss": float(total) / len(splits.train), **{
-                f"{part}_accuracy": accuracy(trainer.logits(split.x), split.y)
-                for part, split in (("validation", splits.validation), ("test", splits.test))}})
+                f"{part}_accuracy": accuracy(trainer.logits(own[part].x), own[part].y) for part in ("validation", "test")}})
             if not math.isfinite(rows[-1]["loss"]):
                 break
     trainer.store()

@@ -184,7 +184,8 @@ def test_a_diverged_run_is_a_result_that_says_so(monkeypatch):
 # --- many runs at once ---
 
 
-TOGETHER = [dataclasses.replace(RUN, method=method, sparsity=0.4, seed=seed, rounds=1) for method in ("snip", "panning") for seed in (0, 3)]
+#: so few weights are gone that the dense engine trains them, alone too
+TOGETHER = [dataclasses.replace(RUN, method=method, sparsity=0.1, seed=seed, rounds=1) for method in ("snip", "panning") for seed in (0, 3)]
 
 
 def test_runs_done_together_are_the_runs_done_alone():
