@@ -6,15 +6,19 @@ set -euo pipefail
 usage() {
     cat <<'USAGE'
 Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
+       ./run_all.sh bench [--quick] [--only PART]
        ./run_all.sh test [pytest arguments]
        ./run_all.sh lab
 
   quick   every study on small embedded data, minutes on two cores (the default)
   paper   every study on the published networks and data; finished runs are kept
+  bench   how fast it is against plain PyTorch and a straightforward implementation, into
+          results/benchmarks (about 20 minutes on one core)
   test    the tests
   lab     the notebooks in JupyterLab
 
-  --only STUDY        this study alone
+  --only STUDY        this study alone; for bench this part: training, memory, agreement, scoring, selection, agent or grid
+  --quick             for bench: the headline ratios in under three minutes, the last line JSON; writes nothing
   --jobs N            N runs at a time
   --device cpu|cuda   where to compute
   --help              this text
@@ -33,6 +37,7 @@ fail() {
 misused() { fail 2 "$1; see ./run_all.sh --help"; }
 
 # --- What is asked for: settled before anything is installed, since that takes minutes.
+# (`${options[@]+...}`: bash 3.2 calls an empty list unset.)
 
 mode=""
 options=()
@@ -57,20 +62,26 @@ while [ $# -gt 0 ]; do
             options+=("$1" "$2")
             shift 2
             ;;
-        -*) misused "unknown option '$1', it can be --only, --jobs, --device or --help" ;;
-        quick | paper | test | lab)
-            [ -z "$mode" ] || misused "unexpected argument '$1' after '$mode', give one of quick, paper, test or lab"
+        --quick)
+            options+=("$1")
+            shift
+            ;;
+        -*) misused "unknown option '$1', it can be --only, --jobs, --device, --quick or --help" ;;
+        quick | paper | bench | test | lab)
+            [ -z "$mode" ] || misused "unexpected argument '$1' after '$mode', give one of quick, paper, bench, test or lab"
             mode=$1
             shift
             [ "$mode" != test ] || break # the rest is for pytest
             ;;
-        *) misused "unknown argument '$1', it can be quick, paper, test or lab" ;;
+        *) misused "unknown argument '$1', it can be quick, paper, bench, test or lab" ;;
     esac
 done
 mode=${mode:-quick}
-case $mode in
-    test | lab) [ ${#options[@]} -eq 0 ] || misused "option ${options[0]} is for quick and paper, not for '$mode'" ;;
-esac
+for option in ${options[@]+"${options[@]}"}; do
+    case $mode$option in
+        test--* | lab--* | bench--jobs | bench--device | quick--quick | paper--quick) misused "option $option is not for '$mode'" ;;
+    esac
+done
 
 cd "$(dirname "${BASH_SOURCE[0]}")"
 here=$(pwd -P)
@@ -146,10 +157,11 @@ else
     fi
 fi
 
-# --- Go. (`${options[@]+...}`: bash 3.2 calls an empty list unset.)
+# --- Go.
 
 case $mode in
     quick | paper) exec "$python" -m panning_core.reproduce "$mode" ${options[@]+"${options[@]}"} ;;
+    bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb ;;
 esac

@@ -454,10 +454,10 @@ def _exp(x):
 @jit
 def cross_entropy(dy, y, labels, batch):
     """The summed loss for scores y [block, class, lane]; dy becomes the gradient of the mean over ``batch``."""
-    loss, scale = 0.0, np.float32(1 / batch)
-    lanes = y.shape[2]
+    loss, scale, lanes = 0.0, np.float32(1 / batch), y.shape[2]
     top, summed = np.empty((2, lanes), np.float32)
     for block in range(len(y)):
+        samples = min(len(labels) - block * lanes, lanes)
         scores, gradient = y[block], dy[block]
         top[:] = scores[0]
         for c in range(1, len(scores)):
@@ -468,13 +468,13 @@ def cross_entropy(dy, y, labels, batch):
             for lane in range(lanes):
                 gradient[c, lane] = _exp(scores[c, lane] - top[lane])
                 summed[lane] += gradient[c, lane]
-        samples = min(len(labels) - block * lanes, lanes)
         for lane in range(lanes):
             top[lane] += np.log(summed[lane])
-            summed[lane] = scale / summed[lane] if lane < samples else np.float32(0)
+            summed[lane] = scale / summed[lane]
         for c in range(len(scores)):
             for lane in range(lanes):
                 gradient[c, lane] *= summed[lane]
+            gradient[c, samples:] = 0
         for lane in range(samples):
             label = labels[block * lanes + lane]
             if not 0 <= label < len(scores):

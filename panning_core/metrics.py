@@ -13,6 +13,7 @@ A new metric is one function and one entry in ``METRICS``; every study, the test
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -21,7 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .masks import Mask, Scores
+from .errors import UserError
+from .masks import Mask, Scores, flatten, numbers, unflatten
 from .models import linearised, modes, prunable
 
 Batch = tuple[Tensor, Tensor]
@@ -31,10 +33,16 @@ TEMPERATURE = 200.0  #: divides the logits in the GraSP family and inside Pannin
 @contextmanager
 def _subnetwork(model: nn.Module, mask: Mask) -> Iterator[tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
     """The network theta * M as (forward, leaves): a function and the masked weights to differentiate by; train mode, own BN buffers."""
-    leaves = {name: (w.detach() * mask[name]).requires_grad_() for name, w in prunable(model).items()}
+    leaves = {name: (w.detach() * numbers(mask[name], w.dtype)).requires_grad_() for name, w in prunable(model).items()}
     state = {**{name: p.detach() for name, p in model.named_parameters()}, **{name: b.clone() for name, b in model.named_buffers()}, **leaves}
     with modes(model, training=True), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         yield lambda x: functional_call(model, state, x), list(leaves.values())
+
+
+def loss(model: nn.Module, mask: Mask, batch: Batch) -> float:
+    """Cross-entropy of the sub-network theta * M on the batch, in train mode."""
+    with _subnetwork(model, mask) as (forward, _), torch.no_grad():
+        return float(nn.functional.cross_entropy(forward(batch[0]), batch[1]))
 
 
 class Products(NamedTuple):
@@ -57,11 +65,11 @@ def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.
     with _subnetwork(model, mask) as (forward, leaves):
         loss = nn.functional.cross_entropy(forward(x) / temperature, y)
         gradient = torch.autograd.grad(loss, leaves, create_graph=hessian)
-        flow = [g.detach() * m for g, m in zip(gradient, mask.values())]
+        flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
         curvature = torch.autograd.grad(sum((g * f).sum() for g, f in zip(gradient, flow)), leaves) if hessian else ()
     return Products({name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
                     {name: theta[name] * h for name, h in zip(theta, curvature)},
-                    float(loss.detach()), float(sum((f.double() ** 2).sum() for f in flow)))
+                    float(loss.detach()), sum(float(f @ f) for f in (part.double().flatten() for part in flow)))
 
 
 def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores, float]:
@@ -69,19 +77,52 @@ def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores
 
     float64, because a product over many layers leaves float32 on both sides: R overflows on ResNet-32 and live paths
     of VGG-19 underflow to dead ones.
+
+    Raises:
+        UserError: R is not a finite number even so.
     """
-    theta = {name: w.detach().double() for name, w in prunable(model).items()}
-    weights = {name: (w.abs() * mask[name]).requires_grad_() for name, w in theta.items()}
-    rest = {name: torch.zeros_like(p, dtype=torch.double) for name, p in model.named_parameters() if name not in weights}
-    x = torch.ones_like(batch[0][:1], dtype=torch.double)
-    with torch.enable_grad(), linearised(model):
-        total = functional_call(model, {**weights, **rest}, x).sum()
-        gradient = torch.autograd.grad(total, list(weights.values()))
-    return {name: theta[name] * g for name, g in zip(theta, gradient)}, float(total.detach())
+    products, total = synflow_of(model)(mask, batch)
+    return unflatten(products, mask), total
+
+
+def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]]:
+    """``synflow_products`` of the weights as they are now, for one mask after another: (mask, batch) -> (products [weights], R)."""
+    theta = flatten(prunable(model)).double()
+    layers, masked = unflatten(theta, prunable(model)), torch.empty_like(theta)
+    weights = {name: w.requires_grad_() for name, w in unflatten(masked, layers).items()}
+
+    def flow(mask: Mask, batch: Batch) -> tuple[Tensor, float]:
+        torch.mul(theta, flatten(mask).view(torch.int8), out=masked).abs_()
+        with torch.enable_grad(), linearised(model, weights):
+            out = model(torch.ones_like(batch[0][:1], dtype=torch.double)).sum()
+            gradient = torch.autograd.grad(out, list(weights.values()))
+        total = float(out.detach())
+        if not math.isfinite(total):
+            raise UserError(f"SynFlow's R is {total} in float64 for this {type(model).__name__} of {len(layers)} prunable layers; "
+                            "its weights must be finite, and smaller the deeper it is")
+        products = torch.empty_like(theta)
+        for out, w, g in zip(unflatten(products, layers).values(), layers.values(), gradient):
+            torch.mul(w, g, out=out)
+        return products, total
+
+    return flow
+
+
+def sees_every_path(model: nn.Module) -> bool:
+    """Whether SynFlow's product is 0 at a kept weight only if no path leads through it: then the same pass gives ``masks.effective``.
+
+    Not so where a weight is 0 or the product of a path's weights could underflow, nor where max-pooling picks the largest of a plane that
+    padding has made uneven.
+    """
+    weights = prunable(model).values()
+    pools = any(isinstance(module, nn.MaxPool2d) for module in model.modules())
+    pads = any(isinstance(module, nn.Conv2d) and module.padding != (0, 0) for module in model.modules())
+    least = torch.finfo(torch.double).tiny ** (1 / len(weights))
+    return not (pools and pads) and all(float(w.detach().abs().min()) > least for w in weights)
 
 
 def _absolute(scores: Scores, mask: Mask | None = None) -> Scores:
-    return {name: s.abs() if mask is None else s.abs() * mask[name] for name, s in scores.items()}
+    return {name: s.abs() if mask is None else s.abs().mul_(numbers(mask[name], s.dtype)) for name, s in scores.items()}
 
 
 def random(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from math import prod
 
 import torch
@@ -144,8 +145,12 @@ def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "p
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules."""
-    return {f"{name}.weight" if name else "weight": module.weight
-            for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    return {_weight(name): module.weight for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+
+
+def _weight(name: str) -> str:
+    """The name of the weight of the module ``name``; the network itself has none."""
+    return f"{name}.weight" if name else "weight"
 
 
 def input_shape(model: nn.Module) -> tuple[int, ...]:
@@ -165,7 +170,7 @@ def uses(model: nn.Module) -> dict[str, int]:
     """
     counts: dict[str, int] = {}
     hooks = [module.register_forward_hook(
-        lambda _, __, out, name=f"{name}.weight" if name else "weight": counts.__setitem__(name, prod(out.shape[2:])))
+        lambda _, __, out, name=_weight(name): counts.__setitem__(name, prod(out.shape[2:])))
         for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     parameter = next(model.parameters())
     try:
@@ -180,33 +185,53 @@ def uses(model: nn.Module) -> dict[str, int]:
 @contextmanager
 def modes(model: nn.Module, training: bool) -> Iterator[None]:
     """Inside, every module is in train or eval mode; afterwards each has its own mode again."""
-    before = {module: module.training for module in model.modules()}
-    model.train(training)
+    others = [module for module in model.modules() if module.training != training]
+    for module in others:
+        module.training = training
     try:
         yield
     finally:
-        for module, mode in before.items():
-            module.training = mode
+        for module in others:
+            module.training = not training
 
 
 @contextmanager
-def linearised(model: nn.Module, paths: bool = False) -> Iterator[None]:
-    """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4), once its weights are absolute.
+def linearised(model: nn.Module, weights: dict[str, Tensor], paths: bool = False) -> Iterator[None]:
+    """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4) with these weights, none of them negative.
 
-    BatchNorm is the identity (scale 1, shift 0: its running statistics must not leak in). ReLU and max-pooling act on
-    non-negative numbers, where ReLU is the identity; with ``paths`` pooling averages, so that every input of a window
-    is a path to the output and not just the largest.
+    There are no biases, and BatchNorm is the identity (scale 1, shift 0: its running statistics must not leak in). ReLU
+    and max-pooling act on non-negative numbers, where ReLU is the identity; with ``paths`` pooling averages, so that
+    every input of a window is a path to the output and not just the largest.
+
+    Args:
+        weights: one for each of ``prunable(model)``, of any dtype; the input must have the same.
+
+    Raises:
+        UserError: a layer with parameters that is none of these.
     """
-    patched = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
-    pools = [module for module in model.modules() if paths and isinstance(module, nn.MaxPool2d)]
+    forwards = {}
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d):
+            forwards[module] = partial(module._conv_forward, weight=weights[_weight(name)], bias=None)
+        elif isinstance(module, nn.Linear):
+            forwards[module] = partial(nn.functional.linear, weight=weights[_weight(name)])
+        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
+            forwards[module] = _identity
+        elif isinstance(module, nn.MaxPool2d) and paths:
+            forwards[module] = partial(nn.functional.avg_pool2d, kernel_size=module.kernel_size, stride=module.stride, padding=module.padding)
+        elif next(module.parameters(recurse=False), None) is not None:
+            raise UserError(f"paths cannot be followed through {name or 'the network'}, a {type(module).__name__} with parameters; "
+                            "known are Conv2d, Linear and BatchNorm")
     # An attribute of the instance hides the class's method; deleting it shows the method again.
-    for module in patched:
-        module.forward = lambda x: x
-    for module in pools:
-        module.forward = lambda x, m=module: nn.functional.avg_pool2d(x, m.kernel_size, m.stride, m.padding)
+    for module, forward in forwards.items():
+        module.forward = forward
     try:
         with modes(model, training=False):
             yield
     finally:
-        for module in patched + pools:
+        for module in forwards:
             del module.forward
+
+
+def _identity(x: Tensor) -> Tensor:
+    return x

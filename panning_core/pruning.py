@@ -25,8 +25,8 @@ SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
     "linear": lambda density, t, rounds: 1 - (1 - density) * t / rounds,
 }
 
-#: one round: (mask, batch, density asked for) -> scores, the metrics they were made of, and the events worth reporting
-Scorer = Callable[[Mask, Batch, float], tuple[Scores, dict[str, Scores], list[str]]]
+#: one round: (mask, batch, density asked for) -> scores [weights], the metrics they were made of with their masses, and the events worth reporting
+Scorer = Callable[[Mask, Batch, float], tuple[Tensor, dict[str, tuple[Tensor, float]], list[str]]]
 
 
 def _stream(batches: Batch | Sequence[Batch] | Iterable[Batch]) -> Iterator[Batch]:
@@ -36,16 +36,25 @@ def _stream(batches: Batch | Sequence[Batch] | Iterable[Batch]) -> Iterator[Batc
     return cycle(batches) if isinstance(batches, Sequence) else iter(batches)
 
 
-def _mass(scores: Scores, where: Mask) -> float:
-    """Sum of |score| over the weights of a mask."""
-    return sum(float(s[where[name]].abs().sum(dtype=torch.double)) for name, s in scores.items())
+def _mass(scores: Tensor) -> float:
+    """Sum of |score|."""
+    return float(scores.abs().sum(dtype=torch.double))
 
 
 def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: int, schedule: str, revive: bool, scope: str,
          inverted: bool, observe) -> tuple[Mask, list[dict]]:
-    """The loop that every pruner shares."""
-    asked_for = pick("schedule", schedule, SCHEDULES)
+    """The loop that every pruner shares. Inside it all weights are one vector."""
+    asked_for, keep = pick("schedule", schedule, SCHEDULES), pick("scope", scope, masks.SCOPES)
     mask, trace, stream = masks.ones(model), [], _stream(batches)
+    kept, transparent = masks.places(mask), metrics.sees_every_path(model)
+    total = len(kept)
+
+    def effective(parts: dict[str, tuple[Tensor, float]]) -> float:
+        """The effective sparsity of ``mask``. SynFlow's pass on it, if there is one, has followed the paths already."""
+        if transparent and "synflow" in parts:
+            return 1 - int(parts["synflow"][0].index_select(0, kept).count_nonzero()) / total
+        return 1 - masks.count(masks.effective(model, mask)) / total
+
     for t in range(1, rounds + 1):
         try:
             batch = next(stream)
@@ -53,21 +62,22 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
             raise UserError(f"the batches ended before round {t} of {rounds}; pass a list to use them in turn") from None
         asked = asked_for(density, t, rounds)
         scores, parts, events = scorer(mask, batch, asked)
-        ranked = masks.invert(scores) if inverted else scores
+        if trace:
+            trace[-1]["effective_sparsity"] = effective(parts)
+        ranked = -scores if inverted else scores
         if not revive:
-            ranked = {name: s.masked_fill(~mask[name], -torch.inf) for name, s in ranked.items()}
-        new = masks.keep_top(ranked, asked, scope)
-        gone = {name: ~m for name, m in new.items()}
+            ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
+        new = keep(ranked, mask, asked)
+        stayed, before, kept = masks.count({name: mask[name] & m for name, m in new.items()}), len(kept), masks.places(new)
+        kept_mass = {name: _mass(part.index_select(0, kept)) for name, (part, _) in parts.items()}
         trace.append({
-            "round": t, "sparsity_asked": 1 - asked, "sparsity": 1 - masks.density(new),
-            "effective_sparsity": 1 - masks.count(masks.effective(model, new)) / masks.size(new),
-            "layer_density": {name: float(m.double().mean()) for name, m in new.items()},
-            "removed": sum(int((mask[n] & gone[n]).sum()) for n in new), "revived": sum(int((new[n] & ~mask[n]).sum()) for n in new),
-            "kept_mass": {name: _mass(part, new) for name, part in parts.items()},
-            "removed_mass": {name: _mass(part, gone) for name, part in parts.items()}, "events": events})
+            "round": t, "sparsity_asked": 1 - asked, "sparsity": 1 - len(kept) / total,
+            "layer_density": {name: masks.density({name: m}) for name, m in new.items()}, "removed": before - stayed, "revived": len(kept) - stayed,
+            "kept_mass": kept_mass, "removed_mass": {name: max(0.0, mass - kept_mass[name]) for name, (_, mass) in parts.items()}, "events": events})
         if observe is not None:
             observe(t, mask, new, batch)
         mask = new
+    trace[-1]["effective_sparsity"] = effective({})
     return mask, trace
 
 
@@ -76,8 +86,8 @@ def _with_metric(metric: str, model: nn.Module, density: float, batches, *, gene
     score = pick("metric", metric, metrics.METRICS)
 
     def scorer(mask: Mask, batch: Batch, asked: float):
-        scores = score(model, mask, batch, generator)
-        return scores, {metric: scores}, []
+        scores = masks.flatten(score(model, mask, batch, generator))
+        return scores, {metric: (scores, _mass(scores))}, []
 
     return _run(model, scorer, density, batches, **how)
 
@@ -90,13 +100,11 @@ PRODUCT_STAGES = ((0.80, (0.3, 1.0, 0.2)), (0.90, (0.3, 1.0, 0.4)), (0.98, (0.5,
 MIXED = ("synflow", "snip", "grasp")
 
 
-def normalise(scores: Scores) -> Scores | None:
-    """|s - mean| / std over all weights together (unbiased std, float64); None if the scores have no finite spread."""
-    flat = torch.cat([s.double().flatten() for s in scores.values()])
-    mean, deviation = flat.mean(), flat.std()
-    if not (torch.isfinite(deviation) and deviation > 0):
-        return None
-    return {name: (s.double() - mean).abs() / deviation for name, s in scores.items()}
+def deviations(scores: Tensor) -> tuple[Tensor, float]:
+    """|s - mean| of a vector, and the standard deviation as their unit (unbiased, float64); 0 if there is no finite spread."""
+    centred = scores.double() - scores.mean(dtype=torch.double)
+    unit = (float(centred @ centred) / max(len(scores) - 1, 1)) ** 0.5
+    return centred.abs_(), unit if unit < torch.inf else 0.0
 
 
 def _panning(form: str, model: nn.Module, density: float, batches, *, generator: torch.Generator,
@@ -105,41 +113,56 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
 
     SNIP and GraSP are those of the *dense* network, logits / 200, so a batch that comes again costs nothing the second
     time; only SynFlow sees the mask. Masks are rebuilt from the dense weights each round, so a pruned weight can
-    return. ``mix`` replaces the stage table by constant coefficients of (SynFlow, SNIP, GraSP). A metric without
-    spread contributes zeros (a factor 1 in the product) and is named in the trace; the authors' code divides 0 by 0
-    there and returns an empty mask.
+    return. ``mix`` replaces the stage table by constant coefficients of (SynFlow, SNIP, GraSP); a metric that no stage
+    uses is not computed. A metric without spread contributes zeros (a factor 1 in the product) and is named in the
+    trace; the authors' code divides 0 by 0 there and returns an empty mask.
     """
     stages = ((1.0, tuple(mix)),) if mix is not None else SUM_STAGES if form == "sum" else PRODUCT_STAGES
-    dense_mask, stage, dense = masks.ones(model), 0, {}
+    used = [name for name, column in zip(MIXED, zip(*(coefficients for _, coefficients in stages))) if any(column)]
+    dense_mask, stage, dense, flow = masks.ones(model), 0, {}, metrics.synflow_of(model)
+    neutral = torch.tensor(0.0 if form == "sum" else 1.0, dtype=torch.double, device=next(model.parameters()).device)
+
+    def of_data(batch: Batch) -> dict[str, tuple[Tensor, float]]:
+        if used == ["synflow"]:
+            return {}
+        products = metrics.products(model, dense_mask, batch, metrics.TEMPERATURE, hessian="grasp" in used)
+        parts = {name: masks.flatten(getattr(products, name)) for name in used if name != "synflow"}
+        return {name: (part, _mass(part)) for name, part in parts.items()}
+
+    def mixed(start: Tensor, parts: dict[str, tuple[Tensor, float]]) -> tuple[Tensor, list[str]]:
+        """start + a * s + b * t + ..., or start * s^a * t^b * ..., of the normalised parts that the stage uses; and the events."""
+        events = []
+        for name, (part, _) in parts.items():
+            if weight := stages[stage][1][MIXED.index(name)]:
+                distance, unit = deviations(part)
+                if not unit:
+                    events.append(f"{name} has no spread")
+                elif form == "sum":
+                    start = torch.add(start, distance, alpha=weight / unit, out=distance)
+                else:
+                    start = start * distance.div_(unit).pow_(weight)
+        return start, events
 
     def scorer(mask: Mask, batch: Batch, asked: float):
         nonlocal stage
         if 1 - asked > stages[stage][0]:  # at most one stage a round, as in the authors' code
             stage += 1
-        weights = dict(zip(MIXED, stages[stage][1]))
         key = id(batch) if isinstance(batches, Sequence) else None  # of an iterator no batch is known to come again
         if key is None or key not in dense:
-            products = metrics.products(model, dense_mask, batch, metrics.TEMPERATURE, hessian=True)
-            raw = {"snip": products.snip, "grasp": products.grasp}
-            dense[key] = raw, {name: normalise(scores) for name, scores in raw.items()}
-        raw, normalised = dense[key]
-        synflow = metrics.synflow_products(model, mask, batch)[0]
-        parts = {"synflow": normalise(synflow), **normalised}
-        used = {name: (parts[name], weights[name]) for name in MIXED if weights[name] != 0}
-        events = [f"{name} has no spread" for name, (part, _) in used.items() if part is None]
-        live = [(part, weight) for part, weight in used.values() if part is not None]
-        mixed = {name: _combine(form, [(part[name], weight) for part, weight in live], like=m) for name, m in dense_mask.items()}
-        return mixed, {"synflow": synflow, **raw}, events
+            dense[key] = of_data(batch), {}
+        parts, of_stage = dense[key]
+        if stage not in of_stage:
+            of_stage.clear()
+            of_stage[stage] = mixed(neutral.expand(masks.size(mask)), parts)
+        scores, events = of_stage[stage]
+        if "synflow" in used:
+            products, _ = flow(mask, batch)
+            synflow = {"synflow": (products, _mass(products))}
+            scores, more = mixed(scores, synflow)
+            parts, events = {**synflow, **parts}, more + events
+        return scores, parts, events
 
     return _run(model, scorer, density, batches, **how)
-
-
-def _combine(form: str, parts: list[tuple[Tensor, float]], like: Tensor) -> Tensor:
-    """a * s + b * t + ... (sum), or s^a * t^b * ... (product), of one layer."""
-    result = torch.full(like.shape, 0.0 if form == "sum" else 1.0, dtype=torch.double, device=like.device)
-    for part, weight in parts:
-        result = result + weight * part if form == "sum" else result * part ** weight
-    return result
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -187,8 +210,8 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
 
     Returns:
         The mask, and the trace: a dict for each round with the sparsity asked for and reached, the effective sparsity,
-        every layer's density, how many weights were removed and revived, each metric's mass (sum of absolute scores)
-        on kept and on removed weights, and events.
+        every layer's density, how many weights were removed and revived, the mass (sum of absolute scores) of each metric
+        used on kept and on removed weights, and events.
 
     Raises:
         UserError: an unknown name, a density that keeps nothing, rounds below 1, a mix where there is none.

@@ -31,7 +31,7 @@ METHODS = {
     "dense": "dense", "panning": "Panning (staged, sum)", "panning-product": "Panning (staged, product)", "synflow": "SynFlow-100",
     "iterative-snip": "Iterative SNIP-100", "force": "FORCE-100", "snip": "SNIP", "grasp": "GraSP (signed)", "grasp-abs": "GraSP (absolute)",
     "magnitude": "magnitude", "random": "random"}
-MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet18": "ResNet-18"}
+MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
 COLOURS = dict(zip(METHODS, ["black", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#9467bd", "#8c564b", "#c49c94", "#7f7f7f", "#bcbd22"]))
 MARKERS = dict(zip(METHODS, "_oosD^vPXs."))
 

@@ -81,6 +81,7 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
     digest = hashlib.sha256(json.dumps(section, sort_keys=True).encode())
     results = studies.folder(study, profile_name).parent
     inputs = [ROOT / "notebooks" / f"{study}.ipynb", *sorted((ROOT / "panning_core").glob("*.py")), results / study / "runs.jsonl"]
+    inputs += sorted((ROOT / "results" / "benchmarks").glob("*.csv")) + sorted((ROOT / "results" / "published").glob("*.csv"))
     if study == OVERVIEW:
         inputs += sorted(results.glob("*/verdicts.csv")) + sorted(results.glob("*/runs.jsonl"))
     for path in inputs:

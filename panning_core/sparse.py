@@ -130,12 +130,16 @@ class Relayout(Step):
 class Fetch(Relayout):
     """A relayout of the images, [n, pixels]."""
 
+    def keep(self, features: np.ndarray) -> None:
+        """Fetches no others."""
+        self.here, self.there = self.out.places()[features], self.index[features]
+
     def narrow(self, pixels: np.ndarray) -> None:
         """From now on the images have these ``pixels`` alone."""
         self.there = np.searchsorted(pixels, self.there)
         last = max(len(pixels) - NARROW, 0)
         self.groups = np.unique(np.minimum(self.there // NARROW * NARROW, last))
-        self.turned = np.empty(len(pixels) * self.out.lanes, np.float32)
+        self.turned = np.zeros(len(pixels) * self.out.lanes, np.float32)
 
     def forward(self, a: int, b: int) -> None:
         y = self.out
@@ -219,11 +223,13 @@ class Order:
 class Taps(Step):
     """The surviving weights of a ``Linear`` or ``Conv2d`` with stride 1."""
 
-    def __init__(self, source: Signal, shape: Shape, module: nn.Module, mask: Tensor, phases: tuple[int, int], padding: tuple[int, int]):
+    def __init__(self, source: Signal, shape: Shape, module: nn.Module, mask: Tensor, phases: tuple[int, int], padding: tuple[int, int],
+                 inputs: np.ndarray | None):
         super().__init__(source, Signal(shape, source.lanes, source.level, True), source.level)
         self.module, self.padding = module, padding
         self.where = np.flatnonzero(mask.cpu())
         self.row, channel, y, x = np.unravel_index(self.where, (*mask.shape, 1, 1)[:4])
+        channel = channel if inputs is None else inputs[channel]
         (sh, sw), kernel = phases, (*mask.shape, 1, 1)[2:4]
         self.column, self.y, self.x = (channel * sh + y % sh) * sw + x % sw, y // sh, x // sw
         self.biased = module.bias is not None
@@ -455,6 +461,7 @@ class SparseNet:
         if kernels.numba is None:
             refuse("numba is not installed")
         self.steps: list[Step] = []
+        self.selected: np.ndarray | None = None  # the pixels that come out of a Select
         self.output = self._read(model, mask)
         self._fuse()
 
@@ -467,10 +474,10 @@ class SparseNet:
         for step in self.steps:
             step.prepare()
         self.levels = [Level(level, [step for step in self.steps if step.level == level]) for level in range(self.output.level + 1)]
-        fetches = [step for step in self.steps if isinstance(step, Fetch)]
-        self.read = np.unique(np.concatenate([fetch.there for fetch in fetches]))
-        for fetch in fetches:
-            fetch.narrow(self.read)
+        self.fetches = [step for step in self.steps if isinstance(step, Fetch)]
+        if self.reads_pixels():
+            self.fetches[0].keep(np.unique(self.fetches[0].out.readers[0].column))
+        self._narrow(np.unique(np.concatenate([fetch.there for fetch in self.fetches])))
         self.capacity = 0
 
         trained = [step for step in self.steps if isinstance(step, Taps | Norm)]
@@ -519,6 +526,9 @@ class SparseNet:
             return signal, (prod(shape), 1, 1)
         if isinstance(module, Select):
             shape = (len(module.index), 1, 1)
+            if signal is self.input:
+                self.selected = module.index.numpy()
+                return signal, shape
             return self._relayout(signal, module.index.numpy(), shape, lanes_for(1)), shape
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             if isinstance(module, nn.Linear) and shape[1:] != (1, 1):
@@ -526,7 +536,7 @@ class SparseNet:
             out = self._taps(signal, shape, module, mask)
             return out, out.shape
         if signal is self.input:
-            signal = self._relayout(signal, np.arange(prod(shape)), shape, NARROW)
+            signal = self._relayout(signal, np.arange(prod(shape)) if self.selected is None else self.selected, shape, NARROW)
         norm = next((step for step in self.steps if step.out is signal and isinstance(step, Norm)), None)
         if isinstance(module, nn.ReLU):
             if norm is None:
@@ -568,6 +578,9 @@ class SparseNet:
         kernel, stride, padding = ((module.kernel_size, module.stride, module.padding) if isinstance(module, nn.Conv2d)
                                    else ((1, 1), (1, 1), (0, 0)))
         out = (len(mask), *((size + 2 * p - k) // s + 1 for size, k, s, p in zip(shape[1:], kernel, stride, padding)))
+        inputs = None
+        if signal is self.input and isinstance(module, nn.Linear):  # reads single pixels of the whole image
+            inputs, shape = self.selected, (prod(self.input.shape), 1, 1)
         if stride == (1, 1):
             lanes = lanes_for(out[2], shape[2])
             if signal is self.input or signal.shape != shape or signal.lanes != lanes:
@@ -579,7 +592,16 @@ class SparseNet:
             index = np.where((0 <= y) & (y < shape[1]) & (0 <= x) & (x < shape[2]), (channel * shape[1] + y) * shape[2] + x, -1)
             signal = self._relayout(signal, index, (shape[0] * prod(stride), *inside), lanes_for(out[2], inside[1]))
             padding = (0, 0)
-        return self._add(Taps(signal, out, module, mask, stride, padding))
+        return self._add(Taps(signal, out, module, mask, stride, padding, inputs))
+
+    def _narrow(self, pixels: np.ndarray) -> None:
+        self.read = pixels
+        for fetch in self.fetches:
+            fetch.narrow(pixels)
+
+    def reads_pixels(self) -> bool:
+        """Whether it begins with a ``Linear``, which reads some pixels and not others."""
+        return len(self.fetches) == 1 and [type(getattr(step, "module", None)) for step in self.fetches[0].out.readers] == [nn.Linear]
 
     # --- use
 
@@ -600,8 +622,11 @@ class SparseNet:
         Returns:
             The mean loss before the step.
         """
-        labels, n, loss = y.numpy(), len(x), 0.0
-        self._take(x, n)
+        self._take(x)
+        return self._learn(y.numpy(), lr, momentum, weight_decay, nesterov)
+
+    def _learn(self, labels: np.ndarray, *how: float) -> float:
+        n, loss = len(labels), 0.0
         self.gradients[:] = 0
         for level in self.levels:
             level.begin(n)
@@ -616,21 +641,26 @@ class SparseNet:
             for a, b in level.parts(n):
                 level.repeat(a, b)
                 level.backward(a, b)
-        kernels.descend(self.values, self.gradients, self.velocity, lr, momentum, weight_decay, nesterov)
+        kernels.descend(self.values, self.gradients, self.velocity, *how)
         return loss / n
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, classes] for images as ``step`` takes them; batch normalisation with its running statistics."""
-        scores = []
+        parts = []
         for images in x.split(max(self.capacity, 256)):
-            self._take(images, len(images))
-            for level in self.levels:
-                level.begin(None)
-                for a, b in level.parts(len(images)):
-                    level.forward(a, b, training=False)
-                    if level is self.levels[-1]:
-                        part = torch.from_numpy(self.output.values(a, b)).unflatten(1, (-1, self.output.lanes))
-                        scores.append(part.mT.flatten(0, 1)[:b - a].clone())
+            self._take(images)
+            parts.append(self._scores(len(images)))
+        return torch.cat(parts)
+
+    def _scores(self, n: int) -> Tensor:
+        scores = []
+        for level in self.levels:
+            level.begin(None)
+            for a, b in level.parts(n):
+                level.forward(a, b, training=False)
+                if level is self.levels[-1]:
+                    part = torch.from_numpy(self.output.values(a, b)).unflatten(1, (-1, self.output.lanes))
+                    scores.append(part.mT.flatten(0, 1)[:b - a].clone())
         return torch.cat(scores)
 
     def store(self) -> None:
@@ -638,12 +668,65 @@ class SparseNet:
         for step in self.trained:
             step.store()
 
-    def _take(self, x: Tensor, samples: int) -> None:
+    def _take(self, x: Tensor) -> None:
+        samples = len(x)
         self.input.value = (x if x.shape[1:] == self.read.shape else self.pixels(x)).contiguous().numpy()
+        self._allocate(samples)
+
+    def _allocate(self, samples: int) -> None:
         if samples > self.capacity:
             self.capacity = samples
             for signal in self.signals:
                 signal.allocate(samples, max(level.part for level in self.levels))
+
+
+class Together:
+    """Networks that begin with a ``Linear`` and learn from the same batches: the images are brought into place once for all of them.
+
+    Each learns the same, to the last bit, as alone. Other networks spend too little on their input for this to pay.
+
+    Raises:
+        UserError: a network that does not begin with a ``Linear``.
+    """
+
+    def __init__(self, nets: list[SparseNet]):
+        if not all(net.reads_pixels() for net in nets):
+            refuse("only networks that begin with a Linear share their input")
+        self.nets, self.first = nets, nets[0]
+        fetch = self.first.fetches[0]
+        self.first.read = np.unique(np.concatenate([net.read for net in nets]))
+        fetch.keep(self.first.read)
+        self.first._narrow(self.first.read)
+        fetch.out.is_local = False
+        for net in nets:
+            net.levels[0].steps.remove(net.fetches[0])
+            for taps in net.fetches[0].out.readers:
+                taps.source = fetch.out
+        self.pixels = self.first.pixels
+
+    def step(self, x: Tensor, y: Tensor, *how: float) -> np.ndarray:
+        """As ``SparseNet.step``; the losses [networks]."""
+        self._take(x)
+        labels = y.numpy()
+        return np.array([net._learn(labels, *how) for net in self.nets])
+
+    def logits(self, x: Tensor) -> Tensor:
+        """[n, networks, classes]."""
+        parts = []
+        for images in x.split(max(self.first.capacity, 256)):
+            self._take(images)
+            parts.append(torch.stack([net._scores(len(images)) for net in self.nets], 1))
+        return torch.cat(parts)
+
+    def store(self) -> None:
+        for net in self.nets:
+            net.store()
+
+    def _take(self, x: Tensor) -> None:
+        for net in self.nets[1:]:
+            net._allocate(len(x))
+        self.first._take(x)
+        self.first.fetches[0].forward(0, len(x))
 
 
 class Level:

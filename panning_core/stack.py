@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -111,6 +112,7 @@ def train(networks: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits,
         masks.check(network, mask)
     if len({dataclasses.replace(recipe, seed=0) for recipe in recipes}) > 1:
         raise UserError("the recipes of a stack differ in more than their seeds")
+    start = time.perf_counter()
     stack, rows = Stack(networks, pruned, recipes[0]), [[] for _ in networks]
     for epoch, orders in enumerate(zip(*(training.epochs(splits.train, recipe) for recipe in recipes)), 1):
         total = 0
@@ -127,5 +129,5 @@ def train(networks: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits,
     stack.store()
     logs = [pd.DataFrame(log) for log in rows]
     for log in logs:
-        log.attrs["engine"] = stack.name
+        log.attrs.update(engine=stack.name, seconds=(time.perf_counter() - start) / len(logs))
     return logs

@@ -21,6 +21,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from itertools import product
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from .ledger import Ledger
 
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
 STACK = 32  #: so many runs are trained at once on CUDA
+SHARE = 8  #: so many runs of one seed learn from the same batches on the CPU
 
 
 @dataclass(frozen=True)
@@ -150,8 +152,8 @@ def prune(run: Run, splits: data.Splits) -> Pruned:
     return Pruned(run, model, mask, masks.effective(model, mask), trace, meter, seconds)
 
 
-def result(pruned: Pruned, log: pd.DataFrame, seconds: float) -> dict:
-    """The ``metrics`` of a ledger line, once a run was trained with this table in so many seconds."""
+def result(pruned: Pruned, log: pd.DataFrame) -> dict:
+    """The ``metrics`` of a ledger line, once a run was trained with this table."""
     mask, live, uses, last = pruned.mask, pruned.live, models.uses(pruned.model), log.iloc[-1]
     metrics = {
         "test_accuracy": last.test_accuracy, "best_test_accuracy": log.test_accuracy.max(), "validation_accuracy": last.validation_accuracy,
@@ -159,7 +161,7 @@ def result(pruned: Pruned, log: pd.DataFrame, seconds: float) -> dict:
         "prunable_weights": masks.size(mask), "kept_weights": masks.count(mask), "effective_weights": masks.count(live),
         "flops_dense": sum(2 * uses[name] * m.numel() for name, m in mask.items()),
         "flops_nonzero": sum(2 * uses[name] * int(m.sum()) for name, m in live.items()),
-        "prune_seconds": round(pruned.seconds, 3), "train_seconds": round(seconds, 3),
+        "prune_seconds": round(pruned.seconds, 3), "train_seconds": round(log.attrs["seconds"], 3),
         "diverged": not math.isfinite(last.loss), "epochs": len(log), "engine": log.attrs["engine"],
         "layers": {name.removesuffix(".weight"): [int(m.sum()), int(live[name].sum())] for name, m in mask.items()},
         "curve": {column: [_short(v) for v in log[column]] for column in ("loss", "validation_accuracy", "test_accuracy")},
@@ -180,9 +182,10 @@ def execute(run: Run, device: str = "cpu") -> dict:
 
 
 def execute_together(runs: Sequence[Run], device: str) -> list[dict | Exception]:
-    """``execute`` for runs of one data set, network and recipe, trained as a stack; a run that can not be pruned gives its error.
+    """``execute`` for runs of one data set, network and recipe, trained at once; a run that can not be pruned gives its error.
 
-    ``stack`` says with how many a run was trained, and ``train_seconds`` is its share.
+    On the CPU, runs of one seed share their batches, which changes no bit; others are trained as a stack. ``stack`` says
+    with how many a run was trained, and ``train_seconds`` is its share.
     """
     splits = data.load(runs[0].dataset).to(device)
     pruned, results = {}, {}
@@ -198,10 +201,12 @@ def execute_together(runs: Sequence[Run], device: str) -> list[dict | Exception]
 def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
     """Their results. What can not be stacked, or is more than the memory of the device holds, is trained in halves."""
     recipes = [each.run.training_recipe() for each in pruned]
-    start = time.perf_counter()
+    networks, live = [each.model for each in pruned], [each.live for each in pruned]
     try:
-        logs = (stack.train([each.model for each in pruned], [each.live for each in pruned], splits, recipes) if len(pruned) > 1 else
-                [training.train(each.model, each.live, splits, recipe) for each, recipe in zip(pruned, recipes)])
+        if splits.train.x.device.type == "cpu" and len(set(recipes)) == 1:
+            logs = training.train_together(networks, live, splits, recipes[0])
+        else:
+            logs = stack.train(networks, live, splits, recipes) if pruned else []
     except (UserError, torch.OutOfMemoryError):
         if len(pruned) == 1:
             raise
@@ -209,8 +214,7 @@ def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
     if len(logs) < len(pruned):
         half = len(pruned) // 2
         return _train(pruned[:half], splits) + _train(pruned[half:], splits)
-    seconds = (time.perf_counter() - start) / max(1, len(pruned))
-    return [{**result(each, log, seconds), "stack": len(pruned)} for each, log in zip(pruned, logs)]
+    return [{**result(each, log), "stack": len(pruned)} for each, log in zip(pruned, logs)]
 
 
 def _short(value: float) -> float | None:
@@ -310,7 +314,9 @@ def _work(runs: list[Run], device: str, origin: dict) -> list[dict]:
         splits = data.load(runs[0].dataset)
         origin = {**origin, "data": {"title": splits.title, "fingerprint": splits.fingerprint}}
     except Exception as error:
-        results = [error] * len(runs)
+        if len(runs) > 1:  # alone each shows whether it is the one
+            return [line for run in runs for line in _work([run], device, origin)]
+        results = [error]
     seconds = (time.perf_counter() - start) / len(runs)
     origin = {**origin, "seconds": round(seconds, 3), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
     return [{"key": run.key(), "run": run.canonical(), **_outcome(found), "provenance": origin} for run, found in zip(runs, results)]
@@ -323,13 +329,27 @@ def _outcome(found: dict | Exception) -> dict:
 
 
 def _tasks(runs: list[Run], device: str) -> list[list[Run]]:
-    """What a worker does at a time: one run, and on CUDA up to ``STACK`` of one data set, network and recipe."""
-    if not device.startswith("cuda"):
-        return [[run] for run in runs]
+    """What a worker does at a time, of one data set, network and recipe: on CUDA up to ``STACK`` runs, on the CPU up to
+    ``SHARE`` of the same seed where that pays, in networks that begin with a ``Linear``; else one run."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
-        groups.setdefault((run.dataset, run.model, dataclasses.replace(run.training_recipe(), seed=0)), []).append(run)
-    return [group[start:start + STACK] for group in groups.values() for start in range(0, len(group), STACK)]
+        recipe = run.training_recipe()
+        groups.setdefault((run.dataset, run.model, dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe), []).append(run)
+    tasks = []
+    for (dataset, name, _), group in groups.items():
+        most = STACK if device.startswith("cuda") else SHARE if _begins_with_linear(dataset, name) else 1
+        tasks += [group[start:start + most] for start in range(0, len(group), most)]
+    return tasks
+
+
+@cache
+def _begins_with_linear(dataset: str, name: str) -> bool:
+    splits = data.load(dataset)
+    try:
+        model = models.build(name, splits.input_shape, splits.classes, seed=0)
+    except UserError:  # the run itself will say so
+        return False
+    return isinstance(next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)), torch.nn.Linear)
 
 
 def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = "cpu") -> list[dict]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -77,7 +79,7 @@ RECIPES = {
 class Dense:
     """The reference engine: PyTorch's modules and optimiser on the whole weight tensors."""
 
-    name = "dense"
+    name, count = "dense", 1
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
         self.model, self.recipe = model.to(memory_format=torch.channels_last), recipe  # the layout in which convolutions are fastest
@@ -126,7 +128,7 @@ class Dense:
 class Sparse:
     """The engine that touches surviving weights only (``sparse.SparseNet``): the same steps, many times faster."""
 
-    name = "sparse"
+    name, count = "sparse", 1
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
         self.net, self.recipe = sparse.SparseNet(model, mask), recipe
@@ -134,6 +136,22 @@ class Sparse:
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> float:
         return self.net.step(x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov)
+
+
+class Shared:
+    """Several of ``Sparse`` on the same batches (``sparse.Together``): losses are [count], logits [n, count * classes]."""
+
+    name = "sparse"
+
+    def __init__(self, trainers: Sequence[Sparse], recipe: Recipe):
+        self.nets, self.recipe, self.count = sparse.Together([trainer.net for trainer in trainers]), recipe, len(trainers)
+        self.images, self.store = self.nets.pixels, self.nets.store
+
+    def step(self, x: Tensor, y: Tensor, lr: float) -> np.ndarray:
+        return self.nets.step(x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self.nets.logits(x).flatten(1)
 
 
 ENGINES = {"dense": Dense, "sparse": Sparse}
@@ -153,7 +171,7 @@ def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
     if not (on_cpu and recipe.precision == "fp32" and live(model, mask) < SPARSE_BELOW):
         return "dense"
     if reason := sparse.unsupported(model):
-        warnings.warn(f"training on the dense engine, which is slower: {reason}", stacklevel=3)
+        warnings.warn(f"training on the dense engine, which is slower: {reason}", stacklevel=4)
         return "dense"
     return "sparse"
 
@@ -192,7 +210,8 @@ def epochs(split: Split, recipe: Recipe) -> Iterator[Iterator[tuple[Tensor, Tens
     def steps(epoch: int) -> Iterator[tuple[Tensor, Tensor, float]]:
         order = torch.randperm(len(split), generator=generator).to(split.x.device)
         for step, index in enumerate(order.split(recipe.batch_size), epoch * per_epoch):
-            x = data.crop_and_flip(split.x[index], generator) if recipe.augment else split.x[index]
+            x = split.x.index_select(0, index)  # several times faster than split.x[index]
+            x = data.crop_and_flip(x, generator) if recipe.augment else x
             yield x, split.y[index], recipe.lr * DECAYS[recipe.decay](step, per_epoch * recipe.epochs)
 
     return map(steps, range(recipe.epochs))
@@ -215,6 +234,35 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
     Raises:
         UserError: a mask of another network, an unknown engine, or a network the sparse engine can not train.
     """
+    small, trainer = _prepare(model, mask, recipe, engine)
+    log, = _fit(trainer, splits, recipe)
+    if small:
+        small.restore(model)
+    return log
+
+
+def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits, recipe: Recipe) -> list[pd.DataFrame]:
+    """``train`` for several networks on the same batches; each learns the same, to the last bit, as alone.
+
+    Those that the sparse engine trains and that begin with a ``Linear`` share the work of bringing images into place.
+
+    Returns:
+        The table of ``train`` for each network. One whose loss stops being finite ends with that epoch's row.
+    """
+    prepared = [_prepare(model, mask, recipe) for model, mask in zip(models, pruned, strict=True)]
+    sharing = [trainer for _, trainer in prepared if isinstance(trainer, Sparse) and trainer.net.reads_pixels()]
+    logs = {id(trainer): log for trainer, log in zip(sharing, _fit(Shared(sharing, recipe), splits, recipe) if sharing else [])}
+    for _, trainer in prepared:
+        if id(trainer) not in logs:
+            logs[id(trainer)], = _fit(trainer, splits, recipe)
+    for model, (small, _) in zip(models, prepared):
+        if small:
+            small.restore(model)
+    return [logs[id(trainer)] for _, trainer in prepared]
+
+
+def _prepare(model: nn.Module, mask: Mask, recipe: Recipe, engine: str | None = None) -> tuple[compaction.Compact | None, Dense | Sparse]:
+    """The compacted network, None where it can not be read, and what trains it."""
     masks.check(model, mask)
     pick("engine", engine or "dense", ENGINES)
     try:
@@ -225,20 +273,26 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
     engine = engine or choose_engine(network, alive, recipe)
     if engine == "sparse" and (reason := sparse.unsupported(network)):
         raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
-    trainer, rows = ENGINES[engine](network, alive, recipe), []
-    own = {part: getattr(splits, part) for part in ("train", "validation", "test")}
+    return small, ENGINES[engine](network, alive, recipe)
+
+
+def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe) -> list[pd.DataFrame]:
+    """Trains, and returns the table of each network of ``trainer``; its ``attrs`` say which engine it was and its share of the seconds."""
+    start = time.perf_counter()
+    own, logs = {part: getattr(splits, part) for part in ("train", "validation", "test")}, [[] for _ in range(trainer.count)]
     if not recipe.augment:  # which needs whole images
         own = {part: replace(split, x=trainer.images(split.x)) for part, split in own.items()}
     with fast_products(splits.train.x.device):
         for epoch, steps in enumerate(epochs(own["train"], recipe), 1):
-            total = sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps)
-            rows.append({"epoch": epoch, "loss": float(total) / len(splits.train), **{
-                f"{part}_accuracy": accuracy(trainer.logits(own[part].x), own[part].y) for part in ("validation", "test")}})
-            if not math.isfinite(rows[-1]["loss"]):
+            losses = torch.as_tensor(sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps) / len(splits.train)).reshape(-1)
+            logits = {part: trainer.logits(own[part].x).unflatten(1, (trainer.count, -1)) for part in ("validation", "test")}
+            for k, (log, loss) in enumerate(zip(logs, losses.tolist())):
+                if not log or math.isfinite(log[-1]["loss"]):
+                    log.append({"epoch": epoch, "loss": loss, **{f"{part}_accuracy": accuracy(found[:, k], own[part].y) for part, found in logits.items()}})
+            if not any(math.isfinite(log[-1]["loss"]) for log in logs):
                 break
     trainer.store()
-    if small:
-        small.restore(model)
-    log = pd.DataFrame(rows)
-    log.attrs["engine"] = engine
-    return log
+    tables = [pd.DataFrame(log) for log in logs]
+    for table in tables:
+        table.attrs.update(engine=trainer.name, seconds=(time.perf_counter() - start) / trainer.count)
+    return tables

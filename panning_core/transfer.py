@@ -25,7 +25,7 @@ import torch
 from torch import nn
 
 from . import metrics
-from .masks import Mask, Scores
+from .masks import Mask, Scores, numbers
 from .metrics import Batch
 
 METRICS = ("snip", "grasp", "synflow")
@@ -35,23 +35,23 @@ PARTS = ("lost", "stayed", "gained", "returned")
 def forces(model: nn.Module, mask: Mask, batch: Batch) -> tuple[dict[str, Scores], dict[str, float]]:
     """The three masses of every kept weight of the sub-network (SNIP's and GraSP's with logits / 200), and its loss, gtg and R."""
     products = metrics.products(model, mask, batch, metrics.TEMPERATURE, hessian=True)
-    loss = metrics.products(model, mask, batch).loss  # as trained: logits / 200 all but hide a difference
+    loss = metrics.loss(model, mask, batch)  # as trained: logits / 200 all but hide a difference
     synflow, total = metrics.synflow_products(model, mask, batch)
     signed = {"snip": products.snip, "grasp": products.grasp, "synflow": synflow}
-    masses = {metric: {name: s.abs().double() * mask[name] for name, s in scores.items()} for metric, scores in signed.items()}
+    masses = {metric: {name: s.abs().double() * numbers(mask[name]) for name, s in scores.items()} for metric, scores in signed.items()}
     return masses, {"loss": loss, "gtg": products.gtg, "R": total}
 
 
 def handed_on(old: Mask, before: dict[str, Scores], new: Mask, after: dict[str, Scores]) -> list[dict]:
     """One row a metric and layer ("total" is the network): lost, stayed, gained and returned from one mask to another."""
+    where = {name: [numbers(places).flatten() for places in (old[name] & ~m, old[name] & m, m & ~old[name])] for name, m in new.items()}
     rows = []
     for metric in METRICS:
         layers = []
-        for name in new:
-            a, b = before[metric][name], after[metric][name]
-            both = old[name] & new[name]
-            layers.append({"metric": metric, "layer": name.removesuffix(".weight"), "lost": float(a[old[name] & ~new[name]].sum()),
-                           "stayed": float(a[both].sum()), "gained": float((b - a)[both].sum()), "returned": float(b[new[name] & ~old[name]].sum())})
+        for name, (gone, both, back) in where.items():
+            a, b = before[metric][name].flatten(), after[metric][name].flatten()
+            layers.append({"metric": metric, "layer": name.removesuffix(".weight"), "lost": float(a @ gone), "stayed": float(a @ both),
+                           "gained": float((b - a) @ both), "returned": float(b @ back)})
         total = {part: sum(row[part] for row in layers) for part in PARTS}
         rows += [{"metric": metric, "layer": "total", **total}, *layers]
     return rows

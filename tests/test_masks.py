@@ -86,6 +86,42 @@ def test_keep_top_agrees_with_a_stable_sort(rows, density):
     assert masks.count(mask) == round(density * len(flat)) and masks.density(mask) == len(kept) / masks.size(mask)
 
 
+KINDS = {
+    "spread": lambda rng, n: rng.standard_normal(n) ** 3, "sorted": lambda rng, n: np.arange(n) - n / 2, "reversed": lambda rng, n: -np.arange(n) / 7,
+    "few values": lambda rng, n: rng.integers(0, 4, n) / 3, "one value": lambda rng, n: np.zeros(n),
+    "mostly removed": lambda rng, n: np.where(rng.random(n) < 0.9, -inf, rng.random(n)),
+    "mostly zero, some infinite": lambda rng, n: rng.choice([0.0, 0.0, 0.0, inf, -inf, 1.5], n),
+    "a sample that misleads": lambda rng, n: np.where(np.arange(n) % (int(n ** (1 / 3)) | 1), rng.random(n), 9.0),
+}
+
+
+@given(st.sampled_from(sorted(KINDS)), st.integers(1, 4000), st.floats(0, 1), st.integers(0, 10_000), st.sampled_from(["float32", "float64"]))
+@settings(deadline=None, max_examples=200)
+def test_keep_top_of_many_agrees_with_a_stable_sort(kind, n, density, seed, dtype):
+    values = KINDS[kind](np.random.default_rng(seed), n).astype(dtype)
+    expected = np.zeros(n, bool)
+    expected[np.argsort(-values, kind="stable")[:round(density * n)]] = True
+    mask = masks.keep_top({"weight": torch.from_numpy(values)}, density)["weight"]
+    assert np.array_equal(mask.numpy(), expected)
+
+
+def test_nan_among_many_is_refused_wherever_it_is():
+    for place in (0, 1, 500, 999):
+        values = torch.rand(1000)
+        values[place] = nan
+        with pytest.raises(UserError, match="NaN"):
+            masks.keep_top({"weight": values}, 0.1)
+
+
+def test_a_vector_of_all_layers_and_back(residual):
+    mask = random_mask(residual, 0.3, 0)
+    vector = masks.flatten(mask)
+    assert equal(masks.unflatten(vector, mask), mask) and vector.tolist() == [bool(bit) for layer in bits(mask) for bit in layer]
+    assert masks.places(mask).tolist() == [i for i, bit in enumerate(vector.tolist()) if bit] and masks.count(mask) == len(masks.places(mask))
+    for dtype in (torch.float32, torch.float64):
+        assert masks.numbers(vector, dtype).tolist() == [float(bit) for bit in vector] and masks.numbers(vector, dtype).dtype == dtype
+
+
 # --- the effective part, against a graph of units and pixels ---
 
 

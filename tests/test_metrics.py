@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from conftest import make_residual
 from panning_core import masks, metrics, models, pruning
+from panning_core.errors import UserError
 
 
 def half(model, seed=0):
@@ -188,6 +189,13 @@ def test_grasp_against_the_whole_hessian(partial):
     assert products.grasp == {}
 
 
+def test_the_loss_of_a_sub_network(residual, residual_batch, unchanged):
+    for mask in (masks.ones(residual), half(residual)):
+        with unchanged(residual):
+            loss = metrics.loss(residual, mask, residual_batch)
+        assert loss == pytest.approx(loss_of(residual, mask, residual_batch).item(), rel=1e-12)
+
+
 def test_the_temperature_divides_the_logits_of_grasp_but_not_of_snip(residual, residual_batch):
     mask = masks.ones(residual)
     assert metrics.TEMPERATURE == 200
@@ -288,3 +296,62 @@ def test_synflow_of_a_residual_network_counts_both_ways():
     assert [mass["0.weight"], mass["6.weight"]] == pytest.approx([flow, flow], rel=1e-12)
     assert mass["4.conv1.weight"] == pytest.approx(mass["4.conv2.weight"], rel=1e-12)
     assert mass["4.conv2.weight"] + mass["4.shortcut.0.weight"] == pytest.approx(flow, rel=1e-12)
+
+
+@pytest.mark.parametrize("value", [1e60, -1e60, float("nan"), float("inf")])
+def test_synflow_that_leaves_float64_is_an_error_that_names_the_network(value):
+    model = mlp(2, 2, 2, 2, 2, 2, 2)
+    with torch.no_grad():
+        for weight in models.prunable(model).values():
+            weight.fill_(value)
+    batch = torch.zeros(1, 2), None
+    with pytest.raises(UserError, match=r"R is (inf|nan) in float64 for this Sequential of 6 prunable layers"):
+        metrics.synflow(model, masks.ones(model), batch)
+    with pytest.raises(UserError, match="R is (inf|nan)"):
+        pruning.prune(model, "synflow", 0.5, batch, rounds=2)
+
+
+# --- whether SynFlow's pass shows the effective weights as well ---
+
+
+def seen(model, mask):
+    """The kept weights that SynFlow gives a score."""
+    products, _ = metrics.synflow_products(model, mask, (torch.zeros(1, *models.input_shape(model)), None))
+    return {name: m & (products[name] != 0) for name, m in mask.items()}
+
+
+def same(one, two):
+    return all(torch.equal(one[name], two[name]) for name in two)
+
+
+def plain_conv(padding):
+    model = nn.Sequential(nn.Conv2d(1, 3, 3, padding=padding), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3 if padding else 12, 2))
+    model.input_shape = (1, 2, 2) if padding else (1, 6, 6)
+    return model
+
+
+@pytest.mark.parametrize("build", [lambda: mlp(6, 5, 4, 3), lambda: plain_conv(0), lambda: models.build("lenet5", (1, 16, 16), 4, seed=0),
+                                   lambda: models.build("resnet20", (1, 8, 8), 3, seed=0, init="panning")])
+def test_synflow_sees_every_path(build):
+    model = build()
+    assert metrics.sees_every_path(model)
+    dead = 0
+    for density in (0.02, 0.05, 0.1, 0.3, 1.0):
+        generator = torch.Generator().manual_seed(1)
+        mask = {name: torch.rand(w.shape, generator=generator) < density for name, w in models.prunable(model).items()}
+        effective = masks.effective(model, mask)
+        assert same(seen(model, mask), effective)
+        dead += masks.count(mask) - masks.count(effective)
+    assert dead > 0
+
+
+def test_synflow_does_not_see_every_path():
+    """Each time the pass would have told another effective mask."""
+    uneven, zero, tiny = plain_conv(1), mlp(3, 3, 3), mlp(2, 2, 2, 2)
+    with torch.no_grad():
+        zero[0].weight[0] = 0
+        for weight in models.prunable(tiny).values():
+            weight.fill_(1e-120)
+    for model in (uneven, zero, tiny):
+        mask = masks.ones(model)
+        assert not metrics.sees_every_path(model) and not same(seen(model, mask), masks.effective(model, mask))

@@ -5,6 +5,7 @@ from math import sqrt
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from panning_core import models
 from panning_core.errors import UserError
@@ -119,14 +120,22 @@ def test_uses_changes_nothing(residual, unchanged):
         assert models.uses(residual) == {"0.weight": 36, "4.conv1.weight": 4, "4.conv2.weight": 4, "4.shortcut.0.weight": 4, "6.weight": 1}
 
 
-def test_the_linearised_network_has_no_batchnorm(residual, residual_batch):
-    plain = nn.Sequential(*(nn.Identity() if isinstance(m, nn.BatchNorm2d) else m for m in residual))
-    block = residual[4]
-    with models.linearised(residual):
+def test_the_linearised_network_has_the_weights_it_is_given_and_no_biases_and_no_batchnorm(residual, residual_batch):
+    weights = {name: torch.rand_like(w) for name, w in models.prunable(residual).items()}
+    with models.linearised(residual, weights):
         out = residual(residual_batch[0].abs())
-    x = plain[:4](residual_batch[0].abs())
-    x = torch.relu(block.conv2(torch.relu(block.conv1(x))) + block.shortcut[0](x))
-    assert torch.allclose(out, plain[5:](x), rtol=1e-12)
+    first, conv1, conv2, shortcut, last = weights.values()
+    x = F.max_pool2d(F.conv2d(residual_batch[0].abs(), first, padding=1), 2)
+    x = F.conv2d(F.conv2d(x, conv1, stride=2, padding=1), conv2, padding=1) + F.conv2d(x, shortcut, stride=2)
+    assert torch.allclose(out, F.linear(x.flatten(1), last), rtol=1e-12)
+
+
+def test_a_layer_that_paths_cannot_be_followed_through_is_named():
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.GroupNorm(1, 2), nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(UserError, match="through 1, a GroupNorm"):
+        with models.linearised(model, models.prunable(model)):
+            pass
+    assert not any("forward" in vars(module) for module in model.modules())
 
 
 @pytest.mark.parametrize("paths", [False, True])
@@ -137,7 +146,7 @@ def test_the_linearised_network_is_itself_again_afterwards(residual, residual_ba
     residual.train()
     with unchanged(residual):
         try:
-            with models.linearised(residual, paths=paths):
+            with models.linearised(residual, models.prunable(residual), paths=paths):
                 assert not any(m.training for m in residual.modules())
                 with torch.no_grad():
                     assert not torch.allclose(residual(residual_batch[0]), before)
@@ -153,6 +162,6 @@ def test_with_paths_every_pixel_of_a_pooling_window_counts():
     model = nn.Sequential(nn.MaxPool2d(2))
     x = torch.ones(1, 1, 4, 4, requires_grad=True)
     for paths, live in ((False, 4), (True, 16)):
-        with models.linearised(model, paths=paths):
+        with models.linearised(model, {}, paths=paths):
             (gradient,) = torch.autograd.grad(model(x).sum(), x)
         assert int((gradient > 0).sum()) == live

@@ -1,12 +1,14 @@
 """Pruning: one battery for every method, and staged Panning against an implementation of its own."""
 
 import itertools
+from collections import Counter
 from functools import lru_cache
 
 import pytest
 import torch
 from torch.nn import functional as F
 
+from benchmarks import straightforward
 from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
 
@@ -249,8 +251,7 @@ def flat(mask):
     return torch.cat([m.flatten() for m in mask.values()])
 
 
-@pytest.mark.parametrize("density", [0.01, 0.0005])
-@pytest.mark.parametrize("method, form, table", [("panning", "sum", SUM_TABLE), ("panning-product", "product", PRODUCT_TABLE)])
+@pytest.mark.parametrize("method, form, table, density", [("panning", "sum", SUM_TABLE, 0.0005), ("panning-product", "product", PRODUCT_TABLE, 0.01)])
 def test_staged_panning_weight_for_weight(method, form, table, density):
     model, batches = lenet5_case()
     expected = reference_panning(model, batches, density, form, coefficients(table, density, 100))
@@ -319,8 +320,91 @@ def test_metrics_without_spread_contribute_zeros(lenet300, digits_batch):
     assert same(mask, alone) and [row["events"] for row in trace] == [["snip has no spread", "grasp has no spread"]] * 3
 
 
-def test_normalise_is_the_absolute_z_score_over_all_layers():
-    normal = pruning.normalise({"a": torch.tensor([[1.0, 2.0]]), "b": torch.tensor([6.0])})  # mean 3, unbiased variance 7
-    assert torch.cat([n.flatten() for n in normal.values()]).tolist() == pytest.approx([2 / 7 ** 0.5, 1 / 7 ** 0.5, 3 / 7 ** 0.5])
-    assert pruning.normalise({"a": torch.ones(2, 2), "b": torch.ones(3)}) is None
-    assert pruning.normalise({"a": torch.tensor([1.0, float("nan")])}) is None
+def test_deviations_are_absolute_and_in_units_of_the_standard_deviation():
+    distance, unit = pruning.deviations(torch.tensor([1.0, 2.0, 6.0]))  # mean 3, unbiased variance 7
+    assert distance.tolist() == pytest.approx([2, 1, 3]) and unit == pytest.approx(7 ** 0.5) and distance.dtype == torch.double
+    for without in ([1.0] * 5, [1.0, float("nan")], [1.0, float("inf")], [4.0]):
+        assert pruning.deviations(torch.tensor(without))[1] == 0
+
+
+# --- what is not computed twice ---
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Counts the passes on data (and whether they were with curvature), over the mask alone, and for SynFlow."""
+    made = []
+
+    def counted(name, function):
+        return lambda *arguments, **how: made.append((name, how.get("hessian"))) or function(*arguments, **how)
+
+    for module, name in ((metrics, "products"), (masks, "effective")):
+        monkeypatch.setattr(module, name, counted(name, getattr(module, name)))
+    flow = metrics.synflow_of
+    monkeypatch.setattr(metrics, "synflow_of", lambda model: counted("synflow", flow(model)))
+    return made
+
+
+@pytest.mark.parametrize("how, expected", [
+    (lambda batches: {"batches": batches[0]}, {("products", True): 1, ("synflow", None): 6, ("effective", None): 1}),
+    (lambda batches: {"batches": batches}, {("products", True): 2, ("synflow", None): 6, ("effective", None): 1}),
+    (lambda batches: {"batches": iter(batches * 3)}, {("products", True): 6, ("synflow", None): 6, ("effective", None): 1}),
+    (lambda batches: {"batches": iter(batches * 3), "mix": (1, 0, 0)}, {("synflow", None): 6, ("effective", None): 1}),
+    (lambda batches: {"batches": iter(batches * 3), "mix": (1, 1, 0)}, {("products", False): 6, ("synflow", None): 6, ("effective", None): 1}),
+    (lambda batches: {"batches": iter(batches * 3), "mix": (0, 0, 1)}, {("products", True): 6, ("effective", None): 6}),
+])
+def test_passes_through_the_network(how, expected, lenet300, digits_batch, calls):
+    x, y = digits_batch
+    pruning.prune(lenet300, "panning", 0.02, rounds=6, **how([(x, y), (-x, y)]))
+    assert Counter(calls) == expected
+
+
+def bordered():
+    """Padding makes the plane uneven and pooling picks one pixel of it: SynFlow sees 4 of the 9 weights of a kernel, and all 9 are on a path."""
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.MaxPool2d(2), torch.nn.Flatten(), torch.nn.Linear(3, 2))
+    model.input_shape = (1, 2, 2)
+    return model, (torch.rand(4, 1, 2, 2), torch.arange(4) % 2)
+
+
+@pytest.mark.parametrize("method, seen_at_once", [("panning", True), ("panning-product", True), ("synflow", True), ("force", True), ("synflow", False)])
+def test_the_trace_knows_the_effective_sparsity_of_every_round(method, seen_at_once, lenet300, digits_batch):
+    """Also where SynFlow's pass of the next round tells it."""
+    (model, batch), density = ((lenet300, digits_batch), 0.002) if seen_at_once else (bordered(), 0.8)
+    assert metrics.sees_every_path(model) == seen_at_once
+    seen = []
+    mask, trace = pruning.prune(model, method, density, batch, rounds=8, observe=lambda t, old, new, batch: seen.append(new))
+    assert [1 - row["effective_sparsity"] for row in trace] == pytest.approx([masks.density(masks.effective(model, new)) for new in seen])
+    assert (trace[-1]["effective_sparsity"] > trace[-1]["sparsity"]) == seen_at_once
+
+
+def test_the_trace_splits_the_mass_of_the_scores_that_a_mask_was_made_from(residual, residual_batch):
+    mask, trace = pruning.prune(residual, "iterative-snip", 0.2, residual_batch, rounds=3)
+    for row, (new, scores) in zip(trace, rounds_of_snip(residual, residual_batch, 0.2, 3)):
+        assert row["kept_mass"] == {"snip": pytest.approx(sum(float(s[new[n]].sum()) for n, s in scores.items()))}
+        assert row["removed_mass"] == {"snip": pytest.approx(sum(float(s[~new[n]].sum()) for n, s in scores.items()))}
+        assert row["removed_mass"]["snip"] > 0
+    assert same(new, mask)
+
+
+def rounds_of_snip(model, batch, density, rounds):
+    mask = masks.ones(model)
+    for t in range(1, rounds + 1):
+        scores = metrics.snip(model, mask, batch)
+        mask = masks.keep_top(scores, density ** (t / rounds))
+        yield mask, scores
+
+
+# --- the benchmarks' straightforward version means the same ---
+
+
+@pytest.mark.parametrize("build", [lambda: models.build("lenet5", (1, 16, 16), 10, seed=0, init="panning"),
+                                   lambda: models.build("resnet20", (1, 8, 8), 10, seed=0, init="panning")])
+@pytest.mark.parametrize("method", straightforward.METHODS)
+def test_the_straightforward_version_finds_the_same_mask(method, build):
+    model, shape = build(), models.input_shape(build())
+    batch = torch.randn((20, *shape), generator=torch.Generator().manual_seed(1)), torch.arange(10).repeat(2)
+    rounds = 12 if method in ("panning", "synflow") else 1
+    ours, _ = pruning.prune(model, method, 0.02, batch, rounds)
+    theirs = straightforward.METHODS[method](model, 0.02, batch, rounds)
+    both = {name: m & theirs[name] for name, m in ours.items()}
+    assert masks.count(both) >= 0.99 * max(masks.count(ours), masks.count(theirs)) and masks.count(ours) > 500

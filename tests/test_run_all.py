@@ -73,11 +73,11 @@ def test_the_scripts_parse_and_are_executable(script):
     assert os.access(CHECKOUT / script, os.X_OK)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["paper", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["paper", "--help"], ["bench", "--quick", "--help"]])
 def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
     done = checkout.run(*arguments)
     assert done.returncode == 0 and done.stderr == ""
-    for word in ["quick", "paper", "test", "lab", "--only", "--jobs", "--device"]:
+    for word in ["quick", "paper", "bench", "test", "lab", "--only", "--jobs", "--device", "--quick"]:
         assert word in done.stdout
     assert not checkout.calls and not (checkout.root / ".venv").exists()
 
@@ -99,6 +99,11 @@ def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
         (["--device", "tpu"], "'tpu'"),
         (["--jobs", "2", "test"], "--jobs"),
         (["lab", "--device", "cpu"], "--device"),
+        (["bench", "--jobs", "2"], "--jobs"),
+        (["--device=cuda", "bench"], "--device"),
+        (["--quick"], "--quick"),
+        (["paper", "--quick"], "--quick"),
+        (["bench", "--quick", "grid"], "'grid'"),
         ([""], "''"),
     ],
 )
@@ -162,6 +167,8 @@ def test_an_interrupted_install_is_done_again_from_nothing(checkout, stop):
     [
         ([], "-m panning_core.reproduce quick"),
         (["paper", "--device", "cuda"], "-m panning_core.reproduce paper --device cuda"),
+        (["bench"], "-m benchmarks"),
+        (["bench", "--quick", "--only=scoring"], "-m benchmarks --quick --only scoring"),
         (["test", "-k", "masks", "--help"], "-m pytest -k masks --help"),
     ],
 )

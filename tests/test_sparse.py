@@ -12,7 +12,7 @@ pytest.importorskip("numba")
 
 from panning_core import compaction, kernels, masks, models, pruning
 from panning_core.errors import UserError
-from panning_core.sparse import SparseNet, unsupported
+from panning_core.sparse import SparseNet, Together, unsupported
 
 
 def random_mask(model, density, seed=0):
@@ -236,6 +236,24 @@ def test_a_label_outside_the_classes_is_an_error():
     engine = SparseNet(model, random_mask(model, 0.1))
     with pytest.raises(ValueError, match="label"):
         engine.step(torch.zeros(2, 1, 4, 4), torch.tensor([0, 10]), 0.1, 0.9, 0.0)
+
+
+def test_networks_together_learn_the_same_bits_as_alone():
+    def nets():
+        for density, seed in ((0.3, 0), (0.01, 1), (0.002, 2)):
+            model = models.build("lenet300", (1, 28, 28), 10, seed)
+            small_one = compaction.compact(model, masks.effective(model, random_mask(model, density, seed)), fold=False)
+            yield SparseNet(small_one.model, small_one.mask)
+
+    alone, together = list(nets()), Together(list(nets()))
+    for x, y in batches([256, 37, 256], (1, 28, 28)):
+        losses = together.step(together.pixels(x), y, 0.1, 0.9, 5e-4, False)
+        assert losses.tolist() == [net.step(x, y, 0.1, 0.9, 5e-4) for net in alone]
+    assert torch.equal(together.logits(x), torch.stack([net.logits(x) for net in alone], 1))
+    assert all(one.values.tobytes() == other.values.tobytes() for one, other in zip(alone, together.nets))
+    convolutional = models.build("lenet5", (1, 28, 28), 10, 0)
+    with pytest.raises(UserError, match="begin with a Linear"):
+        Together([SparseNet(convolutional, random_mask(convolutional, 0.1))])
 
 
 @pytest.mark.parametrize("layers, reason", [

@@ -245,12 +245,20 @@ def test_networks_that_can_not_be_stacked_are_trained_one_after_another(monkeypa
     assert [(each["stack"], each["test_accuracy"] > 0.3) for each in found] == [(1, True)] * 2
 
 
-def test_on_cuda_runs_of_one_kind_go_together_and_on_the_cpu_each_goes_alone(monkeypatch):
+def test_runs_of_one_seed_are_done_together_without_changing_a_bit():
+    runs = [dataclasses.replace(RUN, method=method, sparsity=sparsity, rounds=1) for method, sparsity in (("snip", 0.1), ("panning", 0.9), ("random", 0.95))]
+    for run, found in zip(runs, studies.execute_together(runs, "cpu"), strict=True):
+        alone = studies.execute(run)
+        assert alone.pop("stack") == 1 and found.pop("stack") == 3
+        assert {k: v for k, v in found.items() if not k.endswith("_seconds")} == {k: v for k, v in alone.items() if not k.endswith("_seconds")}
+
+
+def test_on_cuda_runs_of_one_kind_go_together_and_on_the_cpu_linear_networks_of_one_seed(monkeypatch):
     monkeypatch.setattr(studies, "STACK", 2)
     a, b = Run("digits", "lenet300"), Run("digits", "lenet300", epochs=3)
     runs = [a, b, dataclasses.replace(a, seed=1), dataclasses.replace(b, precision="bf16"), dataclasses.replace(a, method="snip", sparsity=0.5),
             dataclasses.replace(b, seed=2, init="panning"), dataclasses.replace(a, model="resnet20"), dataclasses.replace(a, recipe="cifar")]
-    assert studies._tasks(runs, "cpu") == [[run] for run in runs]
+    assert studies._tasks(runs, "cpu") == [[runs[0], runs[4]], *([runs[k]] for k in (1, 2, 3, 5, 6, 7))]
     assert studies._tasks(runs, "cuda:0") == [[runs[0], runs[2]], [runs[4]], [runs[1], runs[5]], [runs[3]], [runs[6]], [runs[7]]]
 
 
@@ -340,7 +348,13 @@ def test_a_line_says_what_produced_it(checkout):
     assert origin["data"]["title"] == "scikit-learn digits" and origin["seconds"] > 0 and {"commit", "dirty", "finished"} <= origin.keys()
 
 
-def test_a_failing_run_is_recorded_stops_no_other_and_is_tried_again(checkout, counted, monkeypatch):
+@pytest.mark.parametrize("share", [1, 8])
+def test_a_failing_run_is_recorded_stops_no_other_and_is_tried_again(checkout, counted, monkeypatch, share):
+    def breaks(*_):
+        raise RuntimeError("one of them fails")
+
+    monkeypatch.setattr(studies, "SHARE", share)
+    monkeypatch.setattr(studies, "execute_together", breaks)
     checkout.profile(grid(sparsity=[0.5, 0.66, 0.75], seed=[0, 1]))
     with pytest.raises(UserError, match=r'2 of 6 runs of 01_tiny failed .*"sparsity": 0.66.*this one fails'):
         studies.sweep(STUDY, "tiny", 1)

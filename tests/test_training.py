@@ -6,6 +6,7 @@ import math
 import warnings
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -383,3 +384,17 @@ def test_the_published_recipes():
     assert r["fashion-mnist"] == dataclasses.replace(r["mnist"], augment=True)
     assert (r["cifar"].epochs, r["cifar"].batch_size, r["cifar"].weight_decay, r["cifar"].augment, r["cifar"].decay) == (180, 128, 5e-4, True, "cosine")
     assert (r["synflow-cifar"].epochs, r["synflow-cifar"].nesterov, r["synflow-cifar"].decay, r["synflow-cifar"].weight_decay) == (160, True, "steps", 1e-4)
+
+
+def test_networks_trained_together_learn_what_they_learn_alone(digits):
+    pytest.importorskip("numba")
+    networks, pruned = [build(digits) for _ in range(4)], []
+    for density, network in zip((1.0, 0.3, 0.02, 0.3), networks):
+        pruned.append(masks.effective(network, random_mask(network, density)))
+    networks[3].get_parameter("fc3.bias").data.fill_(torch.nan)  # diverges at once, and disturbs no other
+    alone = copy.deepcopy(networks)
+    together = training.train_together(networks, pruned, digits, SHORT)
+    assert [log.attrs["engine"] for log in together] == ["dense", "sparse", "sparse", "sparse"] and len(together[3]) == 1
+    for network, log, one, mask in zip(networks, together, alone, pruned):
+        pd.testing.assert_frame_equal(log, training.train(one, mask, digits, SHORT))
+        assert all(torch.equal(w, v) or w.isnan().any() for w, v in zip(network.state_dict().values(), one.state_dict().values()))
