@@ -17,6 +17,7 @@ What only its own level reads is kept for those few samples, and computed again 
 from __future__ import annotations
 
 import operator
+import weakref
 from math import prod
 
 import numpy as np
@@ -91,17 +92,13 @@ class Signal:
 # A step reads ``source`` and writes ``out``, for the samples a to b of a batch, forward and backward.
 
 class Step:
-    """What all steps share; one that overwrites the gradient of its source says ``add`` once another reader wrote it before."""
+    """What all steps share. ``add`` says that another reader of ``source`` has written its gradient before."""
 
     size = 0  #: trainable numbers
 
     def __init__(self, source: Signal, out: Signal, level: int):
         self.source, self.out, self.level = source, out, level
         source.readers.append(self)
-
-    @property
-    def add(self) -> bool:
-        return max(self.source.readers, key=lambda reader: reader.number) is not self
 
     def prepare(self) -> None:
         """Called once every signal is laid out."""
@@ -320,7 +317,7 @@ class Norm(Step):
         super().__init__(z, Signal(z.shape, z.lanes, z.level + 1, True), z.level + 1)
         self.out.gradient_is_local = False
         self.moments, self.module, self.other, self.positive = moments, module, None, False
-        moments.norm, self.size = self, 2 * z.shape[0]
+        moments.norm, self.size = weakref.proxy(self), 2 * z.shape[0]
         self.running = [module.running_mean.numpy().copy(), module.running_var.numpy().copy()]
         self.batches = 0
 
@@ -366,9 +363,8 @@ class Norm(Step):
     def backward(self, a: int, b: int) -> None:
         z, y, other = self.source, self.out, self.other
         more = (EMPTY, NOWHERE) if other is None else (other.gradients(a, b), other.geometry)
-        add = other is not None and max(other.readers, key=lambda reader: reader.number) is not self
         kernels.unnormalise(y.gradients(a, b), y.values(a, b), z.values(a, b), more[0], self.mean.astype(np.float32), self.sums, self.products,
-                            self.positive, add, y.height, y.run, y.geometry, z.geometry, more[1])
+                            self.positive, self.add, y.height, y.run, y.geometry, z.geometry, more[1])
 
     def store(self) -> None:
         with torch.no_grad():
@@ -466,17 +462,23 @@ class SparseNet:
         self._fuse()
 
         self.steps.sort(key=lambda step: step.level)
-        for number, step in enumerate(self.steps):
-            step.number = number
         self.signals = list(dict.fromkeys(step.out for step in self.steps))
         for signal in self.signals:
             signal.lay_out()
+        written: set[Signal] = set()
+        for step in reversed(self.steps):  # as on the way back, where the first reader of a signal overwrites its gradient
+            target = step.other if isinstance(step, Norm) else step.source
+            step.add = target in written
+            written.add(target)
         for step in self.steps:
             step.prepare()
         self.levels = [Level(level, [step for step in self.steps if step.level == level]) for level in range(self.output.level + 1)]
         self.fetches = [step for step in self.steps if isinstance(step, Fetch)]
+        self.first = [step for fetch in self.fetches for step in fetch.out.readers]
+        for signal in [self.input, *self.signals]:
+            signal.readers.clear()  # no circle of references keeps the arrays alive when the network is no longer needed
         if self.reads_pixels():
-            self.fetches[0].keep(np.unique(self.fetches[0].out.readers[0].column))
+            self.fetches[0].keep(np.unique(self.first[0].column))
         self._narrow(np.unique(np.concatenate([fetch.there for fetch in self.fetches])))
         self.capacity = 0
 
@@ -601,7 +603,7 @@ class SparseNet:
 
     def reads_pixels(self) -> bool:
         """Whether it begins with a ``Linear``, which reads some pixels and not others."""
-        return len(self.fetches) == 1 and [type(getattr(step, "module", None)) for step in self.fetches[0].out.readers] == [nn.Linear]
+        return len(self.fetches) == 1 and [type(getattr(step, "module", None)) for step in self.first] == [nn.Linear]
 
     # --- use
 
@@ -700,8 +702,7 @@ class Together:
         fetch.out.is_local = False
         for net in nets:
             net.levels[0].steps.remove(net.fetches[0])
-            for taps in net.fetches[0].out.readers:
-                taps.source = fetch.out
+            net.first[0].source = fetch.out
         self.pixels = self.first.pixels
 
     def step(self, x: Tensor, y: Tensor, *how: float) -> np.ndarray:

@@ -1,8 +1,10 @@
 """The sparse engine against plain PyTorch: dense layers, masked gradients, ``torch.optim.SGD``."""
 
 import copy
+import gc
 import importlib.util
 import sys
+import weakref
 
 import pytest
 import torch
@@ -236,6 +238,17 @@ def test_a_label_outside_the_classes_is_an_error():
     engine = SparseNet(model, random_mask(model, 0.1))
     with pytest.raises(ValueError, match="label"):
         engine.step(torch.zeros(2, 1, 4, 4), torch.tensor([0, 10]), 0.1, 0.9, 0.0)
+
+
+def test_nothing_is_left_of_a_network_that_is_no_longer_needed():
+    gc.disable()
+    try:
+        engine = SparseNet(model := models.build("resnet20", (3, 8, 8), 10, 0), random_mask(model, 0.1))
+        signals = [weakref.ref(signal) for signal in engine.signals]
+        del engine
+        assert not any(signal() for signal in signals)
+    finally:
+        gc.enable()
 
 
 def test_networks_together_learn_the_same_bits_as_alone():
