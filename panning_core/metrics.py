@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .errors import UserError
-from .masks import Mask, Scores, flatten, numbers, unflatten
+from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
 
 Batch = tuple[Tensor, Tensor]
@@ -82,17 +82,21 @@ def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores
         UserError: R is not a finite number even so.
     """
     products, total = synflow_of(model)(mask, batch)
-    return unflatten(products, mask), total
+    return unflatten(products, prunable(model)), total
 
 
 def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]]:
     """``synflow_products`` of the weights as they are now, for one mask after another: (mask, batch) -> (products [weights], R)."""
     theta = flatten(prunable(model)).double()
-    layers, masked = unflatten(theta, prunable(model)), torch.empty_like(theta)
+    masked, last = torch.zeros_like(theta), torch.zeros_like(theta, dtype=torch.bool)  # |theta * M| and M of the mask before
+    layers = unflatten(theta, prunable(model))
     weights = {name: w.requires_grad_() for name, w in unflatten(masked, layers).items()}
 
     def flow(mask: Mask, batch: Batch) -> tuple[Tensor, float]:
-        torch.mul(theta, flatten(mask).view(torch.int8), out=masked).abs_()
+        flat = flatten({name: mask[name] for name in layers})
+        moved = places(flat ^ last)
+        masked.index_copy_(0, moved, theta.index_select(0, moved).abs_().mul_(numbers(flat.index_select(0, moved))))
+        last.copy_(flat)
         with torch.enable_grad(), linearised(model, weights):
             out = model(torch.ones_like(batch[0][:1], dtype=torch.double)).sum()
             gradient = torch.autograd.grad(out, list(weights.values()))

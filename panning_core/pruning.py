@@ -46,7 +46,7 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
     """The loop that every pruner shares. Inside it all weights are one vector."""
     asked_for, keep = pick("schedule", schedule, SCHEDULES), pick("scope", scope, masks.SCOPES)
     mask, trace, stream = masks.ones(model), [], _stream(batches)
-    kept, transparent = masks.places(mask), metrics.sees_every_path(model)
+    kept, transparent = masks.places(masks.flatten(mask)), metrics.sees_every_path(model)
     total = len(kept)
 
     def effective(parts: dict[str, tuple[Tensor, float]]) -> float:
@@ -68,7 +68,8 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         if not revive:
             ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
         new = keep(ranked, mask, asked)
-        stayed, before, kept = masks.count({name: mask[name] & m for name, m in new.items()}), len(kept), masks.places(new)
+        stayed, before = masks.count({name: mask[name] & m for name, m in new.items()}), len(kept)
+        kept = masks.places(masks.flatten(new))
         kept_mass = {name: _mass(part.index_select(0, kept)) for name, (part, _) in parts.items()}
         trace.append({
             "round": t, "sparsity_asked": 1 - asked, "sparsity": 1 - len(kept) / total,

@@ -311,6 +311,23 @@ def test_synflow_that_leaves_float64_is_an_error_that_names_the_network(value):
         pruning.prune(model, "synflow", 0.5, batch, rounds=2)
 
 
+@pytest.mark.parametrize("name", metrics.METRICS)
+def test_layers_of_a_mask_are_known_by_their_names(name, residual, residual_batch):
+    mask = half(residual)
+    scores = metrics.METRICS[name](residual, mask, residual_batch)
+    again = metrics.METRICS[name](residual, dict(reversed(mask.items())), residual_batch)
+    assert scores.keys() == again.keys() and all(torch.equal(again[layer], s) for layer, s in scores.items())
+
+
+def test_one_mask_after_another(residual, residual_batch):
+    """SynFlow prepared once gives what it gives fresh, whatever came before."""
+    flow = metrics.synflow_of(residual)
+    for mask in (half(residual, 1), masks.ones(residual), half(residual, 2), half(residual, 1)):
+        products, total = flow(mask, residual_batch)
+        fresh, expected = metrics.synflow_products(residual, mask, residual_batch)
+        assert torch.equal(products, masks.flatten(fresh)) and total == expected
+
+
 # --- whether SynFlow's pass shows the effective weights as well ---
 
 
