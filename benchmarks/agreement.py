@@ -19,7 +19,7 @@ SEEDS = 5
 
 def distance(model: torch.nn.Module, exact: torch.nn.Module) -> float:
     """The largest relative distance of a weight tensor to that of ``exact``."""
-    pairs = zip(models.prunable(model).values(), models.prunable(exact).values())
+    pairs = [(w.detach(), e.detach()) for w, e in zip(models.prunable(model).values(), models.prunable(exact).values())]
     return max(float((w.double() - e).norm() / e.norm()) for w, e in pairs if e.norm() > 0)
 
 
@@ -52,8 +52,8 @@ def accuracies(name: str) -> dict[str, float]:
             recipe = training.Recipe(epochs=TRAINED[name], seed=seed)
             values.append(training.train(copy.deepcopy(model), mask, splits, recipe, engine).test_accuracy.iloc[-1])
     frame = pd.DataFrame(found)
-    difference = statistics.interval(frame.sparse - frame.dense)
-    return {"epochs": TRAINED[name], "seeds": SEEDS, "dense_accuracy": frame.dense.mean(), "sparse_accuracy": frame.sparse.mean(),
+    difference = statistics.interval(frame["sparse"] - frame["dense"])
+    return {"epochs": TRAINED[name], "seeds": SEEDS, "dense_accuracy": frame["dense"].mean(), "sparse_accuracy": frame["sparse"].mean(),
             "difference": difference.mean, "difference_low": difference.low, "difference_high": difference.high}
 
 
