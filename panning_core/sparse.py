@@ -17,6 +17,7 @@ What only its own level reads is kept for those few samples, and computed again 
 from __future__ import annotations
 
 import operator
+import time
 import weakref
 from math import prod
 
@@ -685,7 +686,8 @@ class SparseNet:
 class Together:
     """Networks that begin with a ``Linear`` and learn from the same batches: the images are brought into place once for all of them.
 
-    Each learns the same, to the last bit, as alone. Other networks spend too little on their input for this to pay.
+    Each learns the same, to the last bit, as alone; ``seconds`` [networks] is what each has taken for that, without the
+    images. Other networks spend too little on their input for this to pay.
 
     Raises:
         UserError: a network that does not begin with a ``Linear``.
@@ -694,7 +696,7 @@ class Together:
     def __init__(self, nets: list[SparseNet]):
         if not all(net.reads_pixels() for net in nets):
             refuse("only networks that begin with a Linear share their input")
-        self.nets, self.first = nets, nets[0]
+        self.nets, self.first, self.seconds = nets, nets[0], np.zeros(len(nets))
         fetch = self.first.fetches[0]
         self.first.read = np.unique(np.concatenate([net.read for net in nets]))
         fetch.keep(self.first.read)
@@ -708,8 +710,12 @@ class Together:
     def step(self, x: Tensor, y: Tensor, *how: float) -> np.ndarray:
         """As ``SparseNet.step``; the losses [networks]."""
         self._take(x)
-        labels = y.numpy()
-        return np.array([net._learn(labels, *how) for net in self.nets])
+        labels, losses = y.numpy(), np.empty(len(self.nets))
+        for k, net in enumerate(self.nets):
+            start = time.perf_counter()
+            losses[k] = net._learn(labels, *how)
+            self.seconds[k] += time.perf_counter() - start
+        return losses
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, networks, classes]."""

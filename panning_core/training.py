@@ -79,7 +79,7 @@ RECIPES = {
 class Dense:
     """The reference engine: PyTorch's modules and optimiser on the whole weight tensors."""
 
-    name, count = "dense", 1
+    name, count, seconds = "dense", 1, (0.0,)  # networks, and what each took by itself
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
         self.model, self.recipe = model.to(memory_format=torch.channels_last), recipe  # the layout in which convolutions are fastest
@@ -128,7 +128,7 @@ class Dense:
 class Sparse:
     """The engine that touches surviving weights only (``sparse.SparseNet``): the same steps, many times faster."""
 
-    name, count = "sparse", 1
+    name, count, seconds = "sparse", 1, (0.0,)
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
         self.net, self.recipe = sparse.SparseNet(model, mask), recipe
@@ -145,7 +145,7 @@ class Shared:
 
     def __init__(self, trainers: Sequence[Sparse], recipe: Recipe):
         self.nets, self.recipe, self.count = sparse.Together([trainer.net for trainer in trainers]), recipe, len(trainers)
-        self.images, self.store = self.nets.pixels, self.nets.store
+        self.images, self.store, self.seconds = self.nets.pixels, self.nets.store, self.nets.seconds
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> np.ndarray:
         return self.nets.step(x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov)
@@ -292,7 +292,8 @@ def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe) -> li
             if not any(math.isfinite(log[-1]["loss"]) for log in logs):
                 break
     trainer.store()
-    tables = [pd.DataFrame(log) for log in logs]
-    for table in tables:
-        table.attrs.update(engine=trainer.name, seconds=(time.perf_counter() - start) / trainer.count)
+    tables, alone = [pd.DataFrame(log) for log in logs], trainer.seconds
+    shared = (time.perf_counter() - start - sum(alone)) / trainer.count
+    for table, seconds in zip(tables, alone):
+        table.attrs.update(engine=trainer.name, seconds=shared + float(seconds))
     return tables
