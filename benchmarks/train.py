@@ -112,11 +112,16 @@ def plain_step(model: nn.Module, mask: Mask, split: data.Split, recipe: training
     return lambda: trainer.step(*next(batches))
 
 
+def our_batches(trainer: training.Dense | training.Sparse | training.Shared, split: data.Split, recipe: training.Recipe) -> Iterator[tuple]:
+    """Steps without end, as ``training.train`` prepares them for ``trainer``."""
+    own = replace(split, x=trainer.images(split.x))
+    return chain.from_iterable(training.epochs(own, replace(recipe, lr=RATE, epochs=10 ** 9, augment=False)))
+
+
 def our_step(small: Ours, split: data.Split, recipe: training.Recipe) -> Callable[[], float]:
     """A call is a step of ``training.train``, its batch and its precision of products included."""
     trainer = training.ENGINES[small.engine](small.model, small.mask, recipe)
-    split = replace(split, x=trainer.images(split.x))
-    batches = chain.from_iterable(training.epochs(split, replace(recipe, lr=RATE, epochs=10 ** 9, augment=False)))
+    batches = our_batches(trainer, split, recipe)
 
     def step() -> float:
         with training.fast_products(split.x.device):
@@ -136,8 +141,7 @@ def shared_step(name: str, sparsity: float, split: data.Split, recipe: training.
             return None
         trainers.append(trainer)
     shared = training.Shared(trainers, recipe)
-    own = replace(split, x=shared.images(split.x))
-    batches = chain.from_iterable(training.epochs(own, replace(recipe, lr=RATE, epochs=10 ** 9, augment=False)))
+    batches = our_batches(shared, split, recipe)
     return lambda: shared.step(*next(batches))
 
 

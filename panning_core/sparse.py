@@ -95,8 +95,6 @@ class Signal:
 class Step:
     """What all steps share. ``add`` says that another reader of ``source`` has written its gradient before."""
 
-    size = 0  #: trainable numbers
-
     def __init__(self, source: Signal, out: Signal, level: int):
         self.source, self.out, self.level = source, out, level
         source.readers.append(self)
@@ -473,7 +471,7 @@ class SparseNet:
             written.add(target)
         for step in self.steps:
             step.prepare()
-        self.levels = [Level(level, [step for step in self.steps if step.level == level]) for level in range(self.output.level + 1)]
+        self.levels = [Level([step for step in self.steps if step.level == level]) for level in range(self.output.level + 1)]
         self.fetches = [step for step in self.steps if isinstance(step, Fetch)]
         self.first = [step for fetch in self.fetches for step in fetch.out.readers]
         for signal in [self.input, *self.signals]:
@@ -483,18 +481,21 @@ class SparseNet:
         self._narrow(np.unique(np.concatenate([fetch.there for fetch in self.fetches])))
         self.capacity = 0
 
-        trained = [step for step in self.steps if isinstance(step, Taps | Norm)]
-        ends = np.cumsum([step.size for step in trained])
+        self.trained = [step for step in self.steps if isinstance(step, Taps | Norm)]
+        ends = np.cumsum([step.size for step in self.trained])
         self.values, self.gradients, self.velocity = np.zeros((3, ends[-1]), np.float32)
-        for step, values, gradients in zip(trained, np.split(self.values, ends), np.split(self.gradients, ends)):
+        for step, values, gradients in zip(self.trained, np.split(self.values, ends), np.split(self.gradients, ends)):
             step.bind(values, gradients)
-        self.trained = trained
 
     # --- from a model to steps
 
     def _add(self, step: Step) -> Signal:
         self.steps.append(step)
         return step.out
+
+    def _end(self, signal: Signal, kind: type[Step]) -> Step | None:
+        """The step of this kind that writes a signal."""
+        return next((step for step in self.steps if step.out is signal and isinstance(step, kind)), None)
 
     def _read(self, model: nn.Module, mask: dict[str, Tensor]) -> Signal:
         """Adds the steps of a model, and returns the signal of its logits."""
@@ -540,7 +541,7 @@ class SparseNet:
             return out, out.shape
         if signal is self.input:
             signal = self._relayout(signal, np.arange(prod(shape)) if self.selected is None else self.selected, shape, NARROW)
-        norm = next((step for step in self.steps if step.out is signal and isinstance(step, Norm)), None)
+        norm = self._end(signal, Norm)
         if isinstance(module, nn.ReLU):
             if norm is None:
                 self._add(Relu(signal))
@@ -559,7 +560,7 @@ class SparseNet:
     def _sum(self, one: tuple[Signal, Shape], two: tuple[Signal, Shape]) -> tuple[Signal, Shape]:
         """Leaves the addition to a batch normalisation just before it."""
         for (signal, shape), (other, _) in ((one, two), (two, one)):
-            norm = next((step for step in self.steps if step.out is signal and isinstance(step, Norm)), None)
+            norm = self._end(signal, Norm)
             if norm and norm.other is None and not norm.positive and not signal.readers and other.trains and other.shape == signal.shape:
                 norm.plus(other)
                 return signal, shape
@@ -569,7 +570,7 @@ class SparseNet:
         """Leaves a ReLU between two convolutions to them."""
         for step in [step for step in self.steps if isinstance(step, Relu)]:
             signal, others = step.source, [reader for reader in step.source.readers if reader is not step]
-            if others and all(isinstance(other, Taps) for other in others) and any(isinstance(s, Taps) and s.out is signal for s in self.steps):
+            if others and all(isinstance(other, Taps) for other in others) and self._end(signal, Taps):
                 signal.positive, signal.readers = True, others
                 self.steps.remove(step)
 
@@ -698,9 +699,9 @@ class Together:
             refuse("only networks that begin with a Linear share their input")
         self.nets, self.first, self.seconds = nets, nets[0], np.zeros(len(nets))
         fetch = self.first.fetches[0]
-        self.first.read = np.unique(np.concatenate([net.read for net in nets]))
-        fetch.keep(self.first.read)
-        self.first._narrow(self.first.read)
+        read = np.unique(np.concatenate([net.read for net in nets]))
+        fetch.keep(read)
+        self.first._narrow(read)
         fetch.out.is_local = False
         for net in nets:
             net.levels[0].steps.remove(net.fetches[0])
@@ -739,7 +740,7 @@ class Together:
 class Level:
     """The steps between two batch normalisations, a few samples at a time."""
 
-    def __init__(self, number: int, steps: list[Step]):
+    def __init__(self, steps: list[Step]):
         self.steps = steps
         self.back = [step for step in reversed(steps) if step.source.trains or isinstance(step, Taps)]
         signals = {step.out for step in steps}

@@ -270,9 +270,9 @@ def _prepare(model: nn.Module, mask: Mask, recipe: Recipe, engine: str | None = 
     except UserError:  # a network of the user's own that it can not read
         small = None
     network, alive = (small.model, small.mask) if small else (model, mask)
-    engine = engine or choose_engine(network, alive, recipe)
     if engine == "sparse" and (reason := sparse.unsupported(network)):
         raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
+    engine = engine or choose_engine(network, alive, recipe)
     return small, ENGINES[engine](network, alive, recipe)
 
 
