@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 
 import pandas as pd
 import torch
 
-from panning_core import ROOT
+from panning_core import results
 from panning_core.errors import command_line, pick
 
 from . import agreement, grid, scoring, show, timing, train
@@ -71,7 +70,7 @@ def main() -> int:
 
 def save(part: str, table: pd.DataFrame) -> None:
     """Write a part and the machine it was measured on, and the pages made of all parts there are."""
-    folder = ROOT / os.environ.get("PANNING_RESULTS", "results") / "benchmarks"
+    folder = results() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / f"{part}.csv", index=False, float_format="%.6g")
     note = folder / "machine.json"

@@ -2,13 +2,19 @@
 
 Rooms, left to right; each imports only rooms to its left::
 
-    errors, data, models, masks -> metrics -> pruning -> transfer -> compaction, kernels, sparse, training, stack
-    -> studies -> statistics, report -> reproduce
+    errors, data, models, masks -> compaction, kernels, sparse -> metrics, panning, policies -> pruning -> transfer, training, stack, agent
+    -> ledger, studies -> statistics, report -> reproduce
 """
 
+import os
 from pathlib import Path
 
 __version__ = "0.1.0"
 
 #: The checkout. Every path of a notebook, a ledger or a profile starts here, whatever the working directory is.
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def results() -> Path:
+    """Where ledgers, tables and figures lie: ``$PANNING_RESULTS`` (relative to the checkout), or ``results/`` in it."""
+    return ROOT / os.environ.get("PANNING_RESULTS", "results")

@@ -266,6 +266,44 @@ def moments(sums, squares, z, height, run, origin, plane, pitch):
             squares[c] += total(p) + total(q)
 
 
+@jit
+def arrange(found, bounds, row_keys, column_keys, row_places, column_places, values, size, falling):
+    """Sorts the surviving weights of a matrix by ``row_keys + column_keys``, which are below ``size``, in linear time.
+
+    Those of one key stay in the order of their rows and, within a row, of their columns, or in the opposite one if ``falling``.
+
+    Args:
+        found: [weights] where they are in the flat matrix, ascending; row r has those from ``bounds[r]`` to ``bounds[r + 1]``.
+        values: [weights] int32, one for each; becomes the new place of each.
+
+    Returns:
+        ``values`` and ``row_places + column_places`` in the new order, and how many weights have a key below k [size + 1].
+    """
+    starts, columns = np.zeros(size + 1, np.int64), len(column_keys)
+    for row in range(len(row_keys)):
+        for k in range(bounds[row], bounds[row + 1]):
+            starts[row_keys[row] + column_keys[found[k] - row * columns] + 1] += 1
+    for key in range(size):
+        starts[key + 1] += starts[key]
+    moved, places, free = np.empty_like(values), np.empty_like(values), starts.copy()
+    for row in range(len(row_keys)):
+        first, last = bounds[row], bounds[row + 1] - 1
+        for i in range(first, last + 1):
+            k = first + last - i if falling else i
+            column = found[k] - row * columns
+            key = row_keys[row] + column_keys[column]
+            rank = free[key]
+            free[key] = rank + 1
+            moved[rank], places[rank], values[k] = values[k], row_places[row] + column_places[column], rank
+    return moved, places, starts
+
+
+@jit
+def pick(y, x, index):
+    for k in range(len(index)):
+        y[k] = x[index[k]]
+
+
 # ------------------------------------------------------------------------------------------------- between convolutions
 
 @jit
@@ -452,9 +490,9 @@ def _exp(x):
 
 
 @jit
-def cross_entropy(dy, y, labels, batch):
-    """The summed loss for scores y [block, class, lane]; dy becomes the gradient of the mean over ``batch``."""
-    loss, scale, lanes = 0.0, np.float32(1 / batch), y.shape[2]
+def cross_entropy(dy, y, labels, batch, temperature):
+    """The summed loss for scores y [block, class, lane] / temperature; dy becomes the gradient of the mean over ``batch`` by y / temperature."""
+    loss, scale, heat, lanes = 0.0, np.float32(1 / batch), np.float32(temperature), y.shape[2]
     top, summed = np.empty((2, lanes), np.float32)
     for block in range(len(y)):
         samples = min(len(labels) - block * lanes, lanes)
@@ -466,10 +504,10 @@ def cross_entropy(dy, y, labels, batch):
         summed[:] = 0
         for c in range(len(scores)):
             for lane in range(lanes):
-                gradient[c, lane] = _exp(scores[c, lane] - top[lane])
+                gradient[c, lane] = _exp((scores[c, lane] - top[lane]) / heat)
                 summed[lane] += gradient[c, lane]
         for lane in range(lanes):
-            top[lane] += np.log(summed[lane])
+            top[lane] = top[lane] / heat + np.log(summed[lane])
             summed[lane] = scale / summed[lane]
         for c in range(len(scores)):
             for lane in range(lanes):
@@ -480,7 +518,7 @@ def cross_entropy(dy, y, labels, batch):
             if not 0 <= label < len(scores):
                 raise ValueError("a label is outside the classes of the network")
             gradient[label, lane] -= scale
-            loss += top[lane] - scores[label, lane]
+            loss += top[lane] - scores[label, lane] / heat
     return loss
 
 

@@ -31,9 +31,10 @@ TEMPERATURE = 200.0  #: divides the logits in the GraSP family and inside Pannin
 
 
 @contextmanager
-def _subnetwork(model: nn.Module, mask: Mask) -> Iterator[tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
+def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
     """The network theta * M as (forward, leaves): a function and the masked weights to differentiate by; train mode, own BN buffers."""
-    leaves = {name: (w.detach() * numbers(mask[name], w.dtype)).requires_grad_() for name, w in prunable(model).items()}
+    leaves = {name: w.detach() * numbers(mask[name], w.dtype) for name, w in prunable(model).items()}
+    leaves = {name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_() for name, w in leaves.items()}
     state = {**{name: p.detach() for name, p in model.named_parameters()}, **{name: b.clone() for name, b in model.named_buffers()}, **leaves}
     with modes(model, training=True), torch.enable_grad(), torch.random.fork_rng(devices=[]):
         yield lambda x: functional_call(model, state, x), list(leaves.values())
@@ -50,7 +51,7 @@ class Products(NamedTuple):
 
     snip: Scores  #: theta * g
     grasp: Scores  #: theta * Hg; empty unless asked for
-    loss: float  #: cross-entropy on the batch
+    loss: float  #: cross-entropy on the batch, float64
     gtg: float  #: g . g over the kept weights: the sub-network's gradient flow
 
 
@@ -63,13 +64,23 @@ def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.
     x, y = batch
     theta = {name: w.detach() for name, w in prunable(model).items()}
     with _subnetwork(model, mask) as (forward, leaves):
-        loss = nn.functional.cross_entropy(forward(x) / temperature, y)
-        gradient = torch.autograd.grad(loss, leaves, create_graph=hessian)
+        logits = forward(x) / temperature
+        gradient = torch.autograd.grad(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
         curvature = torch.autograd.grad(sum((g * f).sum() for g, f in zip(gradient, flow)), leaves) if hessian else ()
     return Products({name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
                     {name: theta[name] * h for name, h in zip(theta, curvature)},
-                    float(loss.detach()), sum(float(f @ f) for f in (part.double().flatten() for part in flow)))
+                    float(nn.functional.cross_entropy(logits.detach().double(), y)), sum(float(f @ f) for f in (part.double().flatten() for part in flow)))
+
+
+def gradient_flow(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, float]:
+    """The logits [n, classes] of the sub-network theta * M, and g . g over its kept weights: ``gtg`` of ``products`` without the products."""
+    x, y = batch
+    # The layout in which convolutions are fastest; the products keep another, because their committed masks hang on the last bit.
+    with _subnetwork(model, mask, torch.channels_last) as (forward, leaves):
+        logits = forward(x)
+        gradient = torch.autograd.grad(nn.functional.cross_entropy(logits / temperature, y), leaves)
+    return logits.detach(), sum(float((g.double() * numbers(mask[name])).square().sum()) for name, g in zip(prunable(model), gradient))
 
 
 def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores, float]:

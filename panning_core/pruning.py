@@ -13,11 +13,13 @@ from itertools import cycle, repeat
 import torch
 from torch import Tensor, nn
 
-from . import masks, metrics
+from . import masks, metrics, policies
 from .errors import UserError, pick, unknown
-from .masks import Mask, Scores
+from .masks import Mask
 from .metrics import Batch
 from .models import prunable
+from .panning import MIXED, Look, Sight, coefficients, deviations, one_path, resampled
+from .policies import Policy
 
 #: density after round t of ``rounds``; both end exactly at the density asked for
 SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
@@ -25,8 +27,10 @@ SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
     "linear": lambda density, t, rounds: 1 - (1 - density) * t / rounds,
 }
 
-#: one round: (mask, batch, density asked for) -> scores [weights], the metrics they were made of with their masses, and the events worth reporting
-Scorer = Callable[[Mask, Batch, float], tuple[Tensor, dict[str, tuple[Tensor, float]], list[str]]]
+#: metric -> its scores [weights] and their mass
+Parts = dict[str, tuple[Tensor, float]]
+#: one round: (mask, batch, density asked for) -> scores [weights], what they were made of, and what else the trace shall tell: events, coefficients
+Scorer = Callable[[Mask, Batch, float], tuple[Tensor, Parts, dict]]
 
 
 def _stream(batches: Batch | Sequence[Batch] | Iterable[Batch]) -> Iterator[Batch]:
@@ -42,18 +46,12 @@ def _mass(scores: Tensor) -> float:
 
 
 def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: int, schedule: str, revive: bool, scope: str,
-         inverted: bool, observe) -> tuple[Mask, list[dict]]:
-    """The loop that every pruner shares. Inside it all weights are one vector."""
+         inverted: bool, observe, guard: Callable[..., tuple[Mask, list[str]]] | None = None) -> tuple[Mask, list[dict]]:
+    """The loop that every pruner shares. Inside it all weights are one vector. ``guard`` may replace a round's mask."""
     asked_for, keep = pick("schedule", schedule, SCHEDULES), pick("scope", scope, masks.SCOPES)
-    mask, trace, stream = masks.ones(model), [], _stream(batches)
-    kept, transparent = masks.places(masks.flatten(mask)), metrics.sees_every_path(model)
+    mask, trace, stream, sight = masks.ones(model), [], _stream(batches), Sight(model)
+    kept = masks.places(masks.flatten(mask))
     total = len(kept)
-
-    def effective(parts: dict[str, tuple[Tensor, float]]) -> float:
-        """The effective sparsity of ``mask``. SynFlow's pass on it, if there is one, has followed the paths already."""
-        if transparent and "synflow" in parts:
-            return 1 - int(parts["synflow"][0].index_select(0, kept).count_nonzero()) / total
-        return 1 - masks.count(masks.effective(model, mask)) / total
 
     for t in range(1, rounds + 1):
         try:
@@ -61,24 +59,27 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         except StopIteration:
             raise UserError(f"the batches ended before round {t} of {rounds}; pass a list to use them in turn") from None
         asked = asked_for(density, t, rounds)
-        scores, parts, events = scorer(mask, batch, asked)
+        scores, parts, told = scorer(mask, batch, asked)
         if trace:
-            trace[-1]["effective_sparsity"] = effective(parts)
+            trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask, parts.get("synflow", (None,))[0], kept)
         ranked = -scores if inverted else scores
         if not revive:
             ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
         new = keep(ranked, mask, asked)
+        if guard is not None:
+            new, events = guard(new, mask, batch, ranked, lambda scores: keep(scores, mask, asked))
+            told["events"] = told["events"] + events
         stayed, before = masks.count({name: mask[name] & m for name, m in new.items()}), len(kept)
         kept = masks.places(masks.flatten(new))
         kept_mass = {name: _mass(part.index_select(0, kept)) for name, (part, _) in parts.items()}
         trace.append({
             "round": t, "sparsity_asked": 1 - asked, "sparsity": 1 - len(kept) / total,
             "layer_density": {name: masks.density({name: m}) for name, m in new.items()}, "removed": before - stayed, "revived": len(kept) - stayed,
-            "kept_mass": kept_mass, "removed_mass": {name: max(0.0, mass - kept_mass[name]) for name, (_, mass) in parts.items()}, "events": events})
+            "kept_mass": kept_mass, "removed_mass": {name: max(0.0, mass - kept_mass[name]) for name, (_, mass) in parts.items()}, **told})
         if observe is not None:
             observe(t, mask, new, batch)
         mask = new
-    trace[-1]["effective_sparsity"] = effective({})
+    trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask, None, kept)
     return mask, trace
 
 
@@ -88,7 +89,7 @@ def _with_metric(metric: str, model: nn.Module, density: float, batches, *, gene
 
     def scorer(mask: Mask, batch: Batch, asked: float):
         scores = masks.flatten(score(model, mask, batch, generator))
-        return scores, {metric: (scores, _mass(scores))}, []
+        return scores, {metric: (scores, _mass(scores))}, {"events": []}
 
     return _run(model, scorer, density, batches, **how)
 
@@ -98,43 +99,80 @@ def _with_metric(metric: str, model: nn.Module, density: float, batches, *, gene
 #: (up to this sparsity, coefficients of SynFlow, SNIP, GraSP); Kang et al. 2022, their code's multi-index tables
 SUM_STAGES = ((0.80, (0.2, 0.5, 0.3)), (0.90, (0.2, 0.4, 0.4)), (0.98, (0.2, 0.3, 0.5)), (0.99, (0.4, 0.2, 0.4)), (1.0, (0.5, 0.0, 0.5)))
 PRODUCT_STAGES = ((0.80, (0.3, 1.0, 0.2)), (0.90, (0.3, 1.0, 0.4)), (0.98, (0.5, 0.5, 0.6)), (0.99, (0.8, 0.0, 1.0)), (1.0, (1.0, 0.0, 1.0)))
-MIXED = ("synflow", "snip", "grasp")
 
 
-def deviations(scores: Tensor) -> tuple[Tensor, float]:
-    """|s - mean| of a vector, and the standard deviation as their unit (unbiased, float64); 0 if there is no finite spread."""
-    centred = scores.double() - scores.mean(dtype=torch.double)
-    unit = (float(centred @ centred) / max(len(scores) - 1, 1)) ** 0.5
-    return centred.abs_(), unit if unit < torch.inf else 0.0
+def _by_stage(table: Sequence[tuple[float, tuple[float, ...]]]):
+    """The coefficients of a stage table: a function of the sparsities asked for alone."""
+    stage = 0
+
+    def choose(asked: float, *seen) -> tuple[float, ...]:
+        nonlocal stage
+        if 1 - asked > table[stage][0]:  # at most one stage a round, as in the authors' code
+            stage += 1
+        return table[stage][1]
+
+    return choose
 
 
-def _panning(form: str, model: nn.Module, density: float, batches, *, generator: torch.Generator,
-             mix: tuple[float, float, float] | None = None, **how):
-    """Staged Panning (Kang et al. 2022): a mix of three signed metrics that changes with the sparsity of the round.
+def _by_policy(model: nn.Module, policy: Policy, rounds: int):
+    """The coefficients that a policy chooses from what it sees of the sub-network."""
+    sight, extremes, t, scheduled = Sight(model), None, 0, 0.0
+
+    def choose(asked: float, mask: Mask, batch: Batch, dense: Look, synflow: Tensor) -> tuple[float, ...]:
+        nonlocal extremes, t, scheduled
+        extremes = extremes or resampled(sight, batch)
+        sub = sight.look(mask, batch) if t else dense
+        effective = sight.effective_sparsity(mask, synflow, masks.places(masks.flatten(mask))) if t else 0.0
+        observation = extremes.observe(dense, sub, effective, scheduled, t / rounds)
+        t, scheduled = t + 1, 1 - asked
+        return coefficients(policy(observation))
+
+    return choose
+
+
+def _panning(form: str, model: nn.Module, density: float, batches, *, generator: torch.Generator, rounds: int,
+             mix: tuple[float, float, float] | None = None, policy: Policy | None = None, **how):
+    """Panning (Kang et al. 2022): a mix of three signed metrics that changes from round to round, by a stage table or by an agent's ``policy``.
 
     SNIP and GraSP are those of the *dense* network, logits / 200, so a batch that comes again costs nothing the second
     time; only SynFlow sees the mask. Masks are rebuilt from the dense weights each round, so a pruned weight can
     return. ``mix`` replaces the stage table by constant coefficients of (SynFlow, SNIP, GraSP); a metric that no stage
     uses is not computed. A metric without spread contributes zeros (a factor 1 in the product) and is named in the
     trace; the authors' code divides 0 by 0 there and returns an empty mask.
+
+    With a policy no round leaves a dead network: where the mix would, SynFlow alone decides, and where that would too, the
+    mix with one path kept whatever its scores. The trace names both. (A stage table is left to die: that is its finding.)
     """
-    stages = ((1.0, tuple(mix)),) if mix is not None else SUM_STAGES if form == "sum" else PRODUCT_STAGES
-    used = [name for name, column in zip(MIXED, zip(*(coefficients for _, coefficients in stages))) if any(column)]
-    dense_mask, stage, dense, flow = masks.ones(model), 0, {}, metrics.synflow_of(model)
+    table = ((1.0, tuple(mix)),) if mix is not None else SUM_STAGES if form == "sum" else PRODUCT_STAGES
+    used = [name for name, column in zip(MIXED, zip(*(row for _, row in table))) if any(column)]
+    choose = _by_stage(table)
+    if policy is not None:
+        used, choose = list(MIXED), _by_policy(model, policy, rounds)
+        count = round(density * sum(w.numel() for w in prunable(model).values()))
+        if count < len(prunable(model)) and count < (least := masks.count(one_path(model))):
+            raise UserError(f"density {density} keeps {count} weights and a path through this network takes {least}: none could live")
+    dense_mask, dense, synflow_of, flow = masks.ones(model), {}, metrics.synflow_of(model), (None, None)
     neutral = torch.tensor(0.0 if form == "sum" else 1.0, dtype=torch.double, device=next(model.parameters()).device)
 
-    def of_data(batch: Batch) -> dict[str, tuple[Tensor, float]]:
+    def of_flow(mask: Mask, batch: Batch) -> tuple[Tensor, float]:
+        """SynFlow's products and R; a guarded mask has had its pass already."""
+        nonlocal flow
+        if flow[0] is not mask:
+            flow = mask, synflow_of(mask, batch)
+        return flow[1]
+
+    def of_data(batch: Batch) -> tuple[Parts, Look | None]:
         if used == ["synflow"]:
-            return {}
+            return {}, None
         products = metrics.products(model, dense_mask, batch, metrics.TEMPERATURE, hessian="grasp" in used)
         parts = {name: masks.flatten(getattr(products, name)) for name in used if name != "synflow"}
-        return {name: (part, _mass(part)) for name, part in parts.items()}
+        return {name: (part, _mass(part)) for name, part in parts.items()}, Look(products.loss, products.gtg)
 
-    def mixed(start: Tensor, parts: dict[str, tuple[Tensor, float]]) -> tuple[Tensor, list[str]]:
-        """start + a * s + b * t + ..., or start * s^a * t^b * ..., of the normalised parts that the stage uses; and the events."""
+    def mixed(start: Tensor, parts: Parts, mix: tuple[float, ...]) -> tuple[Tensor, list[str]]:
+        """start + a * s + b * t + ..., or start * s^a * t^b * ..., of the normalised parts with a coefficient; and the events."""
         events = []
         for name, (part, _) in parts.items():
-            if weight := stages[stage][1][MIXED.index(name)]:
+            if weight := mix[MIXED.index(name)]:
                 distance, unit = deviations(part)
                 if not unit:
                     events.append(f"{name} has no spread")
@@ -145,25 +183,35 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         return start, events
 
     def scorer(mask: Mask, batch: Batch, asked: float):
-        nonlocal stage
-        if 1 - asked > stages[stage][0]:  # at most one stage a round, as in the authors' code
-            stage += 1
         key = id(batch) if isinstance(batches, Sequence) else None  # of an iterator no batch is known to come again
         if key is None or key not in dense:
             dense[key] = of_data(batch), {}
-        parts, of_stage = dense[key]
-        if stage not in of_stage:
-            of_stage.clear()
-            of_stage[stage] = mixed(neutral.expand(masks.size(mask)), parts)
-        scores, events = of_stage[stage]
-        if "synflow" in used:
-            products, _ = flow(mask, batch)
-            synflow = {"synflow": (products, _mass(products))}
-            scores, more = mixed(scores, synflow)
-            parts, events = {**synflow, **parts}, more + events
-        return scores, parts, events
+        (parts, look), of_mix = dense[key]
+        synflow = of_flow(mask, batch)[0] if "synflow" in used else None
+        mix = choose(asked, mask, batch, look, synflow)
+        if mix not in of_mix:
+            of_mix.clear()
+            of_mix[mix] = mixed(neutral.expand(masks.size(mask)), parts, mix)
+        scores, events = of_mix[mix]
+        if synflow is not None:
+            own = {"synflow": (synflow, _mass(synflow))}
+            scores, more = mixed(scores, own, mix)
+            parts, events = {**own, **parts}, more + events
+        return scores, parts, {"mix": mix, "events": events}
 
-    return _run(model, scorer, density, batches, **how)
+    def guard(new: Mask, old: Mask, batch: Batch, scores: Tensor, keep: Callable[[Tensor], Mask]) -> tuple[Mask, list[str]]:
+        along = of_flow(old, batch)[0].abs() * masks.numbers(masks.flatten(old))
+        if of_flow(new, batch)[1]:
+            return new, []
+        new = keep(along)
+        if of_flow(new, batch)[1]:
+            return new, ["the mix would have left no path: SynFlow alone decided"]
+        new = keep(scores.masked_fill(masks.flatten(one_path(model)), torch.inf))
+        if of_flow(new, batch)[1]:
+            return new, ["no metric would have left a path: one was kept"]
+        raise UserError(f"no mask with a path keeps {masks.count(new)} weights in this scope; use scope 'global' or a larger density")
+
+    return _run(model, scorer, density, batches, rounds=rounds, guard=guard if policy is not None else None, **how)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -174,6 +222,9 @@ def one_shot(metric: str) -> Callable:
     return partial(_with_metric, metric, rounds=1, revive=False)
 
 
+MIXING = ("panning", "panning-product")  #: take coefficients
+AGENT = "panning-agent"  #: takes a policy
+
 #: name -> pruner; the iterative ones take 100 rounds, SynFlow's and Panning's published number; ``prune`` also takes any other metric's name, one-shot
 PRUNERS = {
     **{name: one_shot(name) for name in ("random", "magnitude", "snip", "grasp", "grasp-abs")},
@@ -182,7 +233,13 @@ PRUNERS = {
     "force": partial(_with_metric, "force", rounds=100, revive=True),
     "panning": partial(_panning, "sum", rounds=100, revive=True),
     "panning-product": partial(_panning, "product", rounds=100, revive=True),
+    AGENT: partial(_panning, "sum", rounds=100, revive=True),
 }
+
+
+def rounds_of(method: str) -> int:
+    """The number of rounds that a method takes by itself."""
+    return (PRUNERS.get(method) or one_shot(method)).keywords["rounds"]
 
 
 def methods() -> list[str]:
@@ -192,7 +249,8 @@ def methods() -> list[str]:
 
 def prune(model: nn.Module, method: str, density: float, batches, rounds: int | None = None, seed: int = 0, *, scope: str = "global",
           schedule: str = "exponential", revive: bool | None = None, mix: tuple[float, float, float] | None = None,
-          inverted: bool = False, observe: Callable[[int, Mask, Mask, Batch], None] | None = None) -> tuple[Mask, list[dict]]:
+          policy: Policy | str | None = None, inverted: bool = False,
+          observe: Callable[[int, Mask, Mask, Batch], None] | None = None) -> tuple[Mask, list[dict]]:
     """Find a mask before training. ``model`` is only read; nothing about it or the global random state changes.
 
     Args:
@@ -206,16 +264,19 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         revive: whether a pruned weight may return; None is the method's own way. A weight returns only if its metric
             gives pruned weights a score: FORCE and Panning do, Iterative SNIP and SynFlow give them 0.
         mix: constant coefficients of (SynFlow, SNIP, GraSP) instead of Panning's stage table.
+        policy: of ``"panning-agent"``: a name or a file for ``policies.load``, or any function of an observation; None is the one that comes
+            with the package.
         inverted: control, keep the lowest scores.
         observe: called after each round with (round, mask before, mask after, batch).
 
     Returns:
         The mask, and the trace: a dict for each round with the sparsity asked for and reached, the effective sparsity,
         every layer's density, how many weights were removed and revived, the mass (sum of absolute scores) of each metric
-        used on kept and on removed weights, and events.
+        used on kept and on removed weights, the coefficients of a mix, and events.
 
     Raises:
-        UserError: an unknown name, a density that keeps nothing, rounds below 1, a mix where there is none.
+        UserError: an unknown name, a density that keeps nothing or, for the agent, less than a path; rounds below 1, a mix or a policy where
+            there is none.
     """
     if method not in PRUNERS and method not in metrics.METRICS:
         raise unknown("pruner", method, methods())
@@ -229,10 +290,14 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         raise UserError(f"rounds is {rounds}; pruning needs at least 1")
     how = {key: value for key, value in {"rounds": rounds, "revive": revive}.items() if value is not None}
     if mix is not None:
-        if not method.startswith("panning"):
-            raise UserError(f"a mix belongs to panning or panning-product, not to {method}")
+        if method not in MIXING:
+            raise UserError(f"a mix belongs to {' or '.join(MIXING)}, not to {method}")
         if len(mix) != len(MIXED) or min(mix) < 0 or not any(mix):
             raise UserError(f"mix is {mix}; it needs three coefficients of at least 0, not all 0, for {', '.join(MIXED)}")
         how["mix"] = mix
+    if policy is not None and method != AGENT:
+        raise UserError(f"a policy belongs to {AGENT}, not to {method}")
+    if method == AGENT:
+        how["policy"] = policies.load(policy or policies.SHIPPED) if policy is None or isinstance(policy, str) else policy
     return pruner(model, density, batches, generator=torch.Generator().manual_seed(seed), scope=scope, schedule=schedule,
                   inverted=inverted, observe=observe, **how)

@@ -28,12 +28,12 @@ VERDICTS = {"holds": "✔", "holds in part": "◐", "fails": "✘", "undecided":
 
 #: How tables and figures call a method, in the order in which they list them; its colour follows from the place.
 METHODS = {
-    "dense": "dense", "panning": "Panning (staged, sum)", "panning-product": "Panning (staged, product)", "synflow": "SynFlow-100",
+    "dense": "dense", "panning-agent": "Panning (agent)", "panning": "Panning (staged, sum)", "panning-product": "Panning (staged, product)", "synflow": "SynFlow-100",
     "iterative-snip": "Iterative SNIP-100", "force": "FORCE-100", "snip": "SNIP", "grasp": "GraSP (signed)", "grasp-abs": "GraSP (absolute)",
     "magnitude": "magnitude", "random": "random"}
 MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
-COLOURS = dict(zip(METHODS, ["black", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#9467bd", "#8c564b", "#c49c94", "#7f7f7f", "#bcbd22"]))
-MARKERS = dict(zip(METHODS, "_oosD^vPXs."))
+COLOURS = dict(zip(METHODS, ["black", "#e377c2", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#9467bd", "#8c564b", "#c49c94", "#7f7f7f", "#bcbd22"]))
+MARKERS = dict(zip(METHODS, "_*oosD^vPXs."))
 
 
 def label(run: pd.Series) -> str:
@@ -69,6 +69,7 @@ class Study:
     Attributes:
         lines: the ledger's lines, in the order of the grid.
         runs: ``tidy`` of them.
+        agents: a dict for each agent that the study has trained: ``name`` of its entry in the profile, every field of its training, ``seconds``, ``metrics``.
         folder: where its ledger, tables and figures lie.
     """
 
@@ -78,6 +79,7 @@ class Study:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines = studies.sweep(name, profile, jobs, device)
         self.runs = tidy(self.lines)
+        self.agents = studies.agents(name, profile)
         self._verdicts: list[dict] = []
 
     def setting(self) -> None:
@@ -86,7 +88,7 @@ class Study:
         for line in self.lines:
             run, origin = studies.Run(**line["run"]), line["provenance"]
             rows.append({"data": origin["data"]["title"], "network": MODELS.get(run.model, run.model), "initialisation": run.init,
-                         "epochs (published)": f"{run.training_recipe().epochs} ({dataclasses.replace(run, epochs=None).training_recipe().epochs})",
+                         "epochs (published)": f"{line['metrics']['epochs'] and run.training_recipe().epochs} ({dataclasses.replace(run, epochs=None).training_recipe().epochs})",
                          "seed": run.seed, "engine": line["metrics"]["engine"], "device": f"{origin['device']}, PyTorch {origin['versions']['torch']}"})
         frame = pd.DataFrame(rows)
         keys = [c for c in frame.columns if c not in ("seed", "engine")]

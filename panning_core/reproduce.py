@@ -113,7 +113,7 @@ def reproduce(profile_name: str, only: str | None = None, jobs: int | None = Non
     chosen = sorted([only] if only else sections, key=lambda study: (study == OVERVIEW, study))
     for study in chosen:
         check_notebook(ROOT / "notebooks" / f"{study}.ipynb", {**sections[study].get("parameters", {}), **dict.fromkeys(GIVEN)})
-        studies.expand(sections[study].get("grid", []))
+        studies.runs(study, profile_name)
     results = studies.folder(OVERVIEW, profile_name).parent
     try:
         results.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ from . import kernels
 from .compaction import Select
 from .errors import UserError
 from .kernels import NARROW, STEP
-from .models import Shape, input_shape, prunable
+from .models import Block, Shape, input_shape, prunable
 
 PART = 2 ** 20  # floats of a level's activations and gradients that are worked on at a time
 TILE = 2 ** 12  # floats that a run of a convolution reads: half of the nearest cache
@@ -64,15 +64,12 @@ class Signal:
         c, i, j = np.indices(self.shape)
         return (self.origin + c * self.plane + i * self.pitch + j * self.lanes).ravel()
 
-    def allocate(self, samples: int, part: int) -> None:
-        def zeros(local: bool) -> np.ndarray:
-            shape = -(-(part if local else samples) // self.lanes), self.size
-            flat = np.zeros(prod(shape) + STEP, np.float32)
-            start = -flat.ctypes.data // flat.itemsize % STEP  # a vector that begins in one cache line and ends in the next is slower
-            return flat[start:start + prod(shape)].reshape(shape)
+    def arrays(self, samples: int, part: int) -> dict[str, tuple[int, int]]:
+        """The shapes of its arrays for a batch of so many samples, ``part`` of them at a time."""
+        def shape(local: bool) -> tuple[int, int]:
+            return -(-(min(part, samples) if local else samples) // self.lanes), self.size
 
-        self.value = zeros(self.is_local)
-        self.gradient = zeros(self.gradient_is_local) if self.trains else None
+        return {"value": shape(self.is_local)} | ({"gradient": shape(self.gradient_is_local)} if self.trains else {})
 
     def _cut(self, array: np.ndarray, local: bool, a: int, b: int) -> np.ndarray:
         return array[:-(-(b - a) // self.lanes)] if local else array[a // self.lanes:-(-b // self.lanes)]
@@ -192,30 +189,6 @@ class Relu(Step):
         kernels.unrelu(self.out.gradients(a, b).reshape(-1), self.out.values(a, b).reshape(-1))
 
 
-class Order:
-    """The weights of a convolution y of x in the order of ``kernels.gather``.
-
-    Args:
-        out, inside: [weights] channel of y and of x.
-        down: [weights] the row of x less the row of y that reads it.
-        places: [weights] where the weight reads x, less where that row of y begins within its channel.
-    """
-
-    def __init__(self, out: np.ndarray, inside: np.ndarray, down: np.ndarray, places: np.ndarray, y: Signal, x: Signal):
-        low, high = (down.min(), down.max()) if len(down) else (0, 0)
-        rows = high - low + 1
-        # So many input channels at a time that what a run of y reads stays in the nearest cache, if each channel of y has enough weights there.
-        tile = max(TILE // (4 * STEP * rows), FEW * x.shape[0] * y.shape[0] // max(len(out), 1), 1)
-        tiles = -(-x.shape[0] // tile)
-        self.order = np.lexsort((places, down, out, inside // tile))
-        key = ((inside // tile * y.shape[0] + out) * rows + down - low)[self.order]
-        bounds = np.arange(tiles * y.shape[0])[:, None] * rows + np.arange(rows + 1)
-        starts = np.searchsorted(key, bounds).reshape(tiles, y.shape[0], rows + 1)
-        i = np.arange(y.height)
-        lows, highs = np.clip(-i - low, 0, rows), np.clip(x.height - i - low, 0, rows)
-        self.taps = places[self.order].astype(np.int32), starts, lows, np.maximum(lows, highs)
-
-
 class Taps(Step):
     """The surviving weights of a ``Linear`` or ``Conv2d`` with stride 1."""
 
@@ -223,11 +196,19 @@ class Taps(Step):
                  inputs: np.ndarray | None):
         super().__init__(source, Signal(shape, source.lanes, source.level, True), source.level)
         self.module, self.padding = module, padding
-        self.where = np.flatnonzero(mask.cpu())
-        self.row, channel, y, x = np.unravel_index(self.where, (*mask.shape, 1, 1)[:4])
+        kept, (sh, sw), kernel = mask.cpu().numpy().reshape(len(mask), -1), phases, (*mask.shape, 1, 1)[2:4]
+        channel, y, x = np.indices((mask.shape[1], *kernel)).reshape(3, -1)  # of each column of ``kept``
         channel = channel if inputs is None else inputs[channel]
-        (sh, sw), kernel = phases, (*mask.shape, 1, 1)[2:4]
         self.column, self.y, self.x = (channel * sh + y % sh) * sw + x % sw, y // sh, x // sw
+        if phases == (1, 1):
+            self.found = np.flatnonzero(kept)
+            self.where = self.found.astype(np.int32)
+        else:  # columns in the order of the places that they read
+            order = np.lexsort((self.x, self.y, self.column))
+            self.column, self.y, self.x, kept = self.column[order], self.y[order], self.x[order], kept[:, order]
+            self.found = np.flatnonzero(kept)
+            self.where = (self.found + (order - np.arange(len(order)))[self.found % len(order)]).astype(np.int32)
+        self.bounds, self.used = np.searchsorted(self.found, kept.shape[1] * np.arange(len(kept) + 1)), kept.any(0)
         self.biased = module.bias is not None
         self.size = len(self.where) + self.biased * len(mask)
         source.widen(padding)
@@ -236,22 +217,51 @@ class Taps(Step):
 
     def prepare(self) -> None:
         x, y = self.source, self.out
-        down, right = self.y - self.padding[0], self.x - self.padding[1]
-        places = x.origin + self.column * x.plane + down * x.pitch + right * x.lanes
-        self.ahead = Order(self.row, self.column, down, places, y, x)
-        places = y.origin + self.row * y.plane - down * y.pitch - right * y.lanes
-        self.back = Order(self.column, self.row, -down, places, x, y)
-        self.no_biases, self.turned = np.zeros(x.shape[0], np.float32), np.empty(len(self.where), np.float32)
-        self.where, self.back.order = self.where[self.ahead.order], np.argsort(self.ahead.order)[self.back.order]
+        row, down, right = np.arange(y.shape[0]), self.y - self.padding[0], self.x - self.padding[1]
+        places = np.zeros_like(row), x.origin + self.column * x.plane + down * x.pitch + right * x.lanes
+        ranks = self.where
+        self.ahead, self.where = self._arrange(y, x, (row, 0), (0, self.column), down, places, ranks, False)
+        if x.trains:
+            places = y.origin + row * y.plane, -down * y.pitch - right * y.lanes
+            self.back, self.order = self._arrange(x, y, (0, self.column), (row, 0), -down, places, ranks, True)
+            self.no_biases, self.turned = np.zeros(x.shape[0], np.float32), np.empty(len(self.where), np.float32)
         # Rows are counted within a block; those of images of one row over the blocks, because more rows at a time are faster.
         self.flat = y.height == 1
         self.steps = ((0, y.size), (0, x.size)) if self.flat else ((y.size, y.pitch), (x.size, x.pitch))
+
+    def _arrange(self, y: Signal, x: Signal, out: tuple, inside: tuple, down: np.ndarray, places: tuple, values: np.ndarray, falling: bool) -> tuple:
+        """The weights of a convolution y of x in the order of ``kernels.gather``.
+
+        What comes in two parts is the sum of one for each row of the matrix [outputs, taps of an output] and one for each column.
+
+        Args:
+            out, inside: two parts; channel of y and of x.
+            down: [columns] the row of x less the row of y that reads it.
+            places: two parts; where the weight reads x, less where that row of y begins within its channel.
+            values: [weights] int32, what is to be brought into this order; afterwards the new place of each.
+            falling: whether the places of a row fall from column to column, where ``down`` is the same.
+
+        Returns:
+            What ``kernels.gather`` takes from ``places`` to ``highs``, and the values in the new order.
+        """
+        low, high = (down[self.used].min(), down[self.used].max()) if len(values) else (0, 0)
+        rows = high - low + 1
+        # So many input channels at a time that what a run of y reads stays in the nearest cache, if each channel of y has enough weights there.
+        tile = max(TILE // (4 * STEP * rows), FEW * x.shape[0] * y.shape[0] // max(len(values), 1), 1)
+        tiles = -(-x.shape[0] // tile)
+        of_row, of_column = ((i // tile * y.shape[0] + o) * rows for o, i in zip(out, inside))
+        keys = of_row, of_column + down - low
+        values, places, starts = kernels.arrange(self.found, self.bounds, *keys, *places, values, tiles * y.shape[0] * rows, falling)
+        starts = starts[np.arange(tiles * y.shape[0])[:, None] * rows + np.arange(rows + 1)].reshape(tiles, y.shape[0], rows + 1)
+        i = np.arange(y.height)
+        lows, highs = np.clip(-i - low, 0, rows), np.clip(x.height - i - low, 0, rows)
+        return (places, starts, lows, np.maximum(lows, highs)), values
 
     def bind(self, values: np.ndarray, gradients: np.ndarray) -> None:
         """Takes its share of the flat arrays of all trainable numbers, and the values of the model."""
         self.weights, self.biases = np.split(values, [len(self.where)])
         self.dweights, self.dbiases = np.split(gradients, [len(self.where)])
-        self.weights[:] = self.module.weight.detach().cpu().numpy().ravel()[self.where]
+        kernels.pick(self.weights, self.module.weight.detach().cpu().numpy().ravel(), self.where)
         if self.biased:
             self.biases[:] = self.module.bias.detach().cpu().numpy()
         else:
@@ -259,18 +269,18 @@ class Taps(Step):
 
     def forward(self, a: int, b: int) -> None:
         x, y = self.source, self.out
-        kernels.gather(y.values(a, b), x.values(a, b), EMPTY, self.weights, self.biases, *self.ahead.taps, y.run, *y.geometry, x.pitch,
+        kernels.gather(y.values(a, b), x.values(a, b), EMPTY, self.weights, self.biases, *self.ahead, y.run, *y.geometry, x.pitch,
                        y.positive, False)
 
     def backward(self, a: int, b: int) -> None:
         x, y = self.source, self.out
         dy = y.gradients(a, b)
         outer, inner = (1, len(dy)) if self.flat else (len(dy), y.height)
-        kernels.correlate(self.dweights, self.dbiases, dy, x.values(a, b), *self.ahead.taps[:2], outer, inner, y.run, y.plane, y.origin, *self.steps)
+        kernels.correlate(self.dweights, self.dbiases, dy, x.values(a, b), *self.ahead[:2], outer, inner, y.run, y.plane, y.origin, *self.steps)
         if x.trains:
-            np.take(self.weights, self.back.order, out=self.turned, mode="clip")  # the default mode makes a copy first
+            kernels.pick(self.turned, self.weights, self.order)
             gate = x.values(a, b) if x.positive else EMPTY
-            kernels.gather(x.gradients(a, b), dy, gate, self.turned, self.no_biases, *self.back.taps, x.run, *x.geometry, y.pitch,
+            kernels.gather(x.gradients(a, b), dy, gate, self.turned, self.no_biases, *self.back, x.run, *x.geometry, y.pitch,
                            False, self.add)
 
     def store(self) -> None:
@@ -337,15 +347,18 @@ class Norm(Step):
             count, m = samples * prod(self.out.shape[1:]), self.moments
             self.mean = m.sums / count
             variance = np.maximum(m.squares / count - self.mean ** 2, 0)
-            share = self.module.momentum
-            for kept, new in zip(self.running, (self.mean, variance * count / max(count - 1, 1))):
-                kept += np.float32(share) * (new - kept).astype(np.float32)
-            self.batches += 1
+            self.seen = self.mean, variance * count / max(count - 1, 1)
             self.count, m.sums[:], m.squares[:] = count, 0, 0
             self.sums, self.products = np.zeros((2, len(variance)))
         self.inverse = 1 / np.sqrt(variance + self.module.eps)
         scale = self.gamma * self.inverse
         self.factors = scale.astype(np.float32), (self.beta - self.mean * scale).astype(np.float32)
+
+    def remember(self) -> None:
+        """Lets the running statistics follow those of the batch."""
+        for kept, new in zip(self.running, self.seen):
+            kept += np.float32(self.module.momentum) * (new - kept).astype(np.float32)
+        self.batches += 1
 
     def finish(self) -> None:
         """Called on the way back, when the sums over the batch are known."""
@@ -395,6 +408,20 @@ KNOWN = {
 class Tracer(fx.Tracer):
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return type(module) in KNOWN or super().is_leaf_module(module, name)
+
+
+GRAPHS: dict[tuple, fx.Graph] = {}  # of the networks seen so far; tracing takes longer than all else about a small one
+
+
+def trace(model: nn.Module) -> fx.Graph:
+    """What a forward calls. Networks put together alike share a graph if the names and types of their modules tell all of it."""
+    first: dict[nn.Module, str] = {}
+    made = tuple((name, first.setdefault(module, name), type(module)) for name, module in model.named_modules(remove_duplicate=False))
+    if not all(kind in KNOWN or kind in (nn.Sequential, Block) for _, _, kind in made):
+        return Tracer().trace(model)
+    if made not in GRAPHS:
+        GRAPHS[made] = Tracer().trace(model)
+    return GRAPHS[made]
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
@@ -477,7 +504,7 @@ class SparseNet:
         for signal in [self.input, *self.signals]:
             signal.readers.clear()  # no circle of references keeps the arrays alive when the network is no longer needed
         if self.reads_pixels():
-            self.fetches[0].keep(np.unique(self.first[0].column))
+            self.fetches[0].keep(np.unique(self.first[0].column[self.first[0].used]))
         self._narrow(np.unique(np.concatenate([fetch.there for fetch in self.fetches])))
         self.capacity = 0
 
@@ -503,7 +530,7 @@ class SparseNet:
         self.input = Signal(shape, 1, 0, False)
         self.input.lay_out()
         try:
-            graph = Tracer().trace(model)
+            graph = trace(model)
         except Exception as error:
             refuse(f"its forward can not be traced ({error})")
         found: dict[fx.Node, tuple[Signal, Shape]] = {}
@@ -630,7 +657,37 @@ class SparseNet:
         return self._learn(y.numpy(), lr, momentum, weight_decay, nesterov)
 
     def _learn(self, labels: np.ndarray, *how: float) -> float:
-        n, loss = len(labels), 0.0
+        loss, _ = self._differentiate(labels)
+        for step in self.trained:
+            if isinstance(step, Norm):
+                step.remember()
+        kernels.descend(self.values, self.gradients, self.velocity, *how)
+        return loss / len(labels)
+
+    def flow(self, x: Tensor, y: Tensor, temperature: float) -> tuple[Tensor, float]:
+        """The gradient flow on a batch, in train mode; nothing is learned, and running statistics stay as they are.
+
+        Args:
+            x, y: as ``step`` takes them.
+            temperature: divides the logits in the loss, the mean cross-entropy.
+
+        Returns:
+            The logits [batch, classes] float32, not divided, and the squared norm of the gradient of the loss with respect to the surviving
+            weights, without biases and batch normalisation; summed in float64.
+        """
+        self._take(x)
+        _, scores = self._differentiate(y.numpy(), temperature)
+        gradients = [step.dweights.astype(np.float64) for step in self.trained if isinstance(step, Taps)]
+        logits = torch.from_numpy(np.concatenate(scores)).mT.flatten(0, 1)[:len(x)]
+        return logits, sum(float(gradient @ gradient) for gradient in gradients) / temperature ** 2
+
+    def _differentiate(self, labels: np.ndarray, temperature: float = 1.0) -> tuple[float, list[np.ndarray]]:
+        """``gradients`` becomes ``temperature`` times that of the mean loss of scores / temperature, not to be small for its sake.
+
+        Returns:
+            The summed loss, and the scores [blocks, classes, lanes] of one part of the batch after another.
+        """
+        n, loss, parts = len(labels), 0.0, []
         self.gradients[:] = 0
         for level in self.levels:
             level.begin(n)
@@ -638,15 +695,15 @@ class SparseNet:
                 level.forward(a, b)
                 if level is self.levels[-1]:
                     scores, gradient = (array.reshape(len(array), -1, self.output.lanes) for array in (self.output.values(a, b), self.output.gradients(a, b)))
-                    loss += kernels.cross_entropy(gradient, scores, labels[a:b], n)
+                    parts.append(scores.copy())
+                    loss += kernels.cross_entropy(gradient, scores, labels[a:b], n, temperature)
                     level.backward(a, b)
         for level in reversed(self.levels[:-1]):
             level.finish()
             for a, b in level.parts(n):
                 level.repeat(a, b)
                 level.backward(a, b)
-        kernels.descend(self.values, self.gradients, self.velocity, *how)
-        return loss / n
+        return loss, parts
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, classes] for images as ``step`` takes them; batch normalisation with its running statistics."""
@@ -679,9 +736,14 @@ class SparseNet:
 
     def _allocate(self, samples: int) -> None:
         if samples > self.capacity:
-            self.capacity = samples
-            for signal in self.signals:
-                signal.allocate(samples, max(level.part for level in self.levels))
+            self.capacity, part = samples, max(level.part for level in self.levels)
+            wanted = [(signal, name, shape) for signal in self.signals for name, shape in signal.arrays(samples, part).items()]
+            # One array for all, because the system hands out a large one in fewer and larger pages.
+            flat = np.zeros(sum(prod(shape) for *_, shape in wanted) + STEP, np.float32)
+            start = -flat.ctypes.data // flat.itemsize % STEP  # a vector that begins in one cache line and ends in the next is slower
+            for signal, name, shape in wanted:
+                setattr(signal, name, flat[start:start + prod(shape)].reshape(shape))
+                start += prod(shape)
 
 
 class Together:

@@ -24,14 +24,18 @@ from datetime import UTC, datetime
 from functools import cache
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import ROOT, __version__, data, masks, models, pruning, stack, training, transfer
+from . import ROOT, __version__, data, masks, models, panning, policies, pruning, results, stack, training, transfer
 from .errors import UserError, command_line, fraction, pick, unknown
 from .ledger import Ledger
+
+if TYPE_CHECKING:
+    from . import agent
 
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
 STACK = 32  #: so many runs are trained at once on CUDA
@@ -54,6 +58,10 @@ class Run:
         recipe: a key of ``training.RECIPES``; ``epochs`` replaces its length.
         transfer: also record the expressive force transfer of every round.
         precision: of the training, as in ``training.Recipe``.
+        policy: of the method ``"panning-agent"``: ``"random"``, or a key of ``policies.places()``; None is ``policies.SHIPPED``.
+        returns: also record what the agent's environment pays for the masks of every round.
+
+    ``epochs`` 0 prunes and trains nothing: such a run has no accuracies.
     """
 
     dataset: str
@@ -74,11 +82,17 @@ class Run:
     epochs: int | None = None
     transfer: bool = False
     precision: str = "fp32"
+    policy: str | None = None
+    returns: bool = False
 
     def __post_init__(self):
+        if self.method == pruning.AGENT:
+            object.__setattr__(self, "policy", self.policy or policies.SHIPPED)  # by name: another one that comes with the package is another run
+        elif self.policy is not None:
+            raise UserError(f"a policy belongs to {pruning.AGENT}, not to {self.method}")
         if self.mix is not None:
-            if not str(self.method).startswith("panning"):
-                raise UserError(f"a mix belongs to panning or panning-product, not to {self.method}")
+            if self.method not in pruning.MIXING:
+                raise UserError(f"a mix belongs to {' or '.join(pruning.MIXING)}, not to {self.method}")
             object.__setattr__(self, "mix", tuple(int(v) if v == int(v) else v for v in self.mix))  # 1 and 1.0 are one key
         for kind, value, known in (("data set", self.dataset, data.names()), ("model", self.model, models.MODELS),
                                    ("method", self.method, ["dense", *pruning.methods()]), ("initialisation", self.init, models.INITS),
@@ -88,15 +102,15 @@ class Run:
             if value not in known:
                 raise unknown(kind, value, known)
         fraction("sparsity", self.sparsity)
-        for name, least in (("seed", 0), ("rounds", 1), ("per_class", 1), ("epochs", 1)):
+        for name, least in (("seed", 0), ("rounds", 1), ("per_class", 1), ("epochs", 0)):
             value = getattr(self, name)
             if not (value is None and name in ("rounds", "epochs") or type(value) is int and value >= least):
                 raise UserError(f"{name} is {value!r}; it must be a whole number from {least}")
-        for name in ("revive", "fixed_batch", "transfer"):
+        for name in ("revive", "fixed_batch", "transfer", "returns"):
             if not (type(getattr(self, name)) is bool or name == "revive" and self.revive is None):
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        if self.method == "dense" and (self.sparsity or self.transfer):
-            raise UserError("a dense run has sparsity 0 and nothing to transfer; name a method")
+        if self.method == "dense" and (self.sparsity or self.transfer or self.returns):
+            raise UserError("a dense run has sparsity 0, nothing to transfer and no returns; name a method")
 
     def canonical(self) -> dict:
         """The fields that are not at their default; a field added later leaves old runs as they are."""
@@ -119,7 +133,8 @@ def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=Non
     batches = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(run.seed))
     mask, trace = pruning.prune(
         model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, run.seed, scope=run.scope,
-        schedule=run.schedule, revive=run.revive, mix=run.mix, inverted=run.control == "invert", observe=observe)
+        schedule=run.schedule, revive=run.revive, mix=run.mix, policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
+        inverted=run.control == "invert", observe=observe)
     return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
 
 
@@ -133,6 +148,7 @@ class Pruned:
     live: masks.Mask
     trace: list[dict]
     meter: transfer.Transfer | None
+    rewards: panning.Rewards | None
     seconds: float
 
 
@@ -140,33 +156,45 @@ def prune(run: Run, splits: data.Splits) -> Pruned:
     """The network and the masks of ``run``, on the device of ``splits``."""
     device = splits.train.x.device
     model = models.build(run.model, splits.input_shape, splits.classes, run.seed, run.init).to(device)
-    meter = None
-    if run.transfer:
-        meter = transfer.Transfer(model, data.balanced_batch(splits.train, run.per_class, torch.Generator().manual_seed(10_000 + run.seed)))
+    own = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(10_000 + run.seed))  # not those that a pruner sees
+    meter = transfer.Transfer(model, next(own)) if run.transfer else None
+    rewards = panning.Rewards(model, own, 1 - run.sparsity, run.rounds or pruning.rounds_of(run.method)) if run.returns else None
+
+    def observe(*seen) -> None:
+        for watching in filter(None, (meter, rewards)):
+            watching(*seen)
+
     start = time.perf_counter()
-    mask, trace = find_mask(run, model, splits, meter)
+    mask, trace = find_mask(run, model, splits, observe)
     seconds = time.perf_counter() - start
     if run.control == "reinitialise":
         fresh = models.build(run.model, splits.input_shape, splits.classes, 20_000 + run.seed, run.init)
         model.load_state_dict(fresh.state_dict())
-    return Pruned(run, model, mask, masks.effective(model, mask), trace, meter, seconds)
+    return Pruned(run, model, mask, masks.effective(model, mask), trace, meter, rewards, seconds)
 
 
-def result(pruned: Pruned, log: pd.DataFrame) -> dict:
-    """The ``metrics`` of a ledger line, once a run was trained with this table."""
-    mask, live, uses, last = pruned.mask, pruned.live, models.uses(pruned.model), log.iloc[-1]
+def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
+    """The ``metrics`` of a ledger line, once a run was trained with this table; None if it was not to be trained."""
+    mask, live, uses = pruned.mask, pruned.live, models.uses(pruned.model)
     metrics = {
-        "test_accuracy": last.test_accuracy, "best_test_accuracy": log.test_accuracy.max(), "validation_accuracy": last.validation_accuracy,
+        "test_accuracy": None, "best_test_accuracy": None, "validation_accuracy": None,
         "density": masks.density(mask), "effective_density": masks.density(live),
         "prunable_weights": masks.size(mask), "kept_weights": masks.count(mask), "effective_weights": masks.count(live),
         "flops_dense": sum(2 * uses[name] * m.numel() for name, m in mask.items()),
         "flops_nonzero": sum(2 * uses[name] * int(m.sum()) for name, m in live.items()),
-        "prune_seconds": round(pruned.seconds, 3), "train_seconds": round(log.attrs["seconds"], 3),
-        "diverged": not math.isfinite(last.loss), "epochs": len(log), "engine": log.attrs["engine"],
+        "prune_seconds": round(pruned.seconds, 3), "train_seconds": 0.0, "diverged": False, "epochs": 0, "engine": "none",
         "layers": {name.removesuffix(".weight"): [int(m.sum()), int(live[name].sum())] for name, m in mask.items()},
-        "curve": {column: [_short(v) for v in log[column]] for column in ("loss", "validation_accuracy", "test_accuracy")},
         "events": sorted({event for row in pruned.trace for event in row["events"]}),
     }
+    if log is not None:
+        last = log.iloc[-1]
+        metrics |= {"test_accuracy": last.test_accuracy, "best_test_accuracy": log.test_accuracy.max(), "validation_accuracy": last.validation_accuracy,
+                    "train_seconds": round(log.attrs["seconds"], 3), "diverged": not math.isfinite(last.loss), "epochs": len(log), "engine": log.attrs["engine"],
+                    "curve": {column: [_short(v) for v in log[column]] for column in ("loss", "validation_accuracy", "test_accuracy")}}
+    if pruned.rewards:
+        metrics |= {"return": sum(pruned.rewards), "rewards": [_short(v) for v in pruned.rewards]}
+    if pruned.run.policy:
+        metrics["mixes"] = [[_short(v) for v in row["mix"]] for row in pruned.trace]
     if meter := pruned.meter:
         metrics["transfer"] = [{k: _short(v) if isinstance(v, float) else v for k, v in row.items()} for row in meter.whole()]
         metrics["follow"] = {"sparsity_now": [0.0, *(_short(row["sparsity"]) for row in pruned.trace)],
@@ -178,7 +206,8 @@ def result(pruned: Pruned, log: pd.DataFrame) -> dict:
 def execute(run: Run, device: str = "cpu") -> dict:
     """Prune and train: the ``metrics`` of a ledger line."""
     splits = data.load(run.dataset).to(device)
-    return _train([prune(run, splits)], splits)[0]
+    pruned = prune(run, splits)
+    return result(pruned, None) if run.epochs == 0 else _train([pruned], splits)[0]
 
 
 def execute_together(runs: Sequence[Run], device: str) -> list[dict | Exception]:
@@ -235,7 +264,7 @@ def _columns(rows: list[dict]) -> dict[str, list]:
 
 
 def profile(name: str) -> dict[str, dict]:
-    """``notebooks/profiles/NAME.yaml``: for each study its notebook's parameters and its grid."""
+    """``notebooks/profiles/NAME.yaml``: for each study its notebook's parameters, the agents it trains and its grid."""
     import yaml
 
     files = {path.stem: path for path in (ROOT / "notebooks" / "profiles").glob("*.yaml")}
@@ -250,13 +279,34 @@ def profile(name: str) -> dict[str, dict]:
     for study, section in content.items():
         if study not in known:
             raise unknown(f"study in {path.name}", study, known)
-        for entry in section.keys() - {"parameters", "grid"}:
-            raise unknown(f"entry of {study} in {path.name}", entry, ("parameters", "grid"))
+        for entry in section.keys() - {"parameters", "agents", "grid"}:
+            raise unknown(f"entry of {study} in {path.name}", entry, ("parameters", "agents", "grid"))
     return content
 
 
-def expand(grid: list[dict]) -> list[Run]:
-    """The runs of a grid: in each entry every list is an axis, and the axes are crossed; ``method: all`` is every pruner.
+def trainings(section: dict) -> dict[str, list[agent.Training]]:
+    """The agents that a study trains: the name of each entry of its section -> one ``agent.Training`` for each of its seeds.
+
+    Raises:
+        UserError: an unknown or missing field, or a value out of range.
+    """
+    from . import agent  # needs gymnasium, which a machine that only prunes and trains may lack
+
+    known, found = ["name", *(f.name for f in dataclasses.fields(agent.Training))], {}
+    for entry in section.get("agents", []):
+        for field in entry.keys() - set(known):
+            raise unknown("field of an agent", field, known)
+        if not {"name", "networks"} <= entry.keys():
+            raise UserError(f"an agent needs a name and its networks, such as {{name: mine, networks: [lenet5/mnist]}}, got {entry!r}")
+        seeds = entry["seed"] if isinstance(entry.get("seed"), list) else [entry.get("seed", 0)]
+        fields = {field: value for field, value in entry.items() if field not in ("name", "seed")}
+        found[entry["name"]] = [agent.Training(**fields, seed=seed) for seed in seeds]
+    return found
+
+
+def expand(grid: list[dict], agents: dict[str, list[agent.Training]] | None = None) -> list[Run]:
+    """The runs of a grid: in each entry every list is an axis, and the axes are crossed; ``method: all`` is every pruner, and
+    the name of one of ``agents`` is the policies of its seeds.
 
     Raises:
         UserError: an unknown field or name, or a value out of range; nothing has run by then.
@@ -268,6 +318,9 @@ def expand(grid: list[dict]) -> list[Run]:
     for entry in grid:
         for name in entry.keys() - set(fields):
             raise unknown("field of a run", name, fields)
+        if "policy" in entry:
+            chosen = entry["policy"] if isinstance(entry["policy"], list) else [entry["policy"]]
+            entry = {**entry, "policy": [policy for name in chosen for policy in _policies(name, agents or {})]}
         axes = {name: pruning.methods() if name == "method" and value == "all" else value if isinstance(value, list) else [value]
                 for name, value in entry.items()}
         for values in product(*axes.values()):
@@ -279,14 +332,78 @@ def expand(grid: list[dict]) -> list[Run]:
     return list(runs.values())
 
 
+def _policies(name: str, agents: dict[str, list[agent.Training]]) -> list[str]:
+    if name in agents:
+        return [training.name() for training in agents[name]]
+    known = ["random", *policies.places()]
+    if name not in known:
+        raise unknown("policy", name, [*agents, *known])
+    return [name]
+
+
+def section(study: str, profile_name: str) -> dict:
+    """What a profile says of a study."""
+    return pick(f"study in profile {profile_name}", study, profile(profile_name))
+
+
 def runs(study: str, profile_name: str) -> list[Run]:
     """All runs of ``study`` in a profile."""
-    return expand(pick(f"study in profile {profile_name}", study, profile(profile_name)).get("grid", []))
+    found = section(study, profile_name)
+    return expand(found.get("grid", []), trainings(found) if "agents" in found else None)
 
 
 def folder(study: str, profile_name: str) -> Path:
     """Where a study's ledger, tables and figures lie: ``results/PROFILE/STUDY`` (``$PANNING_RESULTS`` replaces ``results``)."""
-    return ROOT / os.environ.get("PANNING_RESULTS", "results") / profile_name / study
+    return results() / profile_name / study
+
+
+# --- agents ---------------------------------------------------------------------------------------------------------
+
+
+def teach(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
+    """Train the agents of a study that its folder lacks, each in a process of one thread, and return the lines of its ``agents.jsonl``.
+
+    A policy lies in the folder ``policies``. An interrupted training goes on from its last checkpoint.
+    """
+    from joblib import Parallel, delayed, parallel_config
+
+    wanted = [training for entry in trainings(section(study, profile_name)).values() for training in entry]
+    place = folder(study, profile_name)
+    ledger = Ledger(place / "agents.jsonl")
+    done = {row["key"] for row in ledger.rows()}
+    missing = [t for t in wanted if t.key() not in done or not (place / "policies" / f"{t.name()}.npz").exists()]
+    if missing:
+        ledger.check_writable()
+        with parallel_config("loky", n_jobs=min(jobs or os.cpu_count() or 1, len(missing)), inner_max_num_threads=1):
+            for line in Parallel(return_as="generator_unordered")(delayed(_learn)(t, place / "policies", provenance("cpu")) for t in missing):
+                ledger.append(line)
+    keys = {t.key(): position for position, t in enumerate(wanted)}
+    return sorted((row for row in ledger.rows() if row["key"] in keys), key=lambda row: keys[row["key"]])
+
+
+def agents(study: str, profile_name: str) -> list[dict]:
+    """The agents that a study has trained: ``name`` of their entry in the profile, the fields of the training, ``seconds`` and ``metrics``."""
+    found = section(study, profile_name)
+    if "agents" not in found:
+        return []
+    named = {training.key(): (name, training) for name, entry in trainings(found).items() for training in entry}
+    return [{"name": named[line["key"]][0], **dataclasses.asdict(named[line["key"]][1]), "seconds": line["provenance"]["seconds"], "metrics": line["metrics"]}
+            for line in teach(study, profile_name)]
+
+
+def _learn(training: agent.Training, place: Path, origin: dict) -> dict:
+    """The ledger line of an agent, whose policy is then in ``place``."""
+    from . import agent
+
+    torch.set_num_threads(1)
+    with tqdm(total=training.steps, desc=training.name(), unit="step", mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+        actor, told = agent.learn(training, place, lambda steps: bar.update(steps - bar.n))
+    actor.save(place / f"{training.name()}.npz")
+    columns = ("steps", "sparsity", "return", "effective_sparsity", "rounds")
+    episodes = {name: [_short(v) for v in column] for name, column in zip(columns, zip(*told["episodes"]))}
+    finished = {"seconds": round(told["seconds"], 1), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {"key": training.key(), "run": training.canonical(), "provenance": {**origin, **finished},
+            "metrics": {"policy": training.name(), "digest": actor.digest(), "episodes": episodes, "evaluations": told["evaluations"]}}
 
 
 # --- the sweep ------------------------------------------------------------------------------------------------------
@@ -334,10 +451,10 @@ def _tasks(runs: list[Run], device: str) -> list[list[Run]]:
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         recipe = run.training_recipe()
-        groups.setdefault((run.dataset, run.model, dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe), []).append(run)
+        groups.setdefault((run.dataset, run.model, run.epochs, dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe), []).append(run)
     tasks = []
-    for (dataset, name, _), group in groups.items():
-        most = STACK if device.startswith("cuda") else SHARE if _begins_with_linear(dataset, name) else 1
+    for (dataset, name, epochs, _), group in groups.items():
+        most = 1 if epochs == 0 else STACK if device.startswith("cuda") else SHARE if _begins_with_linear(dataset, name) else 1
         tasks += [group[start:start + most] for start in range(0, len(group), most)]
     return tasks
 
@@ -370,6 +487,8 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}; it must be at least 1")
     wanted = runs(study, profile_name)
+    if "agents" in section(study, profile_name):
+        teach(study, profile_name, jobs)
     ledger = Ledger(folder(study, profile_name) / "runs.jsonl")
     done = {row["key"] for row in ledger.rows()}
     missing = [run for run in wanted if run.key() not in done]

@@ -6,6 +6,7 @@ import re
 import pytest
 from checkout import PARAMETERS, Checkout
 
+import panning_core
 from panning_core import ROOT, reproduce, studies
 from panning_core.errors import UserError
 
@@ -42,6 +43,7 @@ def test_a_committed_profile_expands_and_suits_its_notebooks(profile):
 def checkout(tmp_path, monkeypatch):
     """An empty checkout that the runner in this process takes for its own."""
     made = Checkout(tmp_path / "checkout")
+    monkeypatch.setattr(panning_core, "ROOT", made.root)  # of panning_core.results
     monkeypatch.setattr(studies, "ROOT", made.root)
     monkeypatch.setattr(reproduce, "ROOT", made.root)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)

@@ -12,7 +12,7 @@ from torch import nn
 
 pytest.importorskip("numba")
 
-from panning_core import compaction, kernels, masks, models, pruning
+from panning_core import compaction, kernels, masks, metrics, models, pruning
 from panning_core.errors import UserError
 from panning_core.sparse import SparseNet, Together, unsupported
 
@@ -201,6 +201,60 @@ def test_same_inputs_same_bits_and_the_model_waits_for_store():
         results.append((losses, engine.values.tobytes()))
     assert results[0] == results[1]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+NETWORKS = {
+    "lenet300": (models.lenet300, (1, 28, 28)), "lenet5": (models.lenet5, (1, 28, 28)),
+    "vgg": (models.vgg([8, "pool", 12, "pool", 16, 16, "pool", 24, "pool", 24, "pool"]), (3, 32, 32)),
+    "resnet": (models.resnet([6, 8, 12], 2), (3, 16, 16)),
+}
+
+
+def network(name, init="pytorch"):
+    build, shape = NETWORKS[name]
+    torch.manual_seed(0)
+    model = build(shape, 10)
+    models.INITS[init](model)
+    model.input_shape = shape
+    return model
+
+
+@pytest.mark.parametrize("init, temperature", [("pytorch", 1.0), ("panning", metrics.TEMPERATURE)])
+@pytest.mark.parametrize("density", [1.0, 0.3, 0.1])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_flow_agrees_with_the_metrics(name, density, init, temperature):
+    model = network(name, init)
+    mask = random_mask(model, density)
+    x, y = next(batches([100], model.input_shape))
+    engine = SparseNet(model, mask)
+    logits, gtg = engine.flow(engine.pixels(x), y, temperature)
+    assert gtg == pytest.approx(metrics.products(model, mask, (x, y), temperature).gtg, rel=1e-5)
+    with torch.no_grad():
+        expected = Reference(model, mask).model(x)
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_flow_leaves_no_trace(name):
+    states = []
+    for looks in (0, 2):
+        model = network(name)
+        engine = SparseNet(model, random_mask(model, 0.3))
+        for x, y in batches([40, 70], model.input_shape):
+            found = [engine.flow(x, y, 200.0)[1] for _ in range(looks)]
+            assert found == found[:1] * looks
+            engine.step(x, y, 0.05, 0.9, 5e-4)
+        engine.store()
+        states.append({**model.state_dict(), "logits": engine.logits(x)})
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_a_forward_is_traced_anew_when_it_is_another():
+    layers = [nn.Flatten(), nn.Linear(16, 16), nn.Linear(16, 16)]
+    assert unsupported(small(*layers, shape=(1, 4, 4))) is None
+    assert "occurs twice" in unsupported(small(*layers[:2], layers[1], shape=(1, 4, 4)))  # the same names and types
+    assert unsupported(Forward(lambda m, x: m.two(m.one(x)))) is None
+    assert "occurs twice" in unsupported(Forward(lambda m, x: m.one(m.one(x))))
 
 
 @pytest.mark.parametrize("name", ["lenet300", "lenet5"])

@@ -13,6 +13,7 @@ import pytest
 import torch
 from checkout import PARAMETERS, Checkout
 
+import panning_core
 from panning_core import errors, report, studies, training
 from panning_core.errors import UserError
 from panning_core.ledger import Ledger
@@ -44,14 +45,21 @@ def test_defaults_and_order_do_not_matter_to_the_key():
 
 CHANGES = {"dataset": "mnist", "model": "lenet5", "method": "snip", "sparsity": 0.6, "seed": 1, "init": "panning", "rounds": 1, "schedule": "linear",
            "scope": "layerwise", "revive": False, "mix": (1, 0, 0), "control": "shuffle", "per_class": 5, "fixed_batch": True,
-           "recipe": "cifar", "epochs": 3, "transfer": True, "precision": "bf16"}
+           "recipe": "cifar", "epochs": 3, "transfer": True, "precision": "bf16",
+           "policy": "random", "returns": True}
 
 
 def test_every_field_changes_the_key():
     assert CHANGES.keys() == {f.name for f in dataclasses.fields(Run)}
-    run = dataclasses.replace(RUN, method="panning")  # the one method that takes every field
-    keys = {dataclasses.replace(run, **{name: value}).key() for name, value in CHANGES.items() if name != "method"}
-    assert len(keys | {run.key(), RUN.key()}) == len(CHANGES) + 1
+    run, agent = (dataclasses.replace(RUN, method=method) for method in ("panning", "panning-agent"))  # take every field, but each one its own
+    keys = {dataclasses.replace(agent if name == "policy" else run, **{name: value}).key() for name, value in CHANGES.items() if name != "method"}
+    assert len(keys | {run.key(), agent.key()}) == len(CHANGES) + 1
+
+
+def test_a_policy_is_named_in_the_key():
+    """So that results of the policy that comes with the package are not taken for those of its successor."""
+    run = dataclasses.replace(RUN, method="panning-agent")
+    assert run.canonical()["policy"] == studies.policies.SHIPPED and run.key() == dataclasses.replace(run, policy=studies.policies.SHIPPED).key()
 
 
 def test_equal_mixes_have_one_key():
@@ -89,15 +97,15 @@ def test_a_run_of_two_entries_is_done_once():
     ({"method": "snip", "sparsity": 1.0}, "sparsity is 1.0; it must be a fraction in [0, 1)"),
     ({"method": "snip", "sparsity": -0.1}, "sparsity is -0.1"),
     ({"method": "snip", "sparsity": "90 %"}, "sparsity is '90 %'"),
-    ({"method": "dense", "sparsity": 0.5}, "a dense run has sparsity 0 and nothing to transfer"),
-    ({"transfer": True}, "a dense run has sparsity 0 and nothing to transfer"),
+    ({"method": "dense", "sparsity": 0.5}, "a dense run has sparsity 0, nothing to transfer"),
+    ({"transfer": True}, "a dense run has sparsity 0, nothing to transfer"),
     ({"method": "panning", "mix": 3}, "a run needs at least a dataset and a model, and plain values"),
     ({"method": "snip", "mix": [[1, 0, 0]]}, "a mix belongs to panning or panning-product, not to snip"),
     ({"seed": -1}, "seed is -1; it must be a whole number from 0"),
     ({"seed": "a"}, "seed is 'a'"),
     ({"rounds": 0}, "rounds is 0; it must be a whole number from 1"),
     ({"per_class": 2.5}, "per_class is 2.5"),
-    ({"epochs": 0}, "epochs is 0; it must be a whole number from 1"),
+    ({"epochs": -1}, "epochs is -1; it must be a whole number from 0"),
     ({"epochs": "5"}, "epochs is '5'"),
     ({"revive": "no"}, "revive is 'no'; it must be true or false"),
     ({"transfer": "no"}, "transfer is 'no'"),
@@ -270,6 +278,7 @@ def checkout(tmp_path, monkeypatch):
     """An empty checkout with one study; in this process ``studies`` takes it for its own."""
     made = Checkout(tmp_path / "checkout")
     made.notebook(STUDY, PARAMETERS)
+    monkeypatch.setattr(panning_core, "ROOT", made.root)  # of panning_core.results
     monkeypatch.setattr(studies, "ROOT", made.root)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)
     return made

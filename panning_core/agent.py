@@ -1,0 +1,364 @@
+"""The panning agent: its environment and how it learns (Kang et al. 2022; the environment follows their code).
+
+An episode prunes one network from dense to a target sparsity. In every round the agent sees seven numbers and answers with the
+coefficients of SynFlow, SNIP and GraSP. What it does and sees depends on no architecture, so one agent can serve many networks.
+
+gymnasium is needed for the environment and stable-baselines3 for learning; a policy that has learned needs neither (``policies``).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
+
+import gymnasium
+import numpy as np
+import torch
+from torch import nn
+
+from . import __version__, data, masks, metrics, models, panning
+from .data import Split
+from .errors import UserError, unknown
+from .panning import MIXED, OBSERVED, Extremes, Look
+from .policies import Actor
+
+#: draws a network to prune and the images to score it on
+Source = Callable[[np.random.Generator], tuple[nn.Module, Split]]
+
+EXPLORING = 10_000  #: steps with targets from [0.8, 1]; later half from [0.9, 1] and half from [0.98, 1]
+
+
+class PanningEnv(gymnasium.Env):
+    """One episode prunes one network from dense to a target sparsity, in up to ``rounds`` steps.
+
+    - **Action** [3] in [-1, 1]: the coefficients of SynFlow, SNIP and GraSP are action + 1.
+    - **Step** i from 0: the mask is made of the scores that the step before ended with, and keeps (1 - target)^((i + 1) / rounds) of the
+      weights; then comes a new batch, on which the dense network and the sub-network are looked at and all is scored again.
+    - **Observation** [7], float64: ``panning.OBSERVED``; the first one has zeros from the third number on.
+    - **Reward**: ``panning.reward``; a network without a path ends the episode and costs ``rounds`` - i more.
+
+    The dense network never changes, so whatever depends on a batch alone is computed once for each batch of a pool.
+
+    Four things are not as in the authors' code, which ``faithful`` gives back; ``python -m benchmarks --only fixes`` measures what each does:
+
+    - the loss is a float64, theirs a float32, whose steps are coarse against the differences that are observed;
+    - the extremes that are the unit of loss and gTg are those of the pool; theirs grow with every batch, so that the same mask earns ever more;
+    - reaching the last round truncates the episode; theirs terminates it, as if nothing could have come after;
+    - three coefficients of 0 mean equal shares; theirs tie all weights and keep the first ones in order, which kills the network.
+
+    Args:
+        source: draws the network and its images, in ``reset``. As long as it returns the same network, its pool is kept.
+        rounds: of an episode at most, K.
+        per_class: images of each class in a batch.
+        pool: batches, drawn once for each network; None draws a fresh one for every step, as the authors do.
+    """
+
+    metadata = {"render_modes": []}
+
+    def __init__(self, source: Source, rounds: int = 100, per_class: int = 10, pool: int | None = panning.WARM_UP, faithful: bool = False):
+        for name, value in (("rounds", rounds), ("per_class", per_class), ("pool", 1 if pool is None else pool)):
+            if value < 1:
+                raise UserError(f"{name} is {value}; it must be at least 1")
+        self.source, self.rounds, self.per_class, self.pool, self.faithful = source, rounds, per_class, pool, faithful
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(MIXED),), np.float32)
+        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(OBSERVED),), np.float64)
+        self.steps, self.model = 0, None
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        """Begin an episode; ``options={"sparsity": ...}`` sets its target, which is drawn otherwise.
+
+        Raises:
+            UserError: an unknown option, or a target outside (0, 1).
+        """
+        super().reset(seed=seed)
+        for name in (options or {}).keys() - {"sparsity"}:
+            raise unknown("option", name, ["sparsity"])
+        self.target = (options or {}).get("sparsity") or self._draw_target()
+        if not 0 < self.target < 1:
+            raise UserError(f"sparsity is {self.target!r}; a target is a fraction between 0 and 1")
+        model, split = self.source(self.np_random)
+        if model is not self.model:
+            self._take(model, split)
+        self.t, self.mask, self.scheduled = 0, masks.ones(model), 0.0
+        self._score()
+        return self._observe(self.dense.look, 0.0), self._info(0.0)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        mix = np.clip(np.asarray(action, dtype=float), -1, 1) + 1 if self.faithful else panning.coefficients(action)
+        distance, unit = panning.deviations(self.synflow)
+        scores = distance.mul_(float(mix[0]) / unit if unit else 0.0)
+        for weight, normal in zip(mix[1:], self.dense.normal):
+            scores.add_(normal, alpha=float(weight))
+        i, self.t = self.t, self.t + 1
+        density = (1 - self.target) ** (self.t / self.rounds)
+        self.scheduled = 1 - density
+        self.mask = masks.SCOPES["global"](scores, self.mask, max(density, 1 / len(scores)))
+        self._score()
+        effective = self.sight.effective_sparsity(self.mask, self.synflow, masks.places(masks.flatten(self.mask)))
+        observation = self._observe(self._exact(self.sight.look(self.mask, self.batch)), effective)
+        dead, last = effective == 1, self.t == self.rounds
+        reward = panning.reward(observation) - (self.rounds - i if dead else 0)
+        self.steps += 1
+        return observation, reward, dead or last and self.faithful, last and not dead and not self.faithful, self._info(effective)
+
+    def _draw_target(self) -> float:
+        low = 0.8 if self.steps < EXPLORING else self.np_random.choice([0.9, 0.98])
+        return float(self.np_random.uniform(low, 1))
+
+    def _exact(self, look: Look) -> Look:
+        return Look(float(np.float32(look.loss)), look.gtg) if self.faithful else look
+
+    def _take(self, model: nn.Module, split: Split) -> None:
+        """Another network: everything that depends on it and a batch alone."""
+        generator = torch.Generator().manual_seed(int(self.np_random.integers(2 ** 31)))
+        self.model, self.ones = model, masks.ones(model)
+        self.sight, self.flow = panning.Sight(model), metrics.synflow_of(model)
+        self._fresh = data.balanced_batches(split, self.per_class, generator)
+        self._pool = [self._prepare(batch) for _, batch in zip(range(self.pool or panning.WARM_UP), self._fresh)]
+        self.extremes = Extremes([dense.look for dense in self._pool])
+
+    def _prepare(self, batch: metrics.Batch) -> _Dense:
+        products = metrics.products(self.model, self.ones, batch, metrics.TEMPERATURE, hessian=True)
+        normal = []
+        for scores in (products.snip, products.grasp):
+            distance, unit = panning.deviations(masks.flatten(scores))
+            normal.append(distance.div_(unit) if unit else torch.zeros_like(distance))
+        return _Dense(batch, normal, self._exact(Look(products.loss, products.gtg)))
+
+    def _score(self) -> None:
+        """A new batch, and SynFlow on the mask."""
+        self.dense = self._prepare(next(self._fresh)) if self.pool is None else self._pool[self.np_random.integers(self.pool)]
+        self.batch = self.dense.batch
+        if self.faithful:
+            self.extremes.include(self.dense.look)
+        self.synflow = self.flow(self.mask, self.batch)[0]
+
+    def _observe(self, sub: Look, effective: float) -> np.ndarray:
+        return self.extremes.observe(self.dense.look, sub, effective, self.scheduled, self.t / self.rounds)
+
+    def _info(self, effective: float) -> dict:
+        return {"target": self.target, "sparsity": 1 - masks.density(self.mask), "effective_sparsity": effective}
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What the dense network does on a batch."""
+
+    batch: metrics.Batch
+    normal: list[torch.Tensor]  #: |z-score| of SNIP and of GraSP [weights], float64
+    look: Look
+
+
+# --- learning -------------------------------------------------------------------------------------------------------
+
+LEG = 5_000  #: steps after which what was learned is evaluated and saved
+TARGETS = (0.9, 0.98, 0.99, 0.999)  #: that a learner is evaluated at
+HELD_OUT = 10_000  #: seed of the networks it is evaluated on
+
+
+@dataclass(frozen=True)
+class Training:
+    """Everything that decides what an agent learns, as plain values; defaults are the published settings.
+
+    Attributes:
+        networks: ``"MODEL/DATA SET"`` of each network that an episode may prune.
+        seed: of the network, the batches, the targets, the exploration and the learner's weights.
+        init: a key of ``models.INITS``.
+        redraw: a new initialisation (and one of ``networks``) in every episode, else the same network all the time.
+        steps: of the environment.
+        rounds, per_class, pool, faithful: as in ``PanningEnv``.
+        bootstrap: the last round's value includes what would follow a truncation. Nothing follows here, and the agent sees the clock (Pardo et al. 2018).
+        lr, gamma, tau, batch_size, width: of TD3 (Fujimoto et al. 2018), actor and critics having two hidden layers.
+        noise: deviation of the exploration; ``target_noise``, clipped at ``noise_clip``, that of the smoothed target; ``delay`` critic updates a policy update.
+        random_steps: of uniform actions before learning begins.
+    """
+
+    networks: tuple[str, ...]
+    seed: int = 0
+    init: str = "panning"
+    redraw: bool = False
+    steps: int = 50_000
+    rounds: int = 100
+    per_class: int = 10
+    pool: int = 32
+    faithful: bool = False
+    bootstrap: bool = False
+    lr: float = 2e-4
+    gamma: float = 0.99
+    tau: float = 0.01
+    batch_size: int = 256
+    width: int = 256
+    noise: float = 0.1
+    target_noise: float = 0.2
+    noise_clip: float = 0.5
+    delay: int = 2
+    random_steps: int = 2_000
+
+    def __post_init__(self):
+        object.__setattr__(self, "networks", (self.networks,) if isinstance(self.networks, str) else tuple(self.networks))
+        for network in self.networks or ("",):
+            model, _, dataset = network.partition("/")
+            if model not in models.MODELS or dataset not in data.names():
+                raise UserError(f"networks has {network!r}; a network is MODEL/DATA SET, such as lenet5/mnist, of the models "
+                                f"{', '.join(models.MODELS)} and the data sets {', '.join(data.names())}")
+        if self.init not in models.INITS:
+            raise unknown("initialisation", self.init, models.INITS)
+        for field in fields(self)[1:]:
+            value, kind = getattr(self, field.name), type(field.default)
+            if type(value) is not kind and not (kind is float and type(value) is int):
+                raise UserError(f"{field.name} is {value!r}; it must be {'a whole number' if kind is int else kind.__name__}")
+            least = 0 if kind is float or field.name in ("seed", "random_steps") else 1
+            if kind in (int, float) and not least <= value < float("inf"):
+                raise UserError(f"{field.name} is {value!r}; it must be at least {least}")
+        if len(self.networks) > 1 and not self.redraw:
+            raise UserError("several networks need redraw: true; one network without it is the same all the time")
+
+    def canonical(self) -> dict:
+        """The fields that are not at their default."""
+        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self) if getattr(self, f.name) != f.default}
+
+    def key(self) -> str:
+        """SHA-256 of the canonical JSON."""
+        return sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
+
+    def name(self) -> str:
+        """Of the policy: its network or ``general``, its seed, and the beginning of the key."""
+        return f"{'general' if self.redraw else self.networks[0].replace('/', '-')}-seed{self.seed}-{self.key()[:6]}"
+
+    def source(self, seed: int | None = None) -> Source:
+        """Draws the networks of the episodes; with a seed always the first of ``networks`` with this one."""
+        def build(network: str, seed: int) -> tuple[nn.Module, Split]:
+            model, _, dataset = network.partition("/")
+            splits = data.load(dataset)
+            return models.build(model, splits.input_shape, splits.classes, seed, self.init), splits.train
+
+        if seed is not None or not self.redraw:
+            fixed = build(self.networks[0], self.seed if seed is None else seed)
+            return lambda draw: fixed
+        return lambda draw: build(self.networks[draw.integers(len(self.networks))], int(draw.integers(2 ** 31)))
+
+    def environment(self, seed: int | None = None) -> PanningEnv:
+        return PanningEnv(self.source(seed), self.rounds, self.per_class, self.pool, self.faithful)
+
+
+def episode(env: PanningEnv, act: Callable[[np.ndarray], np.ndarray], sparsity: float, seed: int) -> dict:
+    """One episode: sparsity asked for, effective_sparsity reached, return (sum of rewards), and rounds lived."""
+    observation, info = env.reset(seed=seed, options={"sparsity": sparsity})
+    total, over = 0.0, False
+    while not over:
+        observation, reward, terminated, truncated, info = env.step(act(observation))
+        total, over = total + reward, terminated or truncated
+    return {"sparsity": sparsity, "effective_sparsity": info["effective_sparsity"], "return": total, "rounds": env.t}
+
+
+def learn(training: Training, folder: Path, progress: Callable[[int], object] = lambda steps: None) -> tuple[Actor, dict]:
+    """Train an agent with stable-baselines3's TD3; goes on from the checkpoint in ``folder`` if there is one.
+
+    Every leg of ``LEG`` steps begins with a fresh episode and random numbers of its own, so that a training that was interrupted
+    ends with the same bits as one that was not.
+
+    Args:
+        folder: gets ``NAME.checkpoint``, removed at the end; it is read without unpickling anything.
+        progress: called with the number of steps done so far.
+
+    Returns:
+        The policy, and what happened: ``episodes`` (columns steps, sparsity, return, effective_sparsity, rounds) while it explored,
+        ``evaluations`` (rows of ``episode`` with steps) of the deterministic policy on a network of another seed, seconds.
+    """
+    from stable_baselines3 import TD3
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    t = training
+    learner = TD3("MlpPolicy", t.environment(), learning_rate=t.lr, buffer_size=t.steps, learning_starts=t.random_steps, batch_size=t.batch_size,
+                  tau=t.tau, gamma=t.gamma, policy_delay=t.delay, target_policy_noise=t.target_noise, target_noise_clip=t.noise_clip,
+                  action_noise=NormalActionNoise(np.zeros(len(MIXED)), np.full(len(MIXED), t.noise)),
+                  policy_kwargs={"net_arch": [t.width, t.width]}, seed=t.seed, device="cpu",
+                  replay_buffer_kwargs={"handle_timeout_termination": t.bootstrap})
+    path, told = Path(folder) / f"{t.name()}.checkpoint", {"episodes": [], "evaluations": [], "seconds": 0.0}
+    if path.exists():
+        told = _restore(learner, path)
+    def evaluate() -> None:
+        actor, held_out = _actor(learner, {}), t.environment(HELD_OUT)
+        told["evaluations"] += [{"steps": learner.num_timesteps, **episode(held_out, actor, target, seed=0)} for target in TARGETS]
+
+    def watch(now: dict, _) -> bool:
+        for info in now["infos"]:
+            if end := info.get("episode"):
+                told["episodes"].append([learner.num_timesteps, info["target"], end["r"], info["effective_sparsity"], end["l"]])
+        progress(learner.num_timesteps)
+        return True
+
+    with _random_numbers_of_its_own():
+        if not told["evaluations"]:
+            evaluate()
+        while learner.num_timesteps < t.steps:
+            start, leg = time.perf_counter(), learner.num_timesteps // LEG
+            env = t.environment()
+            env.steps = learner.num_timesteps
+            learner.set_env(env)
+            learner.set_random_seed(int(np.random.SeedSequence([t.seed, leg]).generate_state(1)[0]))
+            learner.learn(min(LEG, t.steps - learner.num_timesteps), watch, reset_num_timesteps=False)
+            evaluate()
+            told["seconds"] += time.perf_counter() - start
+            _keep(learner, told, path)
+    path.unlink(missing_ok=True)
+    versions = {"panning_core": __version__, **{package: version(package) for package in ("torch", "gymnasium", "stable-baselines3")}}
+    return _actor(learner, {"trained_on": list(t.networks), "steps": t.steps, "seed": t.seed, "seconds": round(told["seconds"], 1),
+                            "training": asdict(t), "versions": versions}), told
+
+
+def _actor(learner, card: dict) -> Actor:
+    layers = [layer for layer in learner.actor.mu if isinstance(layer, nn.Linear)]
+    return Actor(tuple((layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in layers), card)
+
+
+@contextmanager
+def _random_numbers_of_its_own() -> Iterator[None]:
+    """stable-baselines3 seeds and draws from the global generators; afterwards they are as before."""
+    plain, numbers = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        random.setstate(plain)
+        np.random.set_state(numbers)
+
+
+_BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "timeouts")
+
+
+def _keep(learner, told: dict, path: Path) -> None:
+    """Write everything that a leg begins with, whole or not at all. stable-baselines3's own files hold pickles."""
+    buffer = learner.replay_buffer
+    state = {"policy": learner.policy.state_dict(), "actor": learner.actor.optimizer.state_dict(), "critic": learner.critic.optimizer.state_dict(),
+             "buffer": {name: torch.from_numpy(getattr(buffer, name)[:buffer.pos]) for name in _BUFFER}, "steps": learner.num_timesteps,
+             "updates": learner._n_updates, "told": json.dumps(told)}
+    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state, part)
+    os.replace(part, path)
+
+
+def _restore(learner, path: Path) -> dict:
+    """Take over what ``_keep`` wrote; returns what it was told."""
+    try:
+        state = torch.load(path, weights_only=True)
+        learner.policy.load_state_dict(state["policy"])
+        learner.actor.optimizer.load_state_dict(state["actor"])
+        learner.critic.optimizer.load_state_dict(state["critic"])
+        buffer = learner.replay_buffer
+        for name, part in state["buffer"].items():
+            getattr(buffer, name)[:len(part)] = part.numpy()
+        buffer.pos = learner.num_timesteps = state["steps"]
+        learner._n_updates, told = state["updates"], json.loads(state["told"])
+    except Exception as error:  # torch, zipfile and json raise many kinds for a damaged file
+        raise UserError(f"{path} is not a checkpoint of this training ({error}); delete it and the training begins again") from error
+    return told

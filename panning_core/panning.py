@@ -1,0 +1,161 @@
+"""What the staged schedule and the agent of Panning share: three metrics added up, and what an agent sees (Kang et al. 2022).
+
+An agent sees seven numbers after every round, and each round earns a reward; both follow from the loss and the gradient flow
+gTg of the dense and of the sub-network on the same batch (logits / 200, train mode), and from how much is pruned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from . import masks, metrics, sparse
+from .errors import UserError
+from .masks import Mask
+from .metrics import TEMPERATURE, Batch
+from .models import input_shape, uses
+
+MIXED = ("synflow", "snip", "grasp")  #: the order of coefficients and actions
+OBSERVED = ("dense loss", "dense gtg", "r_loss", "r_gtg", "effective sparsity", "scheduled sparsity", "progress")
+WARM_UP = 10  #: dense batches whose extremes are the units of loss and gTg
+SPARSE_BELOW = 0.75  #: share of the multiply-adds that survive under which the sparse engine looks at a sub-network, its construction included
+
+
+def deviations(scores: Tensor) -> tuple[Tensor, float]:
+    """|s - mean| of a vector, and the standard deviation as their unit (unbiased, float64); 0 if there is no finite spread."""
+    centred = scores.double() - scores.mean(dtype=torch.double)
+    unit = (float(centred @ centred) / max(len(scores) - 1, 1)) ** 0.5
+    return centred.abs_(), unit if unit < torch.inf else 0.0
+
+
+def coefficients(action: np.ndarray) -> tuple[float, ...]:
+    """Of ``MIXED``: action + 1, each in [0, 2]. Three zeros would tie all weights, and the first ones in order would stay: they mean equal shares."""
+    found = tuple((np.clip(np.asarray(action, dtype=float), -1, 1) + 1).tolist())
+    return found if any(found) else (1.0, 1.0, 1.0)
+
+
+class Look(NamedTuple):
+    """What a network does on a batch."""
+
+    loss: float  #: cross-entropy of logits / 200, float64
+    gtg: float  #: squared norm of its gradient with respect to the kept weights
+
+
+class Sight:
+    """Looks at the sub-networks theta * M of one network; its weights are not to change meanwhile."""
+
+    def __init__(self, model: nn.Module):
+        self.model, self.transparent = model, metrics.sees_every_path(model)
+
+    @cached_property
+    def _times(self) -> dict[str, int] | None:
+        """How often each weight is used, None where the sparse engine can not look."""
+        like = next(self.model.parameters())
+        fits = like.device.type == "cpu" and like.dtype == torch.float32 and sparse.unsupported(self.model) is None
+        return uses(self.model) if fits else None
+
+    def _is_sparse(self, mask: Mask) -> bool:
+        times = self._times
+        return times is not None and (sum(times[name] * masks.count({name: m}) for name, m in mask.items())
+                                      < SPARSE_BELOW * sum(times[name] * m.numel() for name, m in mask.items()))
+
+    def look(self, mask: Mask, batch: Batch) -> Look:
+        """The sub-network on a batch. The loss is that of float32 logits in float64: batches differ by 1e-5, fifty steps of a float32."""
+        x, y = batch
+        if self._is_sparse(mask):
+            net = sparse.SparseNet(self.model, mask)
+            logits, gtg = net.flow(net.pixels(x), y, TEMPERATURE)
+        else:
+            logits, gtg = metrics.gradient_flow(self.model, mask, batch, TEMPERATURE)
+        return Look(float(nn.functional.cross_entropy(logits.double() / TEMPERATURE, y)), gtg)
+
+    def effective_sparsity(self, mask: Mask, synflow: Tensor | None, kept: Tensor) -> float:
+        """1 - effective density. ``synflow``, the products of SynFlow's pass on this mask if there was one, has followed the paths already;
+        ``kept`` are the mask's places."""
+        if self.transparent and synflow is not None:
+            return 1 - int(synflow.index_select(0, kept).count_nonzero()) / len(synflow)
+        return 1 - masks.count(masks.effective(self.model, mask)) / masks.size(mask)
+
+
+class Extremes:
+    """The least and the largest loss and gTg of dense batches; their distance is the unit of what an agent sees."""
+
+    def __init__(self, looks: list[Look]):
+        self.low, self.high = Look(*map(min, zip(*looks))), Look(*map(max, zip(*looks)))
+
+    def include(self, look: Look) -> None:
+        """As the authors' code does with every dense batch, so that their unit never stops growing."""
+        self.low, self.high = Look(*map(min, self.low, look)), Look(*map(max, self.high, look))
+
+    def observe(self, dense: Look, sub: Look, effective: float, scheduled: float, progress: float) -> np.ndarray:
+        """What an agent sees [7], in the order of ``OBSERVED``: numbers near 1 at most, but where a sub-network leaves the range of dense batches."""
+        loss, gtg = ((high - low) or 1.0 for low, high in zip(self.low, self.high))  # one image has no spread
+        return np.array([(dense.loss - self.low.loss) / loss, (dense.gtg - self.low.gtg) / gtg, abs(sub.loss - dense.loss) / loss,
+                         abs(sub.gtg - dense.gtg) / gtg / 5, effective, scheduled, progress])
+
+
+def resampled(sight: Sight, batch: Batch) -> Extremes:
+    """Extremes where one batch is all there is: of as many batches drawn from its images with replacement, always the same."""
+    generator, (x, y) = torch.Generator().manual_seed(0), batch
+    draws = [torch.randint(len(y), (len(y),), generator=generator).to(y.device) for _ in range(WARM_UP)]
+    return Extremes([sight.look(masks.ones(sight.model), (x[draw], y[draw])) for draw in draws])
+
+
+def reward(observation: np.ndarray) -> float:
+    """-100 |scheduled - effective sparsity| - r_loss - r_gtg."""
+    _, _, loss, gtg, effective, scheduled, _ = observation
+    return float(-100 * abs(scheduled - effective) - loss - gtg)
+
+
+class Rewards(list[float]):
+    """An observer for ``pruning.prune``: what the agent's environment would pay in each round for the masks of any pruner.
+
+    It looks at the masks on batches of its own. A network without a path costs a point for every round left, and nothing follows.
+
+    Args:
+        batches: gives the batches; the first ``WARM_UP`` of them are used in turn.
+        density: the fraction kept in the end; scheduled is density^(t / rounds) after round t.
+        rounds: of the pruner.
+    """
+
+    def __init__(self, model: nn.Module, batches: Iterator[Batch], density: float, rounds: int):
+        super().__init__()
+        self.sight, self.density, self.rounds = Sight(model), density, rounds
+        self.batches = [next(batches) for _ in range(WARM_UP)]
+        self.looks = [self.sight.look(masks.ones(model), batch) for batch in self.batches]
+        self.extremes, self.over = Extremes(self.looks), False
+
+    def __call__(self, t: int, old: Mask, new: Mask, batch: Batch) -> None:
+        if self.over:
+            return
+        effective = self.sight.effective_sparsity(new, None, torch.empty(0))
+        sub = self.sight.look(new, self.batches[t % WARM_UP])
+        observation = self.extremes.observe(self.looks[t % WARM_UP], sub, effective, 1 - self.density ** (t / self.rounds), t / self.rounds)
+        self.over = effective == 1
+        self.append(reward(observation) - (self.rounds - (t - 1) if self.over else 0))
+
+
+def one_path(model: nn.Module) -> Mask:
+    """The fewest weights that lead from an input to an output, each the one that carries most of SynFlow's R among its layer's.
+
+    Layer by layer: if paths remain without the layer, as past the convolutions of a residual block, it keeps nothing, and one weight otherwise.
+
+    Raises:
+        UserError: not even the dense network has a path.
+    """
+    flow, mask = metrics.synflow_of(model), masks.ones(model)
+    shape = torch.empty((1, *input_shape(model)), device=next(model.parameters()).device), None
+    for name in mask:
+        products, total = flow(mask, shape)
+        if not total:
+            raise UserError("no path leads from the input to the output of this network; a whole layer of its weights is 0")
+        best = masks.unflatten(products, mask)[name].abs().argmax()
+        mask[name] = torch.zeros_like(mask[name])
+        if not flow(mask, shape)[1]:
+            mask[name].view(-1)[best] = True
+    return mask
