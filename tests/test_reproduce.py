@@ -32,7 +32,7 @@ def test_a_committed_profile_expands_and_suits_its_notebooks(profile):
     for path in STUDIES:
         section = sections[path.stem]
         reproduce.check_notebook(path, {**section.get("parameters", {}), **GIVEN})
-        grid = studies.expand(section.get("grid", []))
+        grid = studies.runs(path.stem, profile)
         assert len(grid) == len(set(grid)) and bool(grid) == (path.stem != reproduce.OVERVIEW)
 
 
