@@ -17,7 +17,7 @@ Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
   test    the tests
   lab     the notebooks in JupyterLab
 
-  --only STUDY        this study alone; for bench this part: training, memory, agreement, scoring, selection, agent or grid
+  --only STUDY        this study alone; for bench this part: training, memory, agreement, scoring, selection, agent, fixes or grid
   --quick             for bench: the headline ratios in under three minutes, the last line JSON; writes nothing
   --jobs N            N runs at a time
   --device cpu|cuda   where to compute

@@ -4,6 +4,6 @@
     python -m benchmarks                    writes results/benchmarks: tables, a figure, and the machine they are of
     python -m benchmarks --only scoring
 
-``training`` and ``grid`` measure training, ``scoring`` pruning and selection; ``straightforward`` holds what scoring is
+``training`` and ``grid`` measure training, ``scoring`` pruning and selection, ``environment`` the agent's; ``straightforward`` holds what scoring is
 measured against, ``timing`` the clock, ``show`` the figure and the table.
 """

@@ -13,17 +13,12 @@ import torch
 from panning_core import results
 from panning_core.errors import command_line, pick
 
-from . import agreement, grid, scoring, show, timing, train
-
-
-def agent(quick: bool) -> pd.DataFrame:
-    """Steps a second of the Panning agent's environment, columns as in ``scoring``; the environment does not exist yet."""
-    return pd.DataFrame()
+from . import agreement, environment, grid, scoring, show, timing, train
 
 
 #: name -> a function of ``quick`` that returns a table, empty where there is nothing to measure
 PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
-    "training": train.speed, "memory": train.memory, "agreement": agreement.agreement, "scoring": scoring.scoring, "selection": scoring.selection, "agent": agent, "grid": grid.grid}
+    "training": train.speed, "memory": train.memory, "agreement": agreement.agreement, "scoring": scoring.scoring, "selection": scoring.selection, "agent": environment.speed, "fixes": environment.fixes, "grid": grid.grid}
 
 
 def headline(parts: dict[str, pd.DataFrame]) -> dict[str, float | None]:

@@ -61,7 +61,9 @@ Masks of SynFlow and Panning on {', '.join(report.MODELS.get(n, n) for n, networ
     "scoring": "Seconds to a mask of 2 %, one batch. `ratio`: ours against the straightforward implementation, of which "
                "`rounds_measured` rounds were run and scaled.",
     "selection": "Keeping the top 2 % of so many scores. `ratio`: `masks.keep_top` against a full sort.",
-    "agent": "Steps of the agent's environment. `ratio`: ours against the straightforward implementation.",
+    "agent": "Milliseconds a step of the agent's environment. `ratio`: a whole episode of ours against the straightforward implementation, of which "
+             "`rounds_measured` rounds were run and scaled; the pool of batches is drawn before the clock starts.",
+    "fixes": "What the agent's environment and its learner do otherwise than the authors' code, and what difference it makes.",
     "grid": "A whole grid through `studies.sweep`; `seconds` on the clock, the others summed over the runs."}
 HIDDEN = ["macs_dense", "flops", "matrix_peak", "effective_density", "ratio_low", "ratio_high"]
 

@@ -65,8 +65,8 @@ class PanningEnv(gymnasium.Env):
 
     def __init__(self, source: Source, rounds: int = 100, per_class: int = 10, pool: int | None = panning.WARM_UP, faithful: bool = False):
         for name, value in (("rounds", rounds), ("per_class", per_class), ("pool", 1 if pool is None else pool)):
-            if value < 1:
-                raise UserError(f"{name} is {value}; it must be at least 1")
+            if type(value) is not int or value < 1:
+                raise UserError(f"{name} is {value!r}; it must be a whole number from 1")
         self.source, self.rounds, self.per_class, self.pool, self.faithful = source, rounds, per_class, pool, faithful
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(MIXED),), np.float32)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(OBSERVED),), np.float64)
@@ -81,17 +81,19 @@ class PanningEnv(gymnasium.Env):
         super().reset(seed=seed)
         for name in (options or {}).keys() - {"sparsity"}:
             raise unknown("option", name, ["sparsity"])
-        self.target = (options or {}).get("sparsity") or self._draw_target()
-        if not 0 < self.target < 1:
+        self.target = options["sparsity"] if options else self._draw_target()
+        if type(self.target) not in (int, float) or not 0 < self.target < 1:
             raise UserError(f"sparsity is {self.target!r}; a target is a fraction between 0 and 1")
         model, split = self.source(self.np_random)
-        if model is not self.model:
+        if model is not self.model or seed is not None:
             self._take(model, split)
         self.t, self.mask, self.scheduled = 0, masks.ones(model), 0.0
         self._score()
         return self._observe(self.dense.look, 0.0), self._info(0.0)
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        if np.shape(action) != self.action_space.shape:
+            raise UserError(f"an action has {len(MIXED)} numbers, for {', '.join(MIXED)}; got {action!r}")
         mix = np.clip(np.asarray(action, dtype=float), -1, 1) + 1 if self.faithful else panning.coefficients(action)
         distance, unit = panning.deviations(self.synflow)
         scores = distance.mul_(float(mix[0]) / unit if unit else 0.0)
@@ -205,19 +207,22 @@ class Training:
     def __post_init__(self):
         object.__setattr__(self, "networks", (self.networks,) if isinstance(self.networks, str) else tuple(self.networks))
         for network in self.networks or ("",):
-            model, _, dataset = network.partition("/")
+            model, _, dataset = str(network).partition("/")
             if model not in models.MODELS or dataset not in data.names():
                 raise UserError(f"networks has {network!r}; a network is MODEL/DATA SET, such as lenet5/mnist, of the models "
                                 f"{', '.join(models.MODELS)} and the data sets {', '.join(data.names())}")
-        if self.init not in models.INITS:
+        if self.init not in list(models.INITS):
             raise unknown("initialisation", self.init, models.INITS)
         for field in fields(self)[1:]:
             value, kind = getattr(self, field.name), type(field.default)
-            if type(value) is not kind and not (kind is float and type(value) is int):
-                raise UserError(f"{field.name} is {value!r}; it must be {'a whole number' if kind is int else kind.__name__}")
-            least = 0 if kind is float or field.name in ("seed", "random_steps") else 1
-            if kind in (int, float) and not least <= value < float("inf"):
-                raise UserError(f"{field.name} is {value!r}; it must be at least {least}")
+            if kind is float and type(value) is int:
+                object.__setattr__(self, field.name, value := float(value))  # 1 and 1.0 are one key
+            if type(value) is not kind:
+                raise UserError(f"{field.name} is {value!r}; it must be {'a whole number' if kind is int else f'a {kind.__name__}'}")
+            if kind in (int, float):
+                least, most = 0 if kind is float or field.name in ("seed", "random_steps") else 1, 1 if field.name in ("gamma", "tau") else 2 ** 31
+                if not least <= value <= most:
+                    raise UserError(f"{field.name} is {value!r}; it must be from {least} to {most}")
         if len(self.networks) > 1 and not self.redraw:
             raise UserError("several networks need redraw: true; one network without it is the same all the time")
 
@@ -249,7 +254,7 @@ class Training:
         return PanningEnv(self.source(seed), self.rounds, self.per_class, self.pool, self.faithful)
 
 
-def episode(env: PanningEnv, act: Callable[[np.ndarray], np.ndarray], sparsity: float, seed: int) -> dict:
+def episode(env: PanningEnv, act: Callable[[np.ndarray], np.ndarray], sparsity: float, seed: int | None = None) -> dict:
     """One episode: sparsity asked for, effective_sparsity reached, return (sum of rewards), and rounds lived."""
     observation, info = env.reset(seed=seed, options={"sparsity": sparsity})
     total, over = 0.0, False
@@ -277,17 +282,12 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
     from stable_baselines3.common.noise import NormalActionNoise
 
     t = training
-    learner = TD3("MlpPolicy", t.environment(), learning_rate=t.lr, buffer_size=t.steps, learning_starts=t.random_steps, batch_size=t.batch_size,
-                  tau=t.tau, gamma=t.gamma, policy_delay=t.delay, target_policy_noise=t.target_noise, target_noise_clip=t.noise_clip,
-                  action_noise=NormalActionNoise(np.zeros(len(MIXED)), np.full(len(MIXED), t.noise)),
-                  policy_kwargs={"net_arch": [t.width, t.width]}, seed=t.seed, device="cpu",
-                  replay_buffer_kwargs={"handle_timeout_termination": t.bootstrap})
     path, told = Path(folder) / f"{t.name()}.checkpoint", {"episodes": [], "evaluations": [], "seconds": 0.0}
-    if path.exists():
-        told = _restore(learner, path)
+
     def evaluate() -> None:
         actor, held_out = _actor(learner, {}), t.environment(HELD_OUT)
-        told["evaluations"] += [{"steps": learner.num_timesteps, **episode(held_out, actor, target, seed=0)} for target in TARGETS]
+        held_out.reset(seed=0)
+        told["evaluations"] += [{"steps": learner.num_timesteps, **episode(held_out, actor, target)} for target in TARGETS]
 
     def watch(now: dict, _) -> bool:
         for info in now["infos"]:
@@ -297,6 +297,13 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
         return True
 
     with _random_numbers_of_its_own():
+        learner = TD3("MlpPolicy", t.environment(), learning_rate=t.lr, buffer_size=t.steps, learning_starts=t.random_steps, batch_size=t.batch_size,
+                      tau=t.tau, gamma=t.gamma, policy_delay=t.delay, target_policy_noise=t.target_noise, target_noise_clip=t.noise_clip,
+                      action_noise=NormalActionNoise(np.zeros(len(MIXED)), np.full(len(MIXED), t.noise)),
+                      policy_kwargs={"net_arch": [t.width, t.width]}, seed=t.seed, device="cpu",
+                      replay_buffer_kwargs={"handle_timeout_termination": t.bootstrap})
+        if path.exists():
+            told = _restore(learner, path)
         if not told["evaluations"]:
             evaluate()
         while learner.num_timesteps < t.steps:
@@ -360,5 +367,5 @@ def _restore(learner, path: Path) -> dict:
         buffer.pos = learner.num_timesteps = state["steps"]
         learner._n_updates, told = state["updates"], json.loads(state["told"])
     except Exception as error:  # torch, zipfile and json raise many kinds for a damaged file
-        raise UserError(f"{path} is not a checkpoint of this training ({error}); delete it and the training begins again") from error
+        raise UserError(f"{path} is not a checkpoint of this training ({str(error).partition(chr(10))[0]}); delete it and the training begins again") from error
     return told

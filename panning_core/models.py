@@ -200,7 +200,7 @@ def linearised(model: nn.Module, weights: dict[str, Tensor], paths: bool = False
     """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4) with these weights, none of them negative.
 
     There are no biases, and BatchNorm is the identity (scale 1, shift 0: its running statistics must not leak in). ReLU
-    and max-pooling act on non-negative numbers, where ReLU is the identity; with ``paths`` pooling averages, so that
+    and max-pooling act on non-negative numbers, where ReLU is the identity (but lets no gradient through where nothing comes in); with ``paths`` pooling averages, so that
     every input of a window is a path to the output and not just the largest.
 
     Args:

@@ -140,22 +140,22 @@ class Rewards(list[float]):
         self.append(reward(observation) - (self.rounds - (t - 1) if self.over else 0))
 
 
-def one_path(model: nn.Module) -> Mask:
-    """The fewest weights that lead from an input to an output, each the one that carries most of SynFlow's R among its layer's.
+def one_path(model: nn.Module, mask: Mask | None = None) -> Mask:
+    """The fewest of the kept weights that lead from an input to an output, each the one that carries most of SynFlow's R among its layer's.
 
     Layer by layer: if paths remain without the layer, as past the convolutions of a residual block, it keeps nothing, and one weight otherwise.
 
     Raises:
-        UserError: not even the dense network has a path.
+        UserError: there is no path to begin with.
     """
-    flow, mask = metrics.synflow_of(model), masks.ones(model)
+    flow, path = metrics.synflow_of(model), dict(mask or masks.ones(model))
     shape = torch.empty((1, *input_shape(model)), device=next(model.parameters()).device), None
-    for name in mask:
-        products, total = flow(mask, shape)
+    for name in path:
+        products, total = flow(path, shape)
         if not total:
-            raise UserError("no path leads from the input to the output of this network; a whole layer of its weights is 0")
-        best = masks.unflatten(products, mask)[name].abs().argmax()
-        mask[name] = torch.zeros_like(mask[name])
-        if not flow(mask, shape)[1]:
-            mask[name].view(-1)[best] = True
-    return mask
+            raise UserError("no path leads from the input to the output of this network; a whole layer of its weights is pruned or 0")
+        best = (masks.unflatten(products, path)[name].abs() * masks.numbers(path[name])).argmax()
+        path[name] = torch.zeros_like(path[name])
+        if not flow(path, shape)[1]:
+            path[name].view(-1)[best] = True
+    return path

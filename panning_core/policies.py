@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ Policy = Callable[[np.ndarray], np.ndarray]
 SEEN, DONE = 7, 3
 SHIPPED = "general-1"  #: comes with the package; another one that replaces it gets another name, because results are recorded under it
 FOLDER = Path(__file__).parent / "trained"
-LARGEST = 50_000_000  #: bytes of a file that is read at all
+LARGEST = 50_000_000  #: bytes that a file may unpack to
 CARD = {"trained_on": list, "steps": int, "seed": int, "seconds": float, "training": dict, "versions": dict}  #: what a card says, at least
 
 
@@ -79,12 +80,13 @@ def load(policy: str | Path) -> Actor:
     Raises:
         UserError: an unknown name, or a file that is missing, damaged or something else.
     """
-    path = Path(policy) if isinstance(policy, Path) or str(policy).endswith(".npz") else places().get(policy)
+    path = Path(policy) if isinstance(policy, Path) or policy.endswith(".npz") else places().get(policy)
     if path is None:
         raise unknown("policy", policy, places())
     try:
-        if path.stat().st_size > LARGEST:
-            raise ValueError("it is too large")
+        with zipfile.ZipFile(path) as archive:
+            if sum(member.file_size for member in archive.infolist()) > LARGEST:
+                raise ValueError("it is too large")
         with np.load(path, allow_pickle=False) as archive:
             arrays = {name: archive[name] for name in archive.files}
         card = json.loads(arrays.pop("card").tobytes().decode())

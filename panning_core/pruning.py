@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import cycle, repeat
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -140,7 +141,7 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
     uses is not computed. A metric without spread contributes zeros (a factor 1 in the product) and is named in the
     trace; the authors' code divides 0 by 0 there and returns an empty mask.
 
-    With a policy no round leaves a dead network: where the mix would, SynFlow alone decides, and where that would too, the
+    With a policy no round leaves a dead network: where the mix would, SynFlow decides, and where that would too, the
     mix with one path kept whatever its scores. The trace names both. (A stage table is left to die: that is its finding.)
     """
     table = ((1.0, tuple(mix)),) if mix is not None else SUM_STAGES if form == "sum" else PRODUCT_STAGES
@@ -203,13 +204,13 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         along = of_flow(old, batch)[0].abs() * masks.numbers(masks.flatten(old))
         if of_flow(new, batch)[1]:
             return new, []
-        new = keep(along)
+        new = keep(torch.where(along > 0, along, scores - scores.max() - 1))  # the mix still orders what SynFlow has no score for
         if of_flow(new, batch)[1]:
-            return new, ["the mix would have left no path: SynFlow alone decided"]
-        new = keep(scores.masked_fill(masks.flatten(one_path(model)), torch.inf))
+            return new, ["the mix would have left no path: SynFlow decided"]
+        new = keep(scores.masked_fill(masks.flatten(one_path(model, None if how["revive"] else old)), torch.inf))
         if of_flow(new, batch)[1]:
-            return new, ["no metric would have left a path: one was kept"]
-        raise UserError(f"no mask with a path keeps {masks.count(new)} weights in this scope; use scope 'global' or a larger density")
+            return new, ["neither the mix nor SynFlow would have left a path: one was kept"]
+        raise UserError(f"no mask with a path keeps {masks.count(new)} weights here; use scope 'global', allow weights to return, or a larger density")
 
     return _run(model, scorer, density, batches, rounds=rounds, guard=guard if policy is not None else None, **how)
 
@@ -249,7 +250,7 @@ def methods() -> list[str]:
 
 def prune(model: nn.Module, method: str, density: float, batches, rounds: int | None = None, seed: int = 0, *, scope: str = "global",
           schedule: str = "exponential", revive: bool | None = None, mix: tuple[float, float, float] | None = None,
-          policy: Policy | str | None = None, inverted: bool = False,
+          policy: Policy | str | Path | None = None, inverted: bool = False,
           observe: Callable[[int, Mask, Mask, Batch], None] | None = None) -> tuple[Mask, list[dict]]:
     """Find a mask before training. ``model`` is only read; nothing about it or the global random state changes.
 
@@ -298,6 +299,7 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
     if policy is not None and method != AGENT:
         raise UserError(f"a policy belongs to {AGENT}, not to {method}")
     if method == AGENT:
-        how["policy"] = policies.load(policy or policies.SHIPPED) if policy is None or isinstance(policy, str) else policy
+        policy = policies.SHIPPED if policy is None else policy
+        how["policy"] = policies.load(policy) if isinstance(policy, str | Path) else policy
     return pruner(model, density, batches, generator=torch.Generator().manual_seed(seed), scope=scope, schedule=schedule,
                   inverted=inverted, observe=observe, **how)

@@ -155,7 +155,7 @@ def faked(monkeypatch, tmp_path):
         "scoring": pd.DataFrame([{"network": n, "method": m, "ratio": r, "ratio_low": r, "ratio_high": r}
                                  for n, m, r in [("lenet5", "snip", 1.0), ("lenet5", "panning", 20.0), ("resnet20", "panning", 40.0)]]),
         "selection": pd.DataFrame([{"scores": 10, "ratio": 9.0, "ratio_low": 8.0, "ratio_high": 10.0}]),
-        "agent": pd.DataFrame(), "grid": pd.DataFrame([{"runs": 60, "seconds": 30.0}])}
+        "agent": pd.DataFrame([{"network": "lenet5", "ratio": 11.0, "ratio_low": 10.0, "ratio_high": 12.0}]), "fixes": pd.DataFrame(), "grid": pd.DataFrame([{"runs": 60, "seconds": 30.0}])}
     assert parts.keys() == command.PARTS.keys()
     monkeypatch.setattr(command, "PARTS", {name: lambda quick, table=table: table for name, table in parts.items()})
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path))
@@ -170,7 +170,7 @@ def faked(monkeypatch, tmp_path):
 def test_the_last_line_is_json_with_exactly_the_keys(faked, capsys, tmp_path):
     found = json.loads(faked(capsys, "--quick"))
     assert list(found) == KEYS
-    assert list(found.values()) == [25.0, 8.123, None, None, 20.0, 40.0, None]
+    assert list(found.values()) == [25.0, 8.123, None, None, 20.0, 40.0, 11.0]
     assert not list(tmp_path.iterdir()), "the quick run writes nothing"
 
 
@@ -189,10 +189,10 @@ def test_a_full_run_writes_what_it_measured(faked, capsys, tmp_path):
     faked(capsys, "--only", "selection")
     assert {path.name for path in folder.iterdir()} == {"selection.csv", "machine.json", "speedup.md"}
     faked(capsys)
-    assert {path.name for path in folder.iterdir()} == {"training.csv", "scoring.csv", "selection.csv", "grid.csv", "machine.json", "speedup.md", "speedup.png"}
+    assert {path.name for path in folder.iterdir()} == {"training.csv", "scoring.csv", "selection.csv", "agent.csv", "grid.csv", "machine.json", "speedup.md", "speedup.png"}
     assert pd.read_csv(folder / "training.csv").ratio.tolist()[:2] == [2.0, 15.0]
     machines = json.loads((folder / "machine.json").read_text())
-    assert machines.keys() == {"training", "scoring", "selection", "grid"}
+    assert machines.keys() == {"training", "scoring", "selection", "agent", "grid"}
     assert machines["grid"].keys() >= {"processor", "flags", "cores", "memory_gib", "versions", "threads", "date", "commit"}
     assert machines["grid"]["versions"].keys() >= {"python", "torch", "numba"}
     assert "15 [15, 15]" in (folder / "speedup.md").read_text()

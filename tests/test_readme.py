@@ -15,12 +15,15 @@ def blocks(language):
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
-def test_python_example_runs(capsys):
-    (example,) = blocks("python")
+def test_python_examples_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first, own_agent = blocks("python")
     scope = {}
-    exec(compile(example, "README.md", "exec"), scope)
+    exec(compile(first, "README.md", "exec"), scope)
     assert "fc1" in capsys.readouterr().out
     assert scope["log"].validation_accuracy.iloc[-1] > 0.5
+    exec(compile(own_agent, "README.md", "exec"), scope)
+    assert len(scope["trace"]) == 20 and (tmp_path / "mine.npz").exists()
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
