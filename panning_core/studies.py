@@ -156,13 +156,17 @@ def prune(run: Run, splits: data.Splits) -> Pruned:
     """The network and the masks of ``run``, on the device of ``splits``."""
     device = splits.train.x.device
     model = models.build(run.model, splits.input_shape, splits.classes, run.seed, run.init).to(device)
-    own = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(10_000 + run.seed))  # not those that a pruner sees
-    meter = transfer.Transfer(model, next(own)) if run.transfer else None
-    rewards = panning.Rewards(model, own, 1 - run.sparsity, run.rounds or pruning.rounds_of(run.method)) if run.returns else None
+
+    def batches(seed: int):  # not those that a pruner sees
+        return data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(seed + run.seed))
+
+    meter = transfer.Transfer(model, next(batches(10_000))) if run.transfer else None
+    rewards = panning.Rewards(model, batches(30_000), 1 - run.sparsity, run.rounds or pruning.rounds_of(run.method)) if run.returns else None
 
     def observe(*seen) -> None:
-        for watching in filter(None, (meter, rewards)):
-            watching(*seen)
+        for watching in (meter, rewards):
+            if watching is not None:
+                watching(*seen)
 
     start = time.perf_counter()
     mask, trace = find_mask(run, model, splits, observe)
@@ -191,7 +195,7 @@ def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
         metrics |= {"test_accuracy": last.test_accuracy, "best_test_accuracy": log.test_accuracy.max(), "validation_accuracy": last.validation_accuracy,
                     "train_seconds": round(log.attrs["seconds"], 3), "diverged": not math.isfinite(last.loss), "epochs": len(log), "engine": log.attrs["engine"],
                     "curve": {column: [_short(v) for v in log[column]] for column in ("loss", "validation_accuracy", "test_accuracy")}}
-    if pruned.rewards:
+    if pruned.rewards is not None:
         metrics |= {"return": sum(pruned.rewards), "rewards": [_short(v) for v in pruned.rewards]}
     if pruned.run.policy:
         metrics["mixes"] = [[_short(v) for v in row["mix"]] for row in pruned.trace]

@@ -9,6 +9,7 @@ import sys
 import time
 from collections import Counter, OrderedDict
 
+import numpy as np
 import pytest
 import torch
 from checkout import PARAMETERS, Checkout
@@ -174,6 +175,23 @@ def test_the_same_run_gives_the_same_numbers(run):
     assert "transfer" not in first or len(first["follow"]["loss"]) == len(first["follow"]["sparsity_now"]) == 4
 
 
+def test_a_run_of_no_epochs_is_only_pruned():
+    found, trained = (studies.execute(dataclasses.replace(RUN, epochs=epochs)) for epochs in (0, 1))
+    assert (found["epochs"], found["engine"], found["test_accuracy"], found["train_seconds"]) == (0, "none", None, 0) and "curve" not in found
+    assert all(found[name] == trained[name] for name in ("layers", "effective_weights", "flops_nonzero"))
+    assert report.tidy([{"key": "", "run": RUN.canonical(), "metrics": found}]).test_accuracy.isna().all()
+
+
+def test_returns_are_what_the_environment_pays_and_change_nothing_else():
+    run = dataclasses.replace(RUN, method="panning-agent", policy="random", rounds=4, sparsity=0.9)
+    plain, found = studies.execute(run), studies.execute(dataclasses.replace(run, returns=True))
+    assert found["return"] == pytest.approx(sum(found["rewards"]), rel=1e-5) and len(found["rewards"]) == 4 and max(found["rewards"]) < 0
+    assert {k: v for k, v in found.items() if k not in ("return", "rewards") and "seconds" not in k} == {k: v for k, v in plain.items() if "seconds" not in k}
+    assert np.shape(found["mixes"]) == (4, 3) and 0 <= np.min(found["mixes"]) < np.max(found["mixes"]) <= 2
+    both = studies.execute(dataclasses.replace(run, returns=True, transfer=True))
+    assert both["rewards"] == found["rewards"] and len(both["follow"]["loss"]) == 5
+
+
 @pytest.mark.parametrize("control", ["shuffle", "reinitialise", "invert"])
 def test_a_control_changes_what_it_says(control):
     plain, found = studies.execute(RUN), studies.execute(dataclasses.replace(RUN, control=control))
@@ -312,6 +330,46 @@ def test_results_go_where_the_environment_says(checkout, monkeypatch, tmp_path):
     assert studies.folder(STUDY, "tiny") == checkout.root / "results" / "tiny" / STUDY
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "elsewhere"))
     assert studies.folder(STUDY, "tiny") == tmp_path / "elsewhere" / "tiny" / STUDY
+
+
+# --- agents ---
+
+
+AGENTS = [{"name": "mine", "networks": ["lenet300/digits"], "init": "pytorch", "steps": 60, "random_steps": 20, "rounds": 5, "pool": 2, "per_class": 2, "width": 8, "seed": [0, 1]}]
+
+
+def test_a_study_trains_its_agents_once_and_deploys_them(checkout):
+    run = {**TINY, "method": "panning-agent", "sparsity": 0.9, "rounds": 3}
+    checkout.profile({STUDY: {"agents": AGENTS, "grid": [{**run, "policy": ["mine", "random"]}]}})
+    lines = studies.sweep(STUDY, "tiny", jobs=1)
+    place, (first, second) = studies.folder(STUDY, "tiny"), studies.agents(STUDY, "tiny")
+    names = [agent["metrics"]["policy"] for agent in (first, second)]
+    assert [line["run"]["policy"] for line in lines] == [*names, "random"] and len(set(names)) == 2
+    assert (first["name"], first["seed"], second["seed"], first["steps"], first["gamma"]) == ("mine", 0, 1, 60, 0.99)
+    assert len(first["metrics"]["episodes"]["return"]) == 12 and [row["steps"] for row in first["metrics"]["evaluations"]] == [0] * 4 + [60] * 4
+
+    policy = place / "policies" / f"{names[0]}.npz"
+    assert studies.policies.load(names[0]).digest() == first["metrics"]["digest"] and studies.policies.load(names[0]).card["steps"] == 60
+    before, agents = policy.stat().st_mtime_ns, (place / "agents.jsonl").read_text()
+    assert studies.sweep(STUDY, "tiny", jobs=1) == lines
+    assert policy.stat().st_mtime_ns == before and (place / "agents.jsonl").read_text() == agents
+    policy.unlink()  # what is lost is trained again, and is the same
+    studies.teach(STUDY, "tiny", jobs=1)
+    assert studies.policies.load(names[0]).digest() == first["metrics"]["digest"]
+
+
+@pytest.mark.parametrize("agents, grid, message", [
+    ([{"name": "mine"}], [], "an agent needs a name and its networks"),
+    ([{"name": "mine", "networks": ["lenet5/mnist"], "step": 5}], [], "unknown field of an agent 'step'; did you mean 'steps'"),
+    ([{"name": "mine", "networks": ["lenet/mnist"]}], [], "networks has 'lenet/mnist'; a network is MODEL/DATA SET"),
+    (AGENTS, [{**TINY, "method": "panning-agent", "sparsity": 0.9, "policy": "mien"}], "unknown policy 'mien'; did you mean 'mine'"),
+    (AGENTS, [{**TINY, "method": "snip", "sparsity": 0.9, "policy": "mine"}], "a policy belongs to panning-agent, not to snip"),
+])
+def test_bad_agents_are_named_before_any_is_trained(checkout, agents, grid, message):
+    checkout.profile({STUDY: {"agents": agents, "grid": grid}})
+    with pytest.raises(UserError) as error:
+        studies.sweep(STUDY, "tiny", jobs=1)
+    assert message in str(error.value) and not (studies.folder(STUDY, "tiny") / "agents.jsonl").exists()
 
 
 # --- sweeps ---
