@@ -33,17 +33,14 @@ class Straightforward:
     def look(self, t: int) -> tuple[float, ...]:
         """Scores on batch t, and loss and gTg of the dense and of the sub-network, the effective sparsity."""
         batch = self.batches[t % len(self.batches)]
-        snip, grasp = straightforward.data_products(self.model, batch, metrics.TEMPERATURE)
+        snip, grasp, loss, gtg = straightforward.data_products(self.model, batch, metrics.TEMPERATURE)
         synflow = straightforward.synflow_products(self.model, self.double, self.mask, batch)
         self.scores = [straightforward.normalise(scores) for scores in (synflow, snip, grasp)]
         effective = 1 - sum(int(((s != 0) & self.mask[name]).sum()) for name, s in synflow.items()) / masks.size(self.mask)
-        return *self.loss_and_flow(masks.ones(self.model), batch), *self.loss_and_flow(self.mask, batch), effective
-
-    def loss_and_flow(self, mask: masks.Mask, batch: Batch) -> tuple[float, float]:
-        weights = {name: (w * mask[name]).detach().requires_grad_() for name, w in self.model.named_parameters() if name in mask}
-        loss = nn.functional.cross_entropy(torch.func.functional_call(self.model, weights, batch[0]) / metrics.TEMPERATURE, batch[1])
-        gradient = torch.autograd.grad(loss, list(weights.values()))
-        return loss.item(), sum((g * mask[name]).square().sum() for name, g in zip(weights, gradient)).item()
+        weights = {name: (w * self.mask[name]).detach().requires_grad_() for name, w in self.model.named_parameters() if name in self.mask}
+        sub = nn.functional.cross_entropy(torch.func.functional_call(self.model, weights, batch[0]) / metrics.TEMPERATURE, batch[1])
+        gradient = torch.autograd.grad(sub, list(weights.values()))
+        return loss, gtg, sub.item(), sum((g * self.mask[name]).square().sum() for name, g in zip(weights, gradient)).item(), effective
 
     def step(self, action: np.ndarray, t: int, density: float) -> tuple[float, ...]:
         mix = action + 1

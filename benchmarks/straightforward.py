@@ -20,13 +20,15 @@ from panning_core.models import prunable
 from panning_core.pruning import SUM_STAGES
 
 
-def data_products(model: nn.Module, batch: Batch, temperature: float = 1.0, hessian: bool = True) -> tuple[Scores, Scores]:
-    """theta * g and theta * Hg; the second is empty without ``hessian``."""
+def data_products(model: nn.Module, batch: Batch, temperature: float = 1.0, hessian: bool = True) -> tuple[Scores, Scores, float, float]:
+    """theta * g and theta * Hg, the loss and g . g; the second is empty without ``hessian``."""
     weights = prunable(model)
     loss = nn.functional.cross_entropy(model(batch[0]) / temperature, batch[1])
     gradient = torch.autograd.grad(loss, list(weights.values()), create_graph=hessian)
-    curvature = torch.autograd.grad(sum((g * g.detach()).sum() for g in gradient), list(weights.values())) if hessian else ()
-    return tuple({name: (w * part).detach() for (name, w), part in zip(weights.items(), parts)} for parts in (gradient, curvature))
+    flow = sum((g * g.detach()).sum() for g in gradient)
+    curvature = torch.autograd.grad(flow, list(weights.values())) if hessian else ()
+    snip, grasp = ({name: (w * part).detach() for (name, w), part in zip(weights.items(), parts)} for parts in (gradient, curvature))
+    return snip, grasp, loss.item(), flow.item()
 
 
 def linear_copy(model: nn.Module) -> nn.Module:
@@ -74,7 +76,7 @@ def panning(model: nn.Module, density: float, batch: Batch, rounds: int) -> Mask
         if 1 - asked > SUM_STAGES[stage][0]:
             stage += 1
         a, b, c = SUM_STAGES[stage][1]
-        snip, grasp = (normalise(scores) for scores in data_products(model, batch, temperature=200.0))
+        snip, grasp = (normalise(scores) for scores in data_products(model, batch, temperature=200.0)[:2])
         synflow = normalise(synflow_products(model, double, mask, batch))
         mask = select({name: a * synflow[name] + b * snip[name] + c * grasp[name] for name in mask}, asked)
     return mask

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import grid, timing, train
-from panning_core import masks, models, pruning, studies, training
+from benchmarks import environment, grid, timing, train
+from panning_core import agent, masks, models, pruning, studies, training
 from panning_core.errors import UserError
 
 KEYS = ["train_lenet300_98", "train_lenet5_98", "train_resnet20_98", "train_vgg16_98", "panning_lenet5", "panning_resnet20", "agent_lenet5"]
@@ -135,6 +135,22 @@ def test_the_grid_goes_the_way_of_a_study_and_leaves_nothing(monkeypatch):
 
 def test_the_whole_grid_has_sixty_runs():
     assert len(studies.expand([grid.GRID])) == 60
+
+
+def test_the_straightforward_environment_sees_the_same():
+    split = train.noise((1, 16, 16), 200)
+    model, plain_model = (models.build("lenet5", (1, 16, 16), 10, seed=0, init="panning") for _ in range(2))
+    env = agent.PanningEnv(lambda draw: (model, split), rounds=10, pool=1, per_class=2)
+    env.reset(seed=0, options={"sparsity": 0.9})
+    plain = environment.Straightforward(plain_model, [env.batch])
+    for t, action in enumerate(np.random.default_rng(0).uniform(-1, 1, (10, 3)), start=1):
+        effective = env.step(action)[0][4]
+        loss, gtg, sub, sub_gtg, seen = plain.step(action, t, 0.1 ** (t / 10))
+        both = {name: m & plain.mask[name] for name, m in env.mask.items()}
+        assert masks.count(both) >= 0.99 * masks.count(env.mask) and seen == pytest.approx(effective, abs=1e-3)
+        look = env.sight.look(plain.mask, env.batch)
+        assert (loss, gtg) == (pytest.approx(env.dense.look.loss, rel=1e-6), pytest.approx(env.dense.look.gtg, rel=1e-4))
+        assert (sub, sub_gtg) == (pytest.approx(look.loss, rel=1e-6), pytest.approx(look.gtg, rel=1e-3))
 
 
 # --- the command ----------------------------------------------------------------------------------------------------
