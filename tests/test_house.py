@@ -50,7 +50,7 @@ def test_only_report_and_reproduce_show_anything(module):
     assert not {name for kind, name in imported(module) if kind == "other"} & set(SHOWING)
 
 
-def test_a_sweep_needs_no_jupyter_and_no_matplotlib(tmp_path):
+def test_a_sweep_needs_no_jupyter_no_matplotlib_and_no_gymnasium(tmp_path):
     made = Checkout(tmp_path / "checkout").core()
     made.notebook("01_tiny", PARAMETERS)
     run = {"dataset": "digits", "model": "lenet300", "method": "panning", "sparsity": 0.5, "rounds": 2, "epochs": 1, "transfer": True}
@@ -60,7 +60,7 @@ import sys
 
 class Absent:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {SHOWING}:
+        if name.split(".")[0] in {[*SHOWING, "gymnasium", "stable_baselines3"]}:
             raise ImportError(name + " is not installed")
 
 sys.meta_path.insert(0, Absent())
