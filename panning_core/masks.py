@@ -139,6 +139,12 @@ def effective(model: nn.Module, mask: Mask) -> Mask:
     return {name: m & (p > 0) for (name, m), p in zip(mask.items(), paths)}
 
 
+def flops(model: nn.Module, mask: Mask) -> int:
+    """FLOPs of one input's forward pass that are spent on kept weights: 2 for a multiply-add."""
+    times = uses(model)
+    return sum(2 * times[name] * count({name: m}) for name, m in mask.items())
+
+
 def table(model: nn.Module, mask: Mask) -> pd.DataFrame:
     """One row a layer: shape, weights, kept, density, effective (kept on a path), effective_density, flops_dense, flops_nonzero.
 

@@ -179,13 +179,12 @@ def prune(run: Run, splits: data.Splits) -> Pruned:
 
 def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
     """The ``metrics`` of a ledger line, once a run was trained with this table; None if it was not to be trained."""
-    mask, live, uses = pruned.mask, pruned.live, models.uses(pruned.model)
+    mask, live = pruned.mask, pruned.live
     metrics = {
         "test_accuracy": None, "best_test_accuracy": None, "validation_accuracy": None,
         "density": masks.density(mask), "effective_density": masks.density(live),
         "prunable_weights": masks.size(mask), "kept_weights": masks.count(mask), "effective_weights": masks.count(live),
-        "flops_dense": sum(2 * uses[name] * m.numel() for name, m in mask.items()),
-        "flops_nonzero": sum(2 * uses[name] * int(m.sum()) for name, m in live.items()),
+        "flops_dense": masks.flops(pruned.model, masks.ones(pruned.model)), "flops_nonzero": masks.flops(pruned.model, live),
         "prune_seconds": round(pruned.seconds, 3), "train_seconds": 0.0, "diverged": False, "epochs": 0, "engine": "none",
         "layers": {name.removesuffix(".weight"): [int(m.sum()), int(live[name].sum())] for name, m in mask.items()},
         "events": sorted({event for row in pruned.trace for event in row["events"]}),

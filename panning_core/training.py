@@ -19,7 +19,7 @@ from . import compaction, data, masks, sparse
 from .data import Split, Splits
 from .errors import UserError, pick, unknown
 from .masks import Mask
-from .models import prunable, uses
+from .models import prunable
 
 #: learning-rate factor at step t of ``steps``
 DECAYS: dict[str, Callable[[int, int], float]] = {
@@ -161,8 +161,7 @@ SPARSE_BELOW = 0.8
 
 def live(model: nn.Module, mask: Mask) -> float:
     """Surviving multiply-adds of a forward pass over all of them, in [0, 1]."""
-    times = uses(model)
-    return sum(times[name] * int(m.sum()) for name, m in mask.items()) / sum(times[name] * m.numel() for name, m in mask.items())
+    return masks.flops(model, mask) / masks.flops(model, masks.ones(model))
 
 
 def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
