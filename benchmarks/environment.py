@@ -108,5 +108,6 @@ def fixes(quick: bool) -> pd.DataFrame:
          "ours": "1", "theirs": f"{units[-1] / units[0]:.2f}"},
         {"difference": "coefficients that are all 0 mean equal shares", "measured": "rounds that a network lives if the agent always answers -1, -1, -1; target 99 %",
          **{who: f"{agent.episode(env, nothing, TARGET, seed=0)['rounds']} of {ROUNDS}" for who, env in (("ours", ours), ("theirs", theirs))}},
-        {"difference": "the last round is a truncation", "measured": "mean return after 2,500 steps on the digits, 20 rounds, 3 seeds: learned with, and without, a value beyond the last round",
+        {"difference": "the last round is a truncation", "measured": "mean return after 2,500 steps on the digits, 20 rounds, 3 seeds; ours: if the learner adds a value beyond the last round "
+         "(`bootstrap`), theirs: if not (the default too)",
          "ours": f"{ends[True]:.2f}", "theirs": f"{ends[False]:.2f}"}])

@@ -51,7 +51,7 @@ class PanningEnv(gymnasium.Env):
 
     - the loss is a float64, theirs a float32, whose steps are coarse against the differences that are observed;
     - the extremes that are the unit of loss and gTg are those of the pool; theirs grow with every batch, so that the same mask earns ever more;
-    - reaching the last round truncates the episode; theirs terminates it, as if nothing could have come after;
+    - reaching the last round truncates the episode, theirs terminates it; what a learner makes of that is ``Training.bootstrap``;
     - three coefficients of 0 mean equal shares; theirs tie all weights and keep the first ones in order, which kills the network.
 
     Args:
@@ -177,7 +177,8 @@ class Training:
         redraw: a new initialisation (and one of ``networks``) in every episode, else the same network all the time.
         steps: of the environment.
         rounds, per_class, pool, faithful: as in ``PanningEnv``.
-        bootstrap: the last round's value includes what would follow a truncation. Nothing follows here, and the agent sees the clock (Pardo et al. 2018).
+        bootstrap: a truncated episode has a value beyond its end. Not by default: the agent sees the clock and nothing follows (Pardo et al. 2018);
+            and as every reward is negative, the value of going on for ever would make dying pay.
         lr, gamma, tau, batch_size, width: of TD3 (Fujimoto et al. 2018), actor and critics having two hidden layers.
         noise: deviation of the exploration; ``target_noise``, clipped at ``noise_clip``, that of the smoothed target; ``delay`` critic updates a policy update.
         random_steps: of uniform actions before learning begins.
@@ -240,10 +241,11 @@ class Training:
 
     def source(self, seed: int | None = None) -> Source:
         """Draws the networks of the episodes; with a seed always the first of ``networks`` with this one."""
+        loaded = {network: data.load(network.partition("/")[2]) for network in self.networks}  # all of them: data.load remembers two
+
         def build(network: str, seed: int) -> tuple[nn.Module, Split]:
-            model, _, dataset = network.partition("/")
-            splits = data.load(dataset)
-            return models.build(model, splits.input_shape, splits.classes, seed, self.init), splits.train
+            splits = loaded[network]
+            return models.build(network.partition("/")[0], splits.input_shape, splits.classes, seed, self.init), splits.train
 
         if seed is not None or not self.redraw:
             fixed = build(self.networks[0], self.seed if seed is None else seed)
