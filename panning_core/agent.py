@@ -96,7 +96,7 @@ class PanningEnv(gymnasium.Env):
             raise UserError(f"an action has {len(MIXED)} numbers, for {', '.join(MIXED)}; got {action!r}")
         mix = np.clip(np.asarray(action, dtype=float), -1, 1) + 1 if self.faithful else panning.coefficients(action)
         distance, unit = panning.deviations(self.synflow)
-        scores = distance.mul_(float(mix[0]) / unit if unit else 0.0)
+        scores = distance.mul_(float(mix[0]) / unit) if unit else torch.zeros_like(distance)
         for weight, normal in zip(mix[1:], self.dense.normal):
             scores.add_(normal, alpha=float(weight))
         i, self.t = self.t, self.t + 1

@@ -117,7 +117,7 @@ def _parquet(path: Path) -> Raw:
         except StopIteration:
             raise UserError(f"{file} has columns {list(table)}; it needs an image column (img or image) and a label column") from None
         except Exception as error:  # pyarrow and PIL raise many kinds for a missing or damaged file
-            raise UserError(f"{file} is missing or damaged: {error}") from error
+            raise UserError(f"{file} is missing or damaged: {error}; a data set of this kind is a folder in PANNING_DATA with train.parquet and test.parquet") from error
         arrays += [images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), table[label].to_numpy()]
     return tuple(arrays)
 
@@ -128,6 +128,7 @@ DATASETS = {
     "fashion-mnist": _torchvision("FashionMNIST"),
     "cifar10": _torchvision("CIFAR10"),
     "cifar100": _torchvision("CIFAR100"),
+    "cifar10-jpeg": lambda: _parquet(folder() / "cifar10-jpeg"),  # a name that a profile may have where the files are not
 }
 TITLES = {"digits": "scikit-learn digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
           "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
@@ -135,7 +136,7 @@ TITLES = {"digits": "scikit-learn digits", "mnist": "MNIST", "fashion-mnist": "F
 
 def names() -> list[str]:
     """What ``load`` takes: the keys of ``DATASETS``, and every sub-folder of the data folder with a train.parquet."""
-    return [*DATASETS, *sorted(path.parent.name for path in folder().glob("*/train.parquet"))]
+    return [*DATASETS, *sorted({path.parent.name for path in folder().glob("*/train.parquet")} - DATASETS.keys())]
 
 
 @lru_cache(maxsize=2)

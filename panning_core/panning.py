@@ -100,10 +100,17 @@ class Extremes:
 
 
 def resampled(sight: Sight, batch: Batch) -> Extremes:
-    """Extremes where one batch is all there is: of as many batches drawn from its images with replacement, always the same."""
+    """Extremes where one batch is all there is: of as many batches drawn from its images with replacement, always the same ones.
+
+    As many of each class as before: batches that are not balanced differ several times as much, and an agent has learned in the other unit.
+    """
     generator, (x, y) = torch.Generator().manual_seed(0), batch
-    draws = [torch.randint(len(y), (len(y),), generator=generator).to(y.device) for _ in range(WARM_UP)]
-    return Extremes([sight.look(masks.ones(sight.model), (x[draw], y[draw])) for draw in draws])
+    classes = [(y == label).nonzero().flatten() for label in y.unique()]
+    looks = []
+    for _ in range(WARM_UP):
+        draw = torch.cat([members[torch.randint(len(members), (len(members),), generator=generator).to(y.device)] for members in classes])
+        looks.append(sight.look(masks.ones(sight.model), (x[draw], y[draw])))
+    return Extremes(looks)
 
 
 def reward(observation: np.ndarray) -> float:

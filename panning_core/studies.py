@@ -195,9 +195,10 @@ def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
                     "train_seconds": round(log.attrs["seconds"], 3), "diverged": not math.isfinite(last.loss), "epochs": len(log), "engine": log.attrs["engine"],
                     "curve": {column: [_short(v) for v in log[column]] for column in ("loss", "validation_accuracy", "test_accuracy")}}
     if pruned.rewards is not None:
-        metrics |= {"return": sum(pruned.rewards), "rewards": [_short(v) for v in pruned.rewards]}
+        metrics |= {"return": _short(sum(pruned.rewards)), "rewards": [_short(v) for v in pruned.rewards]}
     if pruned.run.policy:
         metrics["mixes"] = [[_short(v) for v in row["mix"]] for row in pruned.trace]
+        metrics["policy_digest"] = None if pruned.run.policy == "random" else policies.load(pruned.run.policy).digest()
     if meter := pruned.meter:
         metrics["transfer"] = [{k: _short(v) if isinstance(v, float) else v for k, v in row.items()} for row in meter.whole()]
         metrics["follow"] = {"sparsity_now": [0.0, *(_short(row["sparsity"]) for row in pruned.trace)],
