@@ -47,7 +47,8 @@ class PanningEnv(gymnasium.Env):
 
     The dense network never changes, so whatever depends on a batch alone is computed once for each batch of a pool.
 
-    Four things are not as in the authors' code, which ``faithful`` gives back; ``python -m benchmarks --only fixes`` measures what each does:
+    Besides that pool, four things are not as in the authors' code, which ``faithful`` gives back; ``python -m benchmarks --only fixes`` measures
+    what each does:
 
     - the loss is a float64, theirs a float32, whose steps are coarse against the differences that are observed;
     - the extremes that are the unit of loss and gTg are those of the pool; theirs grow with every batch, so that the same mask earns ever more;
@@ -58,7 +59,7 @@ class PanningEnv(gymnasium.Env):
         source: draws the network and its images, in ``reset``. As long as it returns the same network, its pool is kept.
         rounds: of an episode at most, K.
         per_class: images of each class in a batch.
-        pool: batches, drawn once for each network; None draws a fresh one for every step, as the authors do.
+        pool: batches, drawn for each network (and again in a reset with a seed); None draws a fresh one for every step, as the authors do.
     """
 
     metadata = {"render_modes": []}
@@ -176,7 +177,7 @@ class Training:
         init: a key of ``models.INITS``.
         redraw: a new initialisation (and one of ``networks``) in every episode, else the same network all the time.
         steps: of the environment.
-        rounds, per_class, pool, faithful: as in ``PanningEnv``.
+        rounds, per_class, pool, faithful: as in ``PanningEnv``; faithful draws a fresh batch for every step.
         bootstrap: a truncated episode has a value beyond its end. Not by default: the agent sees the clock and nothing follows (Pardo et al. 2018);
             and as every reward is negative, the value of going on for ever would make dying pay.
         lr, gamma, tau, batch_size, width: of TD3 (Fujimoto et al. 2018), actor and critics having two hidden layers.
@@ -206,7 +207,7 @@ class Training:
     random_steps: int = 2_000
 
     def __post_init__(self):
-        object.__setattr__(self, "networks", (self.networks,) if isinstance(self.networks, str) else tuple(self.networks))
+        object.__setattr__(self, "networks", tuple(self.networks) if isinstance(self.networks, list | tuple) else (self.networks,))
         for network in self.networks or ("",):
             model, _, dataset = str(network).partition("/")
             if model not in models.MODELS or dataset not in data.names():
@@ -224,6 +225,8 @@ class Training:
                 least, most = 0 if kind is float or field.name in ("seed", "random_steps") else 1, 1 if field.name in ("gamma", "tau") else 2 ** 31
                 if not least <= value <= most:
                     raise UserError(f"{field.name} is {value!r}; it must be from {least} to {most}")
+        if self.random_steps >= self.steps:
+            raise UserError(f"random_steps is {self.random_steps} of {self.steps} steps; nothing would be learned")
         if len(self.networks) > 1 and not self.redraw:
             raise UserError("several networks need redraw: true; one network without it is the same all the time")
 
@@ -253,7 +256,7 @@ class Training:
         return lambda draw: build(self.networks[draw.integers(len(self.networks))], int(draw.integers(2 ** 31)))
 
     def environment(self, seed: int | None = None) -> PanningEnv:
-        return PanningEnv(self.source(seed), self.rounds, self.per_class, self.pool, self.faithful)
+        return PanningEnv(self.source(seed), self.rounds, self.per_class, None if self.faithful else self.pool, self.faithful)
 
 
 def episode(env: PanningEnv, act: Callable[[np.ndarray], np.ndarray], sparsity: float, seed: int | None = None) -> dict:
@@ -266,14 +269,19 @@ def episode(env: PanningEnv, act: Callable[[np.ndarray], np.ndarray], sparsity: 
     return {"sparsity": sparsity, "effective_sparsity": info["effective_sparsity"], "return": total, "rounds": env.t}
 
 
+def checkpoint(training: Training, folder: Path) -> Path:
+    """Where ``learn`` keeps what a training needs to go on."""
+    return Path(folder) / f"{training.name()}.checkpoint"
+
+
 def learn(training: Training, folder: Path, progress: Callable[[int], object] = lambda steps: None) -> tuple[Actor, dict]:
-    """Train an agent with stable-baselines3's TD3; goes on from the checkpoint in ``folder`` if there is one.
+    """Train an agent with stable-baselines3's TD3; goes on from the checkpoint in ``folder`` if there is one, even from a finished training's.
 
     Every leg of ``LEG`` steps begins with a fresh episode and random numbers of its own, so that a training that was interrupted
     ends with the same bits as one that was not.
 
     Args:
-        folder: gets ``NAME.checkpoint``, removed at the end; it is read without unpickling anything.
+        folder: gets ``NAME.checkpoint``, to be deleted when the policy is safe; it is read without unpickling anything.
         progress: called with the number of steps done so far.
 
     Returns:
@@ -284,7 +292,7 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
     from stable_baselines3.common.noise import NormalActionNoise
 
     t = training
-    path, told = Path(folder) / f"{t.name()}.checkpoint", {"episodes": [], "evaluations": [], "seconds": 0.0}
+    path, told = checkpoint(t, folder), {"episodes": [], "evaluations": [], "seconds": 0.0}
 
     def evaluate() -> None:
         actor, held_out = _actor(learner, {}), t.environment(HELD_OUT)
@@ -318,7 +326,6 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
             evaluate()
             told["seconds"] += time.perf_counter() - start
             _keep(learner, told, path)
-    path.unlink(missing_ok=True)
     versions = {"panning_core": __version__, **{package: version(package) for package in ("torch", "gymnasium", "stable-baselines3")}}
     return _actor(learner, {"trained_on": list(t.networks), "steps": t.steps, "seed": t.seed, "seconds": round(told["seconds"], 1),
                             "training": asdict(t), "versions": versions}), told

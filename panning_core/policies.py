@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,9 +54,11 @@ class Actor:
     def save(self, path: str | Path) -> None:
         """Write a file that ``load`` reads."""
         card = json.dumps({**self.card, "digest": self.digest()}, sort_keys=True)
-        with open(path, "wb") as file:
+        part = Path(path).with_name(Path(path).name + ".part")
+        with open(part, "wb") as file:  # whole or not at all: another process may be about to read it
             np.savez_compressed(file, card=np.frombuffer(card.encode(), np.uint8),
                                 **{f"{kind}{i}": a for i, layer in enumerate(self.layers) for kind, a in zip(("weight", "bias"), layer)})
+        os.replace(part, path)
 
 
 class Random:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import fcntl
 import hashlib
 import json
 import math
@@ -297,14 +298,19 @@ def trainings(section: dict) -> dict[str, list[agent.Training]]:
     from . import agent  # needs gymnasium, which a machine that only prunes and trains may lack
 
     known, found = ["name", *(f.name for f in dataclasses.fields(agent.Training))], {}
-    for entry in section.get("agents", []):
+    entries = section.get("agents", [])
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"agents are a list of entries like {{name: mine, networks: [lenet5/mnist]}}, got {entries!r}")
+    for entry in entries:
         for field in entry.keys() - set(known):
             raise unknown("field of an agent", field, known)
-        if not {"name", "networks"} <= entry.keys():
+        if not (isinstance(entry.get("name"), str) and "networks" in entry):
             raise UserError(f"an agent needs a name and its networks, such as {{name: mine, networks: [lenet5/mnist]}}, got {entry!r}")
-        seeds = entry["seed"] if isinstance(entry.get("seed"), list) else [entry.get("seed", 0)]
+        name, seeds = entry["name"], entry["seed"] if isinstance(entry.get("seed"), list) else [entry.get("seed", 0)]
+        if name in found or name == "random" or not seeds:
+            raise UserError(f"the agent {name!r} has no seed, or a name that is taken")
         fields = {field: value for field, value in entry.items() if field not in ("name", "seed")}
-        found[entry["name"]] = [agent.Training(**fields, seed=seed) for seed in seeds]
+        found[name] = [agent.Training(**fields, seed=seed) for seed in seeds]
     return found
 
 
@@ -368,19 +374,34 @@ def teach(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
     """Train the agents of a study that its folder lacks, each in a process of one thread, and return the lines of its ``agents.jsonl``.
 
     A policy lies in the folder ``policies``. An interrupted training goes on from its last checkpoint.
+
+    Raises:
+        UserError: bad input (before any is trained), or, after all others are done and recorded, the agents that failed.
     """
     from joblib import Parallel, delayed, parallel_config
 
+    from . import agent
+
     wanted = [training for entry in trainings(section(study, profile_name)).values() for training in entry]
-    place = folder(study, profile_name)
+    place, failed = folder(study, profile_name), []
     ledger = Ledger(place / "agents.jsonl")
     done = {row["key"] for row in ledger.rows()}
     missing = [t for t in wanted if t.key() not in done or not (place / "policies" / f"{t.name()}.npz").exists()]
     if missing:
         ledger.check_writable()
+        for dataset in {network.partition("/")[2] for t in missing for network in t.networks}:
+            data.load(dataset)  # a missing file is an error of the study, not of every agent
         with parallel_config("loky", n_jobs=min(jobs or os.cpu_count() or 1, len(missing)), inner_max_num_threads=1):
-            for line in Parallel(return_as="generator_unordered")(delayed(_learn)(t, place / "policies", provenance("cpu")) for t in missing):
+            for t, line in Parallel(return_as="generator_unordered")(delayed(_learn)(t, place / "policies", provenance("cpu")) for t in missing):
+                if line is None:
+                    continue
                 ledger.append(line)
+                if "error" in line:
+                    failed.append(f"{t.name()}: {line['error']}")
+                else:
+                    agent.checkpoint(t, place / "policies").unlink(missing_ok=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(wanted)} agents of {study} failed (recorded in {ledger.path}, trained again next time): {'; '.join(failed)}")
     keys = {t.key(): position for position, t in enumerate(wanted)}
     return sorted((row for row in ledger.rows() if row["key"] in keys), key=lambda row: keys[row["key"]])
 
@@ -395,19 +416,31 @@ def agents(study: str, profile_name: str) -> list[dict]:
             for line in teach(study, profile_name)]
 
 
-def _learn(training: agent.Training, place: Path, origin: dict) -> dict:
-    """The ledger line of an agent, whose policy is then in ``place``."""
+def _learn(training: agent.Training, place: Path, origin: dict) -> tuple[agent.Training, dict | None]:
+    """The ledger line of an agent, whose policy is then in ``place``; None if another sweep trained it meanwhile."""
     from . import agent
 
     torch.set_num_threads(1)
-    with tqdm(total=training.steps, desc=training.name(), unit="step", mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
-        actor, told = agent.learn(training, place, lambda steps: bar.update(steps - bar.n))
-    actor.save(place / f"{training.name()}.npz")
-    columns = ("steps", "sparsity", "return", "effective_sparsity", "rounds")
-    episodes = {name: [_short(v) for v in column] for name, column in zip(columns, zip(*told["episodes"]))}
-    finished = {"seconds": round(told["seconds"], 1), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    return {"key": training.key(), "run": training.canonical(), "provenance": {**origin, **finished},
-            "metrics": {"policy": training.name(), "digest": actor.digest(), "episodes": episodes, "evaluations": told["evaluations"]}}
+    place.mkdir(parents=True, exist_ok=True)
+    start = time.perf_counter()
+    try:
+        with open(place / f"{training.name()}.lock", "w") as lock, tqdm(total=training.steps, desc=training.name(), unit="step",
+                                                                      mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                if (place / f"{training.name()}.npz").exists():
+                    return training, None  # the other sweep has trained it, and records it
+            actor, told = agent.learn(training, place, lambda steps: bar.update(steps - bar.n))
+            actor.save(place / f"{training.name()}.npz")
+        columns = ("steps", "sparsity", "return", "effective_sparsity", "rounds")
+        episodes = {name: [_short(v) for v in column] for name, column in zip(columns, zip(*told["episodes"]))}
+        found, seconds = {"policy": training.name(), "digest": actor.digest(), "episodes": episodes, "evaluations": told["evaluations"]}, told["seconds"]
+    except Exception as error:
+        found, seconds = error, time.perf_counter() - start
+    finished = {"seconds": round(seconds, 1), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return training, {"key": training.key(), "run": training.canonical(), **_outcome(found), "provenance": {**origin, **finished}}
 
 
 # --- the sweep ------------------------------------------------------------------------------------------------------
@@ -491,17 +524,17 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}; it must be at least 1")
     wanted = runs(study, profile_name)
-    if "agents" in section(study, profile_name):
-        teach(study, profile_name, jobs)
     ledger = Ledger(folder(study, profile_name) / "runs.jsonl")
     done = {row["key"] for row in ledger.rows()}
     missing = [run for run in wanted if run.key() not in done]
     if missing:
         ledger.check_writable()
-        tasks = _tasks(missing, device)
-        jobs = min(jobs or (1 if device.startswith("cuda") else os.cpu_count() or 1), len(tasks))
         for dataset in {run.dataset for run in missing}:
             data.load(dataset)  # a missing file is an error of the study, not of every run
+        if "agents" in section(study, profile_name):
+            teach(study, profile_name, jobs)
+        tasks = _tasks(missing, device)
+        jobs = min(jobs or (1 if device.startswith("cuda") else os.cpu_count() or 1), len(tasks))
         origin = provenance(device)
         bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",
                    mininterval=0.5 if sys.stderr.isatty() else 30)  # a log file wants few lines

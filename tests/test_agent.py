@@ -473,7 +473,7 @@ def test_a_training_is_known_by_what_is_not_at_its_default():
     assert other.canonical() == {"networks": ["lenet300/digits"], "seed": 3} and other.name().startswith("lenet300-digits-seed3-")
     general = Training(["lenet300/digits", "lenet5/mnist"], redraw=True, seed=2)
     assert general.name().startswith("general-seed2-")
-    assert len({t.key() for t in (plain, other, general, Training("lenet300/digits", steps=10), Training("lenet5/mnist"))}) == 5
+    assert len({t.key() for t in (plain, other, general, Training("lenet300/digits", steps=10_000), Training("lenet5/mnist"))}) == 5
 
 
 def test_the_networks_of_a_training(digits):
@@ -487,8 +487,9 @@ def test_the_networks_of_a_training(digits):
     assert source(None)[0] is source(None)[0] and source(None)[1] is digits.train
     assert torch.equal(weights(drawn.source(), 1), weights(drawn.source(), 1)) and not torch.equal(weights(drawn.source(), 1), weights(drawn.source(), 2))
     assert torch.equal(weights(drawn.source(7), 1), weights(fixed.source(7), 2)) and not torch.equal(weights(fixed.source(7)), weights(fixed.source()))
-    env = Training("lenet300/digits", rounds=7, per_class=3, pool=5, faithful=True).environment()
-    assert (env.rounds, env.per_class, env.pool, env.faithful) == (7, 3, 5, True)
+    for faithful, pool in ((False, 5), (True, None)):
+        env = Training("lenet300/digits", rounds=7, per_class=3, pool=5, faithful=faithful).environment()
+        assert (env.rounds, env.per_class, env.pool, env.faithful) == (7, 3, pool, faithful)
 
 
 # --- learning ---
@@ -564,7 +565,8 @@ def test_learning_goes_on_where_it_was_interrupted_with_the_same_bits(learned, t
     assert path.name == f"{Training(**TINY).name()}.checkpoint"
     steps = []
     again, told_again = agent.learn(Training(**TINY), tmp_path, steps.append)
-    assert steps == list(range(101, 151)) and not list(tmp_path.iterdir())
+    assert steps == list(range(101, 151))
+    assert agent.learn(Training(**TINY), tmp_path, steps.append)[0].digest() == again.digest() and len(steps) == 50  # what is finished is not done again
     assert again.digest() == actor.digest() and told_again["episodes"] == told["episodes"] and told_again["evaluations"] == told["evaluations"]
 
 

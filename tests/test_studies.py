@@ -353,12 +353,29 @@ def test_a_study_trains_its_agents_once_and_deploys_them(checkout):
     before, agents = policy.stat().st_mtime_ns, (place / "agents.jsonl").read_text()
     assert studies.sweep(STUDY, "tiny", jobs=1) == lines
     assert policy.stat().st_mtime_ns == before and (place / "agents.jsonl").read_text() == agents
+    assert {path.suffix for path in policy.parent.iterdir()} == {".npz", ".lock"}
     policy.unlink()  # what is lost is trained again, and is the same
     studies.teach(STUDY, "tiny", jobs=1)
     assert studies.policies.load(names[0]).digest() == first["metrics"]["digest"]
 
 
+def test_an_agent_that_fails_is_recorded_and_stops_no_other(checkout, monkeypatch):
+    from panning_core import agent
+
+    learn = agent.learn
+    monkeypatch.setattr(agent, "learn", lambda training, *rest: learn(training, *rest) if training.seed else 1 / 0)
+    checkout.profile({STUDY: {"agents": AGENTS}})
+    with pytest.raises(UserError, match="1 of 2 agents of 01_tiny failed.*seed0.*ZeroDivisionError"):
+        studies.teach(STUDY, "tiny", jobs=1)
+    ledger = Ledger(studies.folder(STUDY, "tiny") / "agents.jsonl")
+    assert [row["run"].get("seed") for row in ledger.rows()] == [1] and len(ledger.failures()) == 1
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("agents, grid, message", [
+    (["mine"], [], "agents are a list of entries like"),
+    ([AGENTS[0], AGENTS[0]], [], "the agent 'mine' has no seed, or a name that is taken"),
+    ([{**AGENTS[0], "seed": []}], [], "the agent 'mine' has no seed, or a name that is taken"),
     ([{"name": "mine"}], [], "an agent needs a name and its networks"),
     ([{"name": "mine", "networks": ["lenet5/mnist"], "step": 5}], [], "unknown field of an agent 'step'; did you mean 'steps'"),
     ([{"name": "mine", "networks": ["lenet/mnist"]}], [], "networks has 'lenet/mnist'; a network is MODEL/DATA SET"),
