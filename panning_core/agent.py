@@ -105,7 +105,7 @@ class PanningEnv(gymnasium.Env):
         self.scheduled = 1 - density
         self.mask = masks.SCOPES["global"](scores, self.mask, max(density, 1 / len(scores)))
         self._score()
-        effective = self.sight.effective_sparsity(self.mask, self.synflow, masks.places(masks.flatten(self.mask)))
+        effective = self.sight.effective_sparsity(self.mask, self.synflow)
         observation = self._observe(self._exact(self.sight.look(self.mask, self.batch)), effective)
         dead, last = effective == 1, self.t == self.rounds
         reward = panning.reward(observation) - (self.rounds - i if dead else 0)
@@ -244,15 +244,17 @@ class Training:
 
     def source(self, seed: int | None = None) -> Source:
         """Draws the networks of the episodes; with a seed always the first of ``networks`` with this one."""
-        loaded = {network: data.load(network.partition("/")[2]) for network in self.networks}  # all of them: data.load remembers two
+        fixed = seed is not None or not self.redraw
+        # All that are drawn from, because data.load remembers two.
+        loaded = {network: data.load(network.partition("/")[2]) for network in self.networks[:1 if fixed else None]}
 
         def build(network: str, seed: int) -> tuple[nn.Module, Split]:
             splits = loaded[network]
             return models.build(network.partition("/")[0], splits.input_shape, splits.classes, seed, self.init), splits.train
 
-        if seed is not None or not self.redraw:
-            fixed = build(self.networks[0], self.seed if seed is None else seed)
-            return lambda draw: fixed
+        if fixed:
+            same = build(self.networks[0], self.seed if seed is None else seed)
+            return lambda draw: same
         return lambda draw: build(self.networks[draw.integers(len(self.networks))], int(draw.integers(2 ** 31)))
 
     def environment(self, seed: int | None = None) -> PanningEnv:

@@ -74,10 +74,11 @@ class Sight:
             logits, gtg = metrics.gradient_flow(self.model, mask, batch, TEMPERATURE)
         return Look(float(nn.functional.cross_entropy(logits.double() / TEMPERATURE, y)), gtg)
 
-    def effective_sparsity(self, mask: Mask, synflow: Tensor | None, kept: Tensor) -> float:
+    def effective_sparsity(self, mask: Mask, synflow: Tensor | None = None, kept: Tensor | None = None) -> float:
         """1 - effective density. ``synflow``, the products of SynFlow's pass on this mask if there was one, has followed the paths already;
-        ``kept`` are the mask's places."""
+        ``kept`` are the mask's places, for who knows them."""
         if self.transparent and synflow is not None:
+            kept = masks.places(masks.flatten(mask)) if kept is None else kept
             return 1 - int(synflow.index_select(0, kept).count_nonzero()) / len(synflow)
         return 1 - masks.count(masks.effective(self.model, mask)) / masks.size(mask)
 
@@ -140,7 +141,7 @@ class Rewards(list[float]):
     def __call__(self, t: int, old: Mask, new: Mask, batch: Batch) -> None:
         if self.over:
             return
-        effective = self.sight.effective_sparsity(new, None, torch.empty(0))
+        effective = self.sight.effective_sparsity(new)
         sub = self.sight.look(new, self.batches[t % WARM_UP])
         observation = self.extremes.observe(self.looks[t % WARM_UP], sub, effective, 1 - self.density ** (t / self.rounds), t / self.rounds)
         self.over = effective == 1

@@ -18,10 +18,11 @@ import numpy as np
 
 from . import results
 from .errors import UserError, unknown
+from .panning import MIXED, OBSERVED
 
 #: what an agent sees [7] -> what it does [3], each in [-1, 1]
 Policy = Callable[[np.ndarray], np.ndarray]
-SEEN, DONE = 7, 3
+SEEN, DONE = len(OBSERVED), len(MIXED)
 SHIPPED = "general-1"  #: comes with the package; another one that replaces it gets another name, because results are recorded under it
 FOLDER = Path(__file__).parent / "trained"
 LARGEST = 50_000_000  #: bytes that a file may unpack to

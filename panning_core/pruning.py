@@ -80,7 +80,7 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         if observe is not None:
             observe(t, mask, new, batch)
         mask = new
-    trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask, None, kept)
+    trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask)
     return mask, trace
 
 
@@ -123,7 +123,7 @@ def _by_policy(model: nn.Module, policy: Policy, rounds: int):
         nonlocal extremes, t, scheduled
         extremes = extremes or resampled(sight, batch)
         sub = sight.look(mask, batch) if t else dense
-        effective = sight.effective_sparsity(mask, synflow, masks.places(masks.flatten(mask))) if t else 0.0
+        effective = sight.effective_sparsity(mask, synflow) if t else 0.0
         observation = extremes.observe(dense, sub, effective, scheduled, t / rounds)
         t, scheduled = t + 1, 1 - asked
         return coefficients(policy(observation))

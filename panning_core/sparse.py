@@ -657,7 +657,7 @@ class SparseNet:
         return self._learn(y.numpy(), lr, momentum, weight_decay, nesterov)
 
     def _learn(self, labels: np.ndarray, *how: float) -> float:
-        loss, _ = self._differentiate(labels)
+        loss = self._differentiate(labels)
         for step in self.trained:
             if isinstance(step, Norm):
                 step.remember()
@@ -676,18 +676,18 @@ class SparseNet:
             weights, without biases and batch normalisation; summed in float64.
         """
         self._take(x)
-        _, scores = self._differentiate(y.numpy(), temperature)
+        scores: list[np.ndarray] = []
+        self._differentiate(y.numpy(), temperature, scores)
         gradients = [step.dweights.astype(np.float64) for step in self.trained if isinstance(step, Taps)]
         logits = torch.from_numpy(np.concatenate(scores)).mT.flatten(0, 1)[:len(x)]
         return logits, sum(float(gradient @ gradient) for gradient in gradients) / temperature ** 2
 
-    def _differentiate(self, labels: np.ndarray, temperature: float = 1.0) -> tuple[float, list[np.ndarray]]:
+    def _differentiate(self, labels: np.ndarray, temperature: float = 1.0, told: list[np.ndarray] | None = None) -> float:
         """``gradients`` becomes ``temperature`` times that of the mean loss of scores / temperature, not to be small for its sake.
 
-        Returns:
-            The summed loss, and the scores [blocks, classes, lanes] of one part of the batch after another.
+        ``told`` is given the scores [blocks, classes, lanes] of one part of the batch after another. Returns the summed loss.
         """
-        n, loss, parts = len(labels), 0.0, []
+        n, loss = len(labels), 0.0
         self.gradients[:] = 0
         for level in self.levels:
             level.begin(n)
@@ -695,7 +695,8 @@ class SparseNet:
                 level.forward(a, b)
                 if level is self.levels[-1]:
                     scores, gradient = (array.reshape(len(array), -1, self.output.lanes) for array in (self.output.values(a, b), self.output.gradients(a, b)))
-                    parts.append(scores.copy())
+                    if told is not None:
+                        told.append(scores.copy())
                     loss += kernels.cross_entropy(gradient, scores, labels[a:b], n, temperature)
                     level.backward(a, b)
         for level in reversed(self.levels[:-1]):
@@ -703,7 +704,7 @@ class SparseNet:
             for a, b in level.parts(n):
                 level.repeat(a, b)
                 level.backward(a, b)
-        return loss, parts
+        return loss
 
     def logits(self, x: Tensor) -> Tensor:
         """[n, classes] for images as ``step`` takes them; batch normalisation with its running statistics."""
