@@ -2,8 +2,8 @@
 
 Rooms, left to right; each imports only rooms to its left::
 
-    errors, data, models, masks -> compaction, kernels, sparse -> metrics, panning, policies -> pruning -> transfer, training, stack, agent
-    -> ledger, studies -> statistics, report -> reproduce
+    errors, data, models, masks -> compaction, kernels, sparse -> metrics, topologies, panning, policies -> pruning -> transfer, training, stack
+    -> gates, tickets, networks, pathways, toy, agent -> ledger, studies -> statistics, report -> reproduce
 """
 
 import os

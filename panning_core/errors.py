@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
@@ -34,6 +35,26 @@ def fraction(kind: str, value: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
         raise UserError(f"{kind} is {value!r}; it must be a fraction in [0, 1), for example 0.9 for nine tenths removed")
     return float(value)
+
+
+def keywords(function: Callable) -> dict[str, object]:
+    """The keyword-only arguments of a function and their defaults: the options of what it does."""
+    return {name: each.default for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY}
+
+
+def settle(method: str, known: Mapping[str, object], options: Mapping[str, object]) -> dict[str, object]:
+    """``options`` of ``method`` without those at their default in ``known``, in the order of their names; a ``UserError`` for an
+    unknown name, or a value of another kind than the default's."""
+    settled = {}
+    for name, value in sorted(options.items()):
+        if name not in known:
+            raise unknown(f"option of {method}", name, known) if known else UserError(f"{method} has no options, got {name!r}")
+        kind = type(known[name])
+        if type(value) not in ((float, int) if kind is float else (kind,)):
+            raise UserError(f"option {name} of {method} is {value!r}; it must be {kind.__name__}, like {known[name]!r}")
+        if value != known[name]:
+            settled[name] = kind(value)
+    return settled
 
 
 def command_line(main: Callable[[], int]) -> None:

@@ -5,6 +5,7 @@ A parameter that is not prunable is simply absent. ``Scores`` have the same keys
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,17 @@ def numbers(mask: Tensor, dtype: torch.dtype = torch.double) -> Tensor:
     return mask.view(torch.int8).to(dtype)
 
 
+def _check_numbers(largest: float) -> None:
+    if np.isnan(largest):
+        raise UserError("the scores hold NaN; a score must be a number for every weight")
+
+
 def _top(values: np.ndarray, keep: int) -> np.ndarray:
     """True for exactly the ``keep`` largest of a flat array; among equals the earlier index wins.
 
     A sample tells about where the threshold lies, so that only what is near is searched for it (after Floyd & Rivest 1975).
     """
-    if np.isnan(values.max(initial=-np.inf)):  # as it is with a NaN anywhere
-        raise UserError("the scores hold NaN; a score must be a number for every weight")
+    _check_numbers(values.max(initial=-np.inf))  # NaN with a NaN anywhere
     sample = np.concatenate([[-np.inf], np.sort(values[::_STRIDE]), [np.inf]])
     share = keep / len(values)
     place, slack = len(sample) * (1 - share), 4 * (len(sample) * share * (1 - share)) ** 0.5 + 2
@@ -92,18 +97,37 @@ def _layerwise(vector: Tensor, like: Mask | Scores, density: float) -> Mask:
     return {name: _global(part.flatten(), {name: part}, density)[name] for name, part in unflatten(vector, like).items()}
 
 
+def _units(vector: Tensor, like: Mask | Scores, density: float) -> Mask:
+    _check_numbers(float(vector.max()))
+    layers = list(unflatten(vector, like).values())
+    scores = torch.cat([part.flatten(1).sum(1) for part in layers])
+    lengths = [len(part) for part in layers]
+    cost = torch.cat([torch.full((n,), part[0].numel(), device=vector.device) for n, part in zip(lengths, layers)])
+    first = torch.cat([torch.arange(len(part), device=vector.device) == part.argmax() for part in scores.split(lengths)[:-1]]
+                      + [torch.ones(lengths[-1], dtype=torch.bool, device=vector.device)])
+    order = torch.where(first, torch.inf, scores).argsort(descending=True, stable=True)
+    room = round(density * len(vector))
+    if (least := int(cost[first].sum())) > room:
+        raise UserError(f"density {density} keeps {room:,} weights, and the outputs and one unit of every other layer take {least:,}")
+    kept = torch.zeros_like(first)
+    kept[order] = cost[order].cumsum(0) <= room
+    return {name: rows.view(-1, *[1] * (part.dim() - 1)).expand(part.shape).clone() for name, part, rows in zip(like, layers, kept.split(lengths))}
+
+
 #: how far scores are compared: (scores [weights], the layers they are of, density) -> mask
-SCOPES = {"global": _global, "layerwise": _layerwise}
+SCOPES = {"global": _global, "layerwise": _layerwise, "units": _units}
 
 
 def keep_top(scores: Scores, density: float, scope: str = "global") -> Mask:
     """Keep exactly round(density * N) weights with the largest scores; ties go to the earlier weight in the order of the dict.
 
     Args:
-        scope: ``"global"`` compares all weights together, ``"layerwise"`` keeps the same fraction of every layer.
+        scope: ``"global"`` compares all weights together, ``"layerwise"`` keeps the same fraction of every layer, ``"units"`` keeps whole
+            output units and channels, those with the largest sums, at most round(density * N) weights; the last layer's and the best of every other
+            layer stay.
 
     Raises:
-        UserError: density outside [0, 1], NaN among the scores, or an unknown scope.
+        UserError: density outside [0, 1] or too small for whole units, NaN among the scores, or an unknown scope.
     """
     if not 0 <= density <= 1:
         raise UserError(f"density is {density!r}; it is the fraction kept, in [0, 1]")
@@ -137,6 +161,27 @@ def effective(model: nn.Module, mask: Mask) -> Mask:
     with torch.enable_grad(), linearised(model, weights, paths=True):
         paths = torch.autograd.grad(model(x).sum(), list(weights.values()))
     return {name: m & (p > 0) for (name, m), p in zip(mask.items(), paths)}
+
+
+def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str = "global") -> Mask:
+    """Keep what is effective of the largest scores: as many of them as leave at most round(density * N) effective weights; -inf is never kept.
+
+    Raises:
+        UserError: as ``keep_top``, or not even one path has so few weights.
+    """
+    total = size(scores)
+
+    def living(n: int) -> Mask:
+        try:
+            return effective(model, {name: m & (scores[name] > -torch.inf) for name, m in keep_top(scores, n / total, scope).items()})
+        except UserError:  # too few for whole units
+            return {}
+
+    kept = bisect_right(range(total + 1), round(density * total), key=lambda n: count(living(n))) - 1  # it grows with n
+    mask = living(kept)
+    if not count(mask):
+        raise UserError(f"density {density} leaves {round(density * total)} of {total:,} weights, too few for a path where these scores are largest")
+    return mask
 
 
 def flops(model: nn.Module, mask: Mask) -> int:

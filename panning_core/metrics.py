@@ -31,13 +31,14 @@ TEMPERATURE = 200.0  #: divides the logits in the GraSP family and inside Pannin
 
 
 @contextmanager
-def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[[Tensor], Tensor], list[Tensor]]]:
-    """The network theta * M as (forward, leaves): a function and the masked weights to differentiate by; train mode, own BN buffers."""
+def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
+    """The network theta * M as (forward, leaves): a function, which takes other parameters too, and the masked weights to differentiate by;
+    train mode, own BN buffers."""
     leaves = {name: w.detach() * numbers(mask[name], w.dtype) for name, w in prunable(model).items()}
     leaves = {name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_() for name, w in leaves.items()}
     state = {**{name: p.detach() for name, p in model.named_parameters()}, **{name: b.clone() for name, b in model.named_buffers()}, **leaves}
     with modes(model, training=True), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        yield lambda x: functional_call(model, state, x), list(leaves.values())
+        yield lambda x, others={}: functional_call(model, {**state, **others}, x), list(leaves.values())
 
 
 def loss(model: nn.Module, mask: Mask, batch: Batch) -> float:
@@ -176,4 +177,71 @@ def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     return _absolute(synflow_products(model, mask, batch)[0], mask)
 
 
-METRICS = {"random": random, "magnitude": magnitude, "snip": snip, "grasp": grasp, "grasp-abs": grasp_abs, "synflow": synflow, "force": force}
+def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None, *, steps: int = 3, lr: float = 0.1, momentum: float = 0.0,
+           parts: int = 1, first_order: bool = False, units: bool = False) -> Scores:
+    """|theta M dL(phi_K)/dphi_0|: how much the loss *after* K steps of SGD moves when the weight goes (Alizadeh et al. 2022, section 3).
+
+    phi_0 = theta M is trained on the batch by K differentiable steps, biases and BatchNorm with it, and the gradient goes back through all of
+    them; the mask enters at phi_0 alone. K = 0 is SNIP.
+
+    Args:
+        steps: K.
+        lr, momentum: of the steps.
+        parts: the batch is dealt into so many, each with its share of every class; the steps and then the last loss take them in turn.
+            1 is the same images every time, K + 1 are fresh ones each time.
+        first_order: do not differentiate through the steps: theta M g(phi_K).
+        units: one mask entry for each output unit or channel instead, |sum of its weights' products|, spread evenly over its weights: the
+            structured form, for the scope ``"units"``.
+
+    Raises:
+        UserError: ``steps`` below 0, ``parts`` that are not from 1 to the number of images.
+    """
+    if steps < 0 or not 1 <= parts <= len(batch[0]):
+        raise UserError(f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of {len(batch[0])} images, got {steps} and {parts}")
+    with _subnetwork(model, mask) as (forward, leaves):
+        start = dict(zip(prunable(model), leaves))
+        phi = {name: start[name] if name in start else p.detach().requires_grad_() for name, p in model.named_parameters()}
+        velocity, dealt = dict.fromkeys(phi, 0.0), batch[1].argsort(stable=True)  # class by class
+        for k in range(steps + 1):
+            x, y = (t[dealt[k % parts::parts]] for t in batch) if parts > 1 else batch
+            loss = nn.functional.cross_entropy(forward(x, phi), y)
+            if k == steps:
+                break
+            gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=not first_order)
+            velocity = {name: momentum * velocity[name] + g for name, g in zip(phi, gradient)}
+            phi = {name: p - lr * velocity[name] for name, p in phi.items()}
+        products = [w.detach() * g.detach() for w, g in zip(prunable(model).values(), torch.autograd.grad(loss, leaves))]
+    scores = _absolute(dict(zip(start, products)), mask)
+    if units:
+        scores = {name: (p * numbers(mask[name], p.dtype)).flatten(1).mean(1).abs().view(-1, *[1] * (p.dim() - 1)).expand(p.shape) for name, p in zip(start, products)}
+    return scores
+
+
+def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None, *, repeats: int = 5, deviation: float = 0.01) -> Scores:
+    """|d/dm sum ||f(Z; theta m) - f(Z; (theta + D) m)||^2|: how much the outputs' answer to a change of the weights, the nuclear norm of the
+    neural tangent kernel, moves when the weight goes (Wang et al. 2023). Data-free: Z is Gaussian noise of the batch's shape.
+
+    The sum is over the images and over ``repeats`` draws of Z, of D ~ N(0, ``deviation``^2), and of theta: a layer's own weights in random
+    places, so that the score is of the architecture and not of one draw of its weights.
+    """
+    generator = generator or torch.Generator().manual_seed(0)
+    x, theta = batch[0], {name: w.detach() for name, w in prunable(model).items()}
+
+    def normal(like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
+
+    with _subnetwork(model, mask) as (forward, _):
+        gates = {name: numbers(mask[name], w.dtype).requires_grad_() for name, w in theta.items()}
+        total = 0.0
+        for _ in range(repeats):
+            noise = normal(x)
+            drawn = {name: w.flatten()[torch.randperm(w.numel(), generator=generator).to(w.device)].view(w.shape) for name, w in theta.items()}
+            moved = {name: w + deviation * normal(w) for name, w in drawn.items()}
+            here, there = (forward(noise, {name: w * gates[name] for name, w in weights.items()}) for weights in (drawn, moved))
+            total = total + (here - there).square().sum()
+        gradient = torch.autograd.grad(total, list(gates.values()))
+    return _absolute(dict(zip(theta, gradient)), mask)
+
+
+METRICS = {"random": random, "magnitude": magnitude, "snip": snip, "grasp": grasp, "grasp-abs": grasp_abs, "synflow": synflow, "force": force,
+           "prospr": prospr, "ntk-sap": ntk_sap}

@@ -6,7 +6,7 @@ separate from the scores and combine freely.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, repeat
 from pathlib import Path
@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import masks, metrics, policies
-from .errors import UserError, pick, unknown
+from . import masks, metrics, policies, topologies
+from .errors import UserError, keywords, pick, settle, unknown
 from .masks import Mask
 from .metrics import Batch
 from .models import prunable
@@ -47,7 +47,7 @@ def _mass(scores: Tensor) -> float:
 
 
 def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: int, schedule: str, revive: bool, scope: str,
-         inverted: bool, observe, guard: Callable[..., tuple[Mask, list[str]]] | None = None) -> tuple[Mask, list[dict]]:
+         inverted: bool, observe, effective: bool, guard: Callable[..., tuple[Mask, list[str]]] | None = None) -> tuple[Mask, list[dict]]:
     """The loop that every pruner shares. Inside it all weights are one vector. ``guard`` may replace a round's mask."""
     asked_for, keep = pick("schedule", schedule, SCHEDULES), pick("scope", scope, masks.SCOPES)
     mask, trace, stream, sight = masks.ones(model), [], _stream(batches), Sight(model)
@@ -66,7 +66,7 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         ranked = -scores if inverted else scores
         if not revive:
             ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
-        new = keep(ranked, mask, asked)
+        new = masks.keep_effective(model, masks.unflatten(ranked, mask), asked, scope) if effective and t == rounds else keep(ranked, mask, asked)
         if guard is not None:
             new, events = guard(new, mask, batch, ranked, lambda scores: keep(scores, mask, asked))
             told["events"] = told["events"] + events
@@ -84,13 +84,22 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
     return mask, trace
 
 
-def _with_metric(metric: str, model: nn.Module, density: float, batches, *, generator: torch.Generator, **how):
+def _with_metric(metric: str, model: nn.Module, density: float, batches, *, generator: torch.Generator, options: dict, **how):
     """Rounds of one metric of ``metrics.METRICS``, on the sub-network of the round before."""
     score = pick("metric", metric, metrics.METRICS)
 
     def scorer(mask: Mask, batch: Batch, asked: float):
-        scores = masks.flatten(score(model, mask, batch, generator))
+        scores = masks.flatten(score(model, mask, batch, generator, **options))
         return scores, {metric: (scores, _mass(scores))}, {"events": []}
+
+    return _run(model, scorer, density, batches, **how)
+
+
+def _with_topology(topology: Callable, model: nn.Module, density: float, batches, *, generator: torch.Generator, options: dict, **how):
+    """A function of ``topologies``: what it scores is the places for so many weights, not the weights."""
+
+    def scorer(mask: Mask, batch: Batch, asked: float):
+        return masks.flatten(topology(model, round(asked * masks.size(mask)), generator)), {}, {"events": []}
 
     return _run(model, scorer, density, batches, **how)
 
@@ -131,7 +140,7 @@ def _by_policy(model: nn.Module, policy: Policy, rounds: int):
     return choose
 
 
-def _panning(form: str, model: nn.Module, density: float, batches, *, generator: torch.Generator, rounds: int,
+def _panning(form: str, model: nn.Module, density: float, batches, *, generator: torch.Generator, options: dict, rounds: int,
              mix: tuple[float, float, float] | None = None, policy: Policy | None = None, **how):
     """Panning (Kang et al. 2022): a mix of three signed metrics that changes from round to round, by a stage table or by an agent's ``policy``.
 
@@ -226,9 +235,13 @@ def one_shot(metric: str) -> Callable:
 MIXING = ("panning", "panning-product")  #: take coefficients
 AGENT = "panning-agent"  #: takes a policy
 
-#: name -> pruner; the iterative ones take 100 rounds, SynFlow's and Panning's published number; ``prune`` also takes any other metric's name, one-shot
+#: name -> pruner; the iterative ones take 100 rounds, SynFlow's and Panning's published number, NTK-SAP its 20; ``prune`` also takes any other metric's
+#: name, one-shot
 PRUNERS = {
-    **{name: one_shot(name) for name in ("random", "magnitude", "snip", "grasp", "grasp-abs")},
+    **{name: one_shot(name) for name in ("random", "magnitude", "snip", "grasp", "grasp-abs", "prospr")},
+    "smart-ratio": partial(_with_topology, topologies.smart_ratio, rounds=1, revive=False),
+    "phew": partial(_with_topology, topologies.phew, rounds=1, revive=False),
+    "ntk-sap": partial(_with_metric, "ntk-sap", rounds=20, revive=False),
     "synflow": partial(_with_metric, "synflow", rounds=100, revive=False),
     "iterative-snip": partial(_with_metric, "snip", rounds=100, revive=False),
     "force": partial(_with_metric, "force", rounds=100, revive=True),
@@ -243,6 +256,12 @@ def rounds_of(method: str) -> int:
     return (PRUNERS.get(method) or one_shot(method)).keywords["rounds"]
 
 
+def options_of(method: str) -> dict[str, object]:
+    """The options of a method and their defaults: those of its metric."""
+    pruner = PRUNERS.get(method) or one_shot(method)
+    return keywords(metrics.METRICS[pruner.args[0]]) if pruner.func is _with_metric else {}
+
+
 def methods() -> list[str]:
     """Every name that ``prune`` takes: ``PRUNERS``, and the metrics that are not there by name."""
     return [*PRUNERS, *(name for name in metrics.METRICS if name not in PRUNERS)]
@@ -250,8 +269,8 @@ def methods() -> list[str]:
 
 def prune(model: nn.Module, method: str, density: float, batches, rounds: int | None = None, seed: int = 0, *, scope: str = "global",
           schedule: str = "exponential", revive: bool | None = None, mix: tuple[float, float, float] | None = None,
-          policy: Policy | str | Path | None = None, inverted: bool = False,
-          observe: Callable[[int, Mask, Mask, Batch], None] | None = None) -> tuple[Mask, list[dict]]:
+          policy: Policy | str | Path | None = None, options: Mapping[str, object] | None = None, inverted: bool = False,
+          effective: bool = False, observe: Callable[[int, Mask, Mask, Batch], None] | None = None) -> tuple[Mask, list[dict]]:
     """Find a mask before training. ``model`` is only read; nothing about it or the global random state changes.
 
     Args:
@@ -260,14 +279,16 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         batches: one batch (x, y), a list of batches used in turn, or an iterator that gives a fresh one each round.
         rounds: of scoring and pruning; None is the method's own number.
         seed: of the noise of a metric that draws some.
-        scope: ``"global"`` or ``"layerwise"``.
+        scope: a key of ``masks.SCOPES``.
         schedule: ``"exponential"``, density^(t/rounds), or ``"linear"``.
         revive: whether a pruned weight may return; None is the method's own way. A weight returns only if its metric
             gives pruned weights a score: FORCE and Panning do, Iterative SNIP and SynFlow give them 0.
         mix: constant coefficients of (SynFlow, SNIP, GraSP) instead of Panning's stage table.
         policy: of ``"panning-agent"``: a name or a file for ``policies.load``, or any function of an observation; None is the one that comes
             with the package.
+        options: of the method's metric, by name; ``options_of`` gives them and their defaults.
         inverted: control, keep the lowest scores.
+        effective: ``density`` counts effective weights: the last round keeps as many of the best as leave at most so many, and those alone.
         observe: called after each round with (round, mask before, mask after, batch).
 
     Returns:
@@ -276,8 +297,8 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         used on kept and on removed weights, the coefficients of a mix, and events.
 
     Raises:
-        UserError: an unknown name, a density that keeps nothing or, for the agent, less than a path; rounds below 1, a mix or a policy where
-            there is none.
+        UserError: an unknown name, a density that keeps nothing or, for the agent and PHEW, less than a path; rounds below 1, a mix, a policy
+            or an option where there is none.
     """
     if method not in PRUNERS and method not in metrics.METRICS:
         raise unknown("pruner", method, methods())
@@ -301,5 +322,5 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
     if method == AGENT:
         policy = policies.SHIPPED if policy is None else policy
         how["policy"] = policies.load(policy) if isinstance(policy, str | Path) else policy
-    return pruner(model, density, batches, generator=torch.Generator().manual_seed(seed), scope=scope, schedule=schedule,
-                  inverted=inverted, observe=observe, **how)
+    return pruner(model, density, batches, generator=torch.Generator().manual_seed(seed), options=settle(method, options_of(method), options or {}), scope=scope, schedule=schedule,
+                  inverted=inverted, observe=observe, effective=effective, **how)

@@ -29,11 +29,13 @@ VERDICTS = {"holds": "✔", "holds in part": "◐", "fails": "✘", "undecided":
 #: How tables and figures call a method, in the order in which they list them; its colour follows from the place.
 METHODS = {
     "dense": "dense", "panning-agent": "Panning (agent)", "panning": "Panning (staged, sum)", "panning-product": "Panning (staged, product)", "synflow": "SynFlow-100",
-    "iterative-snip": "Iterative SNIP-100", "force": "FORCE-100", "snip": "SNIP", "grasp": "GraSP (signed)", "grasp-abs": "GraSP (absolute)",
-    "magnitude": "magnitude", "random": "random"}
+    "iterative-snip": "Iterative SNIP-100", "force": "FORCE-100", "ntk-sap": "NTK-SAP", "prospr": "ProsPr", "snip": "SNIP", "grasp": "GraSP (signed)",
+    "grasp-abs": "GraSP (absolute)", "phew": "PHEW", "smart-ratio": "smart ratio", "magnitude": "magnitude", "random": "random",
+    "gumbel-softmax": "Gumbel-Softmax gates", "iterative-magnitude": "iterative magnitude", "trained-magnitude": "magnitude after training"}
 MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
-COLOURS = dict(zip(METHODS, ["black", "#e377c2", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#9467bd", "#8c564b", "#c49c94", "#7f7f7f", "#bcbd22"]))
-MARKERS = dict(zip(METHODS, "_*oosD^vPXs."))
+COLOURS = dict(zip(METHODS, ["black", "#e377c2", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#17becf", "#ff7f0e", "#9467bd", "#8c564b", "#c49c94",
+                             "#393b79", "#9c9ede", "#7f7f7f", "#bcbd22", "#d62728", "#e6ab02", "#666666"]))
+MARKERS = dict(zip(METHODS, "_*oosD^dp^vPh>Xs.*<8"))
 
 
 def label(run: pd.Series) -> str:
@@ -111,6 +113,10 @@ class Study:
         _write(self.folder / f"{name}.png", buffer.getvalue())
         _display({"kind": "figure", "file": f"{name}.png", "caption": caption}, {"image/png": base64.b64encode(buffer.getvalue()).decode()})
 
+    def keep(self, text: str, name: str) -> None:
+        """Save ``text`` beside the tables, as the file ``name``."""
+        _write(self.folder / name, text + "\n")
+
     def verdict(self, claim: str, verdict: str, evidence: str) -> None:
         """Record the verdict on ``claim``; ``evidence`` says n and the interval. All of them lie in ``verdicts.csv``."""
         if verdict not in VERDICTS:
@@ -169,6 +175,34 @@ def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, metho
         axes.set_xticks([0, *ticks], ["0", *(f"{100 * t:g} %" for t in ticks)], minor=False)
         axes.set_xlabel("effective density (kept weights on a path / all), logarithmic")
     axes.set_ylabel("test accuracy, last epoch (%)")
+
+
+def network_axes(axes: plt.Axes, weights: Sequence[np.ndarray], inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> None:
+    """Draw a network of linear layers, weights [out, in] each with 0 for what is pruned: units that have weights, and these as lines.
+
+    A unit stands at the mean height of the units that it reads; lines are red for positive weights and blue for negative ones, thick for large ones.
+    """
+    columns = [np.flatnonzero(np.abs(weights[0]).any(0)) if inputs is None else np.arange(len(inputs))]
+    columns += [np.flatnonzero(np.abs(after).any(0)) for after in weights[1:]]
+    columns.append(np.arange(len(weights[-1])))
+    heights = {0: dict(zip(columns[0], np.linspace(1, 0, len(columns[0]))))}
+    for place, layer in enumerate(weights, 1):
+        reads = {unit: np.mean([heights[place - 1].get(i, 0.5) for i in np.flatnonzero(layer[unit])]) if layer[unit].any() else 0.5 for unit in columns[place]}
+        order = list(columns[place]) if place == len(weights) else sorted(reads, key=reads.get, reverse=True)
+        heights[place] = dict(zip(order, np.linspace(1, 0, len(order)) if len(order) > 1 else [0.5]))
+    for place, layer in enumerate(weights):
+        largest = np.abs(layer).max(initial=1e-12)
+        for unit, source in np.argwhere(layer):
+            if unit in heights[place + 1] and source in heights[place]:
+                size = abs(layer[unit, source]) / largest
+                axes.plot([place, place + 1], [heights[place][source], heights[place + 1][unit]], color="#b2182b" if layer[unit, source] > 0 else "#2166ac",
+                          linewidth=0.3 + 2.2 * size, alpha=0.35 + 0.6 * size, zorder=1)
+    for place, column in heights.items():
+        axes.scatter([place] * len(column), list(column.values()), s=60 if len(column) <= 20 else 14, color="white", edgecolors="black", linewidths=0.8, zorder=2)
+    for names, place, side in ((inputs, 0, "right"), (outputs, len(weights), "left")):
+        for unit, name in enumerate(names or []):
+            axes.text(place + (-0.06 if side == "right" else 0.06), heights[place][unit], name, ha=side, va="center")
+    axes.axis("off")
 
 
 # --- the rendered report --------------------------------------------------------------------------------------------

@@ -29,15 +29,21 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
+from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
-from . import ROOT, __version__, data, masks, models, panning, policies, pruning, results, stack, training, transfer
-from .errors import UserError, command_line, fraction, pick, unknown
+from . import ROOT, __version__, data, gates, masks, models, networks, panning, policies, pruning, results, stack, tickets, training, transfer
+from .errors import UserError, command_line, fraction, keywords, pick, settle, unknown
 from .ledger import Ledger
+from .toy import Toy
+from .toy import run as run_toy
 
 if TYPE_CHECKING:
     from . import agent
 
+#: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask, trace; ``model`` is trained then
+LEARNERS = {"gumbel-softmax": gates.learn, "iterative-magnitude": tickets.iterative_magnitude, "trained-magnitude": tickets.trained_magnitude}
+PRUNING = ("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns", "effective")  #: fields that no learner has
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
 STACK = 32  #: so many runs are trained at once on CUDA
 SHARE = 8  #: so many runs of one seed learn from the same batches on the CPU
@@ -48,7 +54,7 @@ class Run:
     """Everything that decides a result, as plain values. Same run, same numbers (on the same device and thread count).
 
     Attributes:
-        dataset, model, method: names of ``data.names()``, ``models.MODELS``, and ``pruning.methods()`` or ``"dense"``.
+        dataset, model, method: names of ``data.names()``, ``models.MODELS``, and ``pruning.methods()``, ``LEARNERS`` or ``"dense"``.
         sparsity: fraction removed, in [0, 1).
         seed: of the initialisation, the scoring batches, a metric's noise, and the order of the training images.
         init: a key of ``models.INITS``.
@@ -61,6 +67,9 @@ class Run:
         precision: of the training, as in ``training.Recipe``.
         policy: of the method ``"panning-agent"``: ``"random"``, or a key of ``policies.places()``; None is ``policies.SHIPPED``.
         returns: also record what the agent's environment pays for the masks of every round.
+        options: of the method, a dict: the keyword-only arguments of its metric or learner. Kept as pairs (name, value), without those at their default.
+        effective: as in ``pruning.prune``; learners always count so.
+        network: also record the trained network, as ``networks.describe`` writes it.
 
     ``epochs`` 0 prunes and trains nothing: such a run has no accuracies.
     """
@@ -85,6 +94,9 @@ class Run:
     precision: str = "fp32"
     policy: str | None = None
     returns: bool = False
+    options: tuple[tuple[str, object], ...] = ()
+    effective: bool = False
+    network: bool = False
 
     def __post_init__(self):
         if self.method == pruning.AGENT:
@@ -96,7 +108,7 @@ class Run:
                 raise UserError(f"a mix belongs to {' or '.join(pruning.MIXING)}, not to {self.method}")
             object.__setattr__(self, "mix", tuple(int(v) if v == int(v) else v for v in self.mix))  # 1 and 1.0 are one key
         for kind, value, known in (("data set", self.dataset, data.names()), ("model", self.model, models.MODELS),
-                                   ("method", self.method, ["dense", *pruning.methods()]), ("initialisation", self.init, models.INITS),
+                                   ("method", self.method, ["dense", *pruning.methods(), *LEARNERS]), ("initialisation", self.init, models.INITS),
                                    ("schedule", self.schedule, pruning.SCHEDULES), ("scope", self.scope, masks.SCOPES),
                                    ("control", self.control, CONTROLS), ("recipe", self.recipe, training.RECIPES),
                                    ("precision", self.precision, training.PRECISIONS)):
@@ -107,15 +119,24 @@ class Run:
             value = getattr(self, name)
             if not (value is None and name in ("rounds", "epochs") or type(value) is int and value >= least):
                 raise UserError(f"{name} is {value!r}; it must be a whole number from {least}")
-        for name in ("revive", "fixed_batch", "transfer", "returns"):
+        for name in ("revive", "fixed_batch", "transfer", "returns", "effective", "network"):
             if not (type(getattr(self, name)) is bool or name == "revive" and self.revive is None):
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be true or false")
-        if self.method == "dense" and (self.sparsity or self.transfer or self.returns):
+        try:
+            options = dict(self.options)
+        except (TypeError, ValueError):
+            raise UserError(f"options are {self.options!r}; they must be names and values, like {{steps: 3}}") from None
+        known = {} if self.method == "dense" else keywords(LEARNERS[self.method]) if self.method in LEARNERS else pruning.options_of(self.method)
+        object.__setattr__(self, "options", tuple(settle(self.method, known, options).items()))
+        if self.method == "dense" and (self.sparsity or self.transfer or self.returns or self.effective):
             raise UserError("a dense run has sparsity 0, nothing to transfer and no returns; name a method")
+        if self.method in LEARNERS and (foreign := [name for name in self.canonical() if name in PRUNING] + ["control"] * (self.control == "invert")):
+            raise UserError(f"{self.method} learns its mask; {foreign[0]} {getattr(self, foreign[0])!r} belongs to pruning before training")
 
     def canonical(self) -> dict:
         """The fields that are not at their default; a field added later leaves old runs as they are."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return {**fields, "options": dict(self.options)} if self.options else fields
 
     def key(self) -> str:
         """SHA-256 of the canonical JSON."""
@@ -128,14 +149,17 @@ class Run:
 
 
 def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=None) -> tuple[masks.Mask, list[dict]]:
-    """The mask of ``run``, its control applied, and the pruner's trace."""
+    """The mask of ``run``, its control applied, and the pruner's trace; a learner leaves ``model`` trained."""
     if run.method == "dense":
         return masks.ones(model), []
+    if run.method in LEARNERS:
+        mask, trace = LEARNERS[run.method](model, splits, 1 - run.sparsity, run.seed, **dict(run.options))
+        return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
     batches = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(run.seed))
     mask, trace = pruning.prune(
         model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, run.seed, scope=run.scope,
         schedule=run.schedule, revive=run.revive, mix=run.mix, policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
-        inverted=run.control == "invert", observe=observe)
+        options=dict(run.options), inverted=run.control == "invert", effective=run.effective, observe=observe)
     return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
 
 
@@ -195,6 +219,8 @@ def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
         metrics |= {"test_accuracy": last.test_accuracy, "best_test_accuracy": log.test_accuracy.max(), "validation_accuracy": last.validation_accuracy,
                     "train_seconds": round(log.attrs["seconds"], 3), "diverged": not math.isfinite(last.loss), "epochs": len(log), "engine": log.attrs["engine"],
                     "curve": {column: [_short(v) for v in log[column]] for column in ("loss", "validation_accuracy", "test_accuracy")}}
+    if pruned.run.network:
+        metrics["network"] = networks.describe(pruned.model, live, pruned.run.model, pruned.run.dataset)
     if pruned.rewards is not None:
         metrics |= {"return": _short(sum(pruned.rewards)), "rewards": [_short(v) for v in pruned.rewards]}
     if pruned.run.policy:
@@ -268,8 +294,11 @@ def _columns(rows: list[dict]) -> dict[str, list]:
 # --- profiles -------------------------------------------------------------------------------------------------------
 
 
+ENTRIES = {"parameters", "agents", "toys", "grid"}
+
+
 def profile(name: str) -> dict[str, dict]:
-    """``notebooks/profiles/NAME.yaml``: for each study its notebook's parameters, the agents it trains and its grid."""
+    """``notebooks/profiles/NAME.yaml``: for each study its notebook's parameters, the agents and toys it trains and its grid."""
     import yaml
 
     files = {path.stem: path for path in (ROOT / "notebooks" / "profiles").glob("*.yaml")}
@@ -284,8 +313,8 @@ def profile(name: str) -> dict[str, dict]:
     for study, section in content.items():
         if study not in known:
             raise unknown(f"study in {path.name}", study, known)
-        for entry in section.keys() - {"parameters", "agents", "grid"}:
-            raise unknown(f"entry of {study} in {path.name}", entry, ("parameters", "agents", "grid"))
+        for entry in section.keys() - ENTRIES:
+            raise unknown(f"entry of {study} in {path.name}", entry, ENTRIES)
     return content
 
 
@@ -378,8 +407,6 @@ def teach(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
     Raises:
         UserError: bad input (before any is trained), or, after all others are done and recorded, the agents that failed.
     """
-    from joblib import Parallel, delayed, parallel_config
-
     from . import agent
 
     wanted = [training for entry in trainings(section(study, profile_name)).values() for training in entry]
@@ -443,6 +470,47 @@ def _learn(training: agent.Training, place: Path, origin: dict) -> tuple[agent.T
     return training, {"key": training.key(), "run": training.canonical(), **_outcome(found), "provenance": {**origin, **finished}}
 
 
+# --- toys -----------------------------------------------------------------------------------------------------------
+
+
+def toys(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
+    """The lines of a study's ``toys.jsonl``: the toys of its profile, trained where the ledger lacks them, each with the whole ``toy`` and its ``metrics``.
+
+    Raises:
+        UserError: bad input (before any is trained), or, after all others are done and recorded, the toys that failed.
+    """
+    wanted = []
+    for entry in section(study, profile_name).get("toys", []):
+        axes = {name: value if isinstance(value, list) else [value] for name, value in entry.items()}
+        for name in axes.keys() - (known := {f.name for f in dataclasses.fields(Toy)}):
+            raise unknown("field of a toy", name, known)
+        wanted += [Toy(**dict(zip(axes, values))) for values in product(*axes.values())]
+    ledger = Ledger(folder(study, profile_name) / "toys.jsonl")
+    done = {row["key"] for row in ledger.rows()}
+    missing = [toy for toy in wanted if toy.key() not in done]
+    if missing:
+        ledger.check_writable()
+        with parallel_config("loky", n_jobs=min(jobs or os.cpu_count() or 1, len(missing)), inner_max_num_threads=1):
+            for line in Parallel(return_as="generator_unordered")(delayed(_play)(toy, provenance("cpu")) for toy in missing):
+                ledger.append(line)
+    toys = {toy.key(): toy for toy in wanted}
+    if failed := [f"{toys[row['key']]}: {row['error']}" for row in ledger.failures() if row["key"] in toys]:
+        raise UserError(f"{len(failed)} of {len(wanted)} toys of {study} failed (recorded in {ledger.path}, trained again next time): {'; '.join(failed[:3])}")
+    lines = {row["key"]: row for row in ledger.rows()}
+    return [{**lines[key], "toy": dataclasses.asdict(toy)} for key, toy in toys.items()]
+
+
+def _play(toy: Toy, origin: dict) -> dict:
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    try:
+        found = run_toy(toy)
+    except Exception as error:
+        found = error
+    finished = {"seconds": round(time.perf_counter() - start, 1), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {"key": toy.key(), "run": toy.canonical(), **_outcome(found), "provenance": {**origin, **finished}}
+
+
 # --- the sweep ------------------------------------------------------------------------------------------------------
 
 
@@ -488,10 +556,10 @@ def _tasks(runs: list[Run], device: str) -> list[list[Run]]:
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         recipe = run.training_recipe()
-        groups.setdefault((run.dataset, run.model, run.epochs, dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe), []).append(run)
+        groups.setdefault((run.dataset, run.model, run.epochs, run.method in LEARNERS, dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe), []).append(run)
     tasks = []
-    for (dataset, name, epochs, _), group in groups.items():
-        most = 1 if epochs == 0 else STACK if device.startswith("cuda") else SHARE if _begins_with_linear(dataset, name) else 1
+    for (dataset, name, epochs, learns, _), group in groups.items():
+        most = 1 if epochs == 0 or learns else STACK if device.startswith("cuda") else SHARE if _begins_with_linear(dataset, name) else 1
         tasks += [group[start:start + most] for start in range(0, len(group), most)]
     return tasks
 
@@ -514,7 +582,6 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
     Raises:
         UserError: bad input (before anything runs), or, after all others are done and recorded, the runs that failed.
     """
-    from joblib import Parallel, delayed, parallel_config
     from joblib.externals.loky.process_executor import TerminatedWorkerError
 
     if device.partition(":")[0] not in ("cpu", "cuda"):

@@ -57,6 +57,36 @@ def test_keep_top_layerwise(rows, density, expected):
     assert bits(masks.keep_top(scores(*rows), density, "layerwise")) == expected
 
 
+def rows_of(*layers):
+    return {f"{i}.weight": torch.tensor(layer) for i, layer in enumerate(layers)}
+
+
+@pytest.mark.parametrize("layers, density, expected", [
+    # sums 3, 5, 4 of two weights each, and a last layer of three: the last layer and the best row take 5
+    (([[1.0, 2.0], [0.0, 5.0], [2.0, 2.0]], [[0.0, 0.0, 0.0]]), 5 / 9, [[0, 0, 1, 1, 0, 0], [1, 1, 1]]),
+    (([[1.0, 2.0], [0.0, 5.0], [2.0, 2.0]], [[0.0, 0.0, 0.0]]), 6 / 9, [[0, 0, 1, 1, 0, 0], [1, 1, 1]]),  # half a row is not kept
+    (([[1.0, 2.0], [0.0, 5.0], [2.0, 2.0]], [[0.0, 0.0, 0.0]]), 7 / 9, [[0, 0, 1, 1, 1, 1], [1, 1, 1]]),
+    (([[1.0, 2.0], [0.0, 5.0], [2.0, 2.0]], [[0.0, 0.0, 0.0]]), 1.0, [[1] * 6, [1] * 3]),
+    # the best of the second layer stays though all of the first are better
+    (([[7.0], [8.0], [9.0]], [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [[0.0, 0.0]]), 6 / 11, [[0, 0, 1], [0, 0, 0, 1, 1, 1], [1, 1]]),
+    (([[7.0], [8.0], [9.0]], [[1.0, 0.0, 0.0], [0.0, 2.0, 0.0]], [[0.0, 0.0]]), 8 / 11, [[1, 1, 1], [0, 0, 0, 1, 1, 1], [1, 1]]),
+    # what does not fit ends it: the cheap third row is worse and does not overtake
+    (([[1.0], [9.0]], [[2.0, 2.0], [8.0, 8.0]], [[0.0, 0.0]]), 6 / 8, [[0, 1], [0, 0, 1, 1], [1, 1]]),
+    # a kernel is a part of its channel
+    (([[[[3.0, 0.0]]], [[[1.0, 1.0]]]], [[-1.0, -2.0]]), 4 / 6, [[1, 1, 0, 0], [1, 1]]),
+    (([[2.0, 2.0], [-inf, -inf], [1.0, 1.0]], [[0.0, 0.0, 0.0]]), 7 / 9, [[1, 1, 0, 0, 1, 1], [1, 1, 1]]),
+    (([[2.0, 2.0], [2.0, 2.0], [1.0, 1.0]], [[0.0, 0.0, 0.0]]), 5 / 9, [[1, 1, 0, 0, 0, 0], [1, 1, 1]]),  # of equals the earlier
+])
+def test_keep_top_of_whole_units(layers, density, expected):
+    assert bits(masks.keep_top(rows_of(*layers), density, "units")) == expected
+
+
+@pytest.mark.parametrize("density, says", [(4 / 9, "density 0.444.* keeps 4 weights, and the outputs and one unit of every other layer take 5"), (0.0, "keeps 0 weights")])
+def test_too_little_for_whole_units_is_named(density, says):
+    with pytest.raises(UserError, match=says):
+        masks.keep_top(rows_of([[1.0, 2.0], [0.0, 5.0], [2.0, 2.0]], [[0.0, 0.0, 0.0]]), density, "units")
+
+
 def test_keep_top_keeps_shapes_and_is_boolean():
     mask = masks.keep_top({"a.weight": torch.arange(6.0).view(2, 3)}, 0.5)
     assert mask["a.weight"].dtype == torch.bool and mask["a.weight"].tolist() == [[False] * 3, [True] * 3]
@@ -105,12 +135,13 @@ def test_keep_top_of_many_agrees_with_a_stable_sort(kind, n, density, seed, dtyp
     assert np.array_equal(mask.numpy(), expected)
 
 
-def test_nan_among_many_is_refused_wherever_it_is():
+@pytest.mark.parametrize("scope", masks.SCOPES)
+def test_nan_among_many_is_refused_wherever_it_is(scope):
     for place in (0, 1, 500, 999):
         values = torch.rand(1000)
         values[place] = nan
         with pytest.raises(UserError, match="NaN"):
-            masks.keep_top({"weight": values}, 0.1)
+            masks.keep_top({"0.weight": values.view(100, 10), "1.weight": torch.rand(1, 100)}, 0.5, scope)
 
 
 def test_a_vector_of_all_layers_and_back(residual):
@@ -291,6 +322,66 @@ def test_a_path_through_many_wide_layers_is_not_lost():
     for name, m in thin.items():
         m[0, 0, *([1, 1] if m.ndim == 4 else [])] = True
     assert masks.count(masks.effective(model, thin)) == masks.count(thin) == 17
+
+
+# --- as many as leave so many effective ones ---
+
+
+@given(st.lists(st.integers(1, 4), min_size=2, max_size=5), st.sampled_from(["global", "layerwise", "units"]), st.floats(0.01, 1), st.booleans(), st.integers(0, 10_000))
+@settings(deadline=None, max_examples=60)
+def test_keep_effective_against_every_count(widths, scope, density, tied, seed):
+    model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+    generator = torch.Generator().manual_seed(seed)
+    ranked = {name: torch.randn(w.shape, generator=generator) for name, w in models.prunable(model).items()}
+    if tied and scope != "units":
+        ranked = {name: s.round() for name, s in ranked.items()}
+    total, best = masks.size(ranked), None
+    for n in range(total + 1):
+        try:
+            live = masks.effective(model, masks.keep_top(ranked, n / total, scope))
+        except UserError:  # too little for whole units
+            continue
+        if masks.count(live) <= round(density * total):
+            best = live
+    if best is None or not masks.count(best):
+        with pytest.raises(UserError, match="density .* (leaves|keeps) "):
+            masks.keep_effective(model, ranked, density, scope)
+    else:
+        assert equal(masks.keep_effective(model, ranked, density, scope), best)
+
+
+def test_keep_effective_passes_over_what_is_on_no_path():
+    """2-2-1: the best two weights end at different hidden units, so that the third makes the first path, of two weights."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    ranked = {"0.weight": torch.tensor([[6.0, 1.0], [2.0, 3.0]]), "1.weight": torch.tensor([[4.0, 5.0]])}
+    for count, expected in ((2, [[1, 0, 0, 0], [1, 0]]), (3, [[1, 0, 0, 0], [1, 0]]), (4, [[1, 0, 0, 1], [1, 1]]), (5, [[1, 0, 1, 1], [1, 1]]), (6, [[1, 1, 1, 1], [1, 1]])):
+        assert bits(masks.keep_effective(model, ranked, count / 6)) == expected
+    with pytest.raises(UserError, match="density 0.16.* leaves 1 of 6 weights, too few for a path where these scores are largest"):
+        masks.keep_effective(model, ranked, 1 / 6)
+
+
+@given(st.sampled_from(["global", "layerwise"]), st.floats(0.05, 1), st.floats(0.1, 0.9), st.integers(0, 10_000))
+@settings(deadline=None, max_examples=60)
+def test_what_has_a_score_of_minus_infinity_is_never_kept_for_being_effective(scope, density, share, seed):
+    """Such scores are of weights that may not return. Without them there may be fewer effective weights than the density allows."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(3, 2))
+    generator, left = torch.Generator().manual_seed(seed), random_mask(model, share, seed)
+    ranked = {name: torch.rand(m.shape, generator=generator).masked_fill(~m, -inf) for name, m in left.items()}
+    most = masks.effective(model, left)
+    try:
+        mask = masks.keep_effective(model, ranked, density, scope)
+    except UserError:
+        assert density < 0.3 or not masks.count(most) or scope == "layerwise"
+        return
+    assert all((left[name] | ~m).all() for name, m in mask.items()) and equal(mask, masks.effective(model, mask))
+    assert 0 < masks.count(mask) <= round(density * 34)
+    if scope == "global" and masks.count(most) <= round(density * 34):
+        assert equal(mask, most)
+
+
+def test_keep_effective_only_reads_the_network(residual, unchanged):
+    with unchanged(residual):
+        masks.keep_effective(residual, {name: w.detach().abs() for name, w in models.prunable(residual).items()}, 0.1)
 
 
 # --- controls, table ---

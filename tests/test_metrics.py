@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
 from conftest import make_residual
-from panning_core import masks, metrics, models, pruning
+from panning_core import data, masks, metrics, models, pruning
 from panning_core.errors import UserError
 
 
@@ -211,6 +211,212 @@ def test_the_temperature_divides_the_logits_of_grasp_but_not_of_snip(residual, r
     assert same.loss == pytest.approx(asked.loss, rel=1e-12)
     assert all(torch.allclose(same.snip[name], asked.snip[name], rtol=1e-9, atol=1e-15) for name in mask)
     assert not any(torch.allclose(grasp[name], signed.grasp[name], rtol=0.5, atol=0) for name in mask)
+
+
+# --- ProsPr: a derivative through K steps of training ---
+
+
+def dealt(batch, parts, k):
+    """Part k of a batch that is ordered by class: every class deals its images out in turn."""
+    x, y = batch
+    mine = [int(i) for label in y.unique() for i in (y == label).nonzero().flatten()[k % parts::parts]]
+    return x[mine], y[mine]
+
+
+def trained(model, gate, batch, steps, lr=0.1, momentum=0.0, parts=1):
+    """theta * gate after K steps of plain SGD on all parameters, and its loss on the next part; ``gate`` is used once, at the start."""
+    model = copy.deepcopy(model).train()
+    with torch.no_grad():
+        for name, weight in models.prunable(model).items():
+            weight.mul_(gate[name])
+    optimiser = torch.optim.SGD(model.parameters(), lr, momentum)
+    for k in range(steps):
+        x, y = dealt(batch, parts, k)
+        optimiser.zero_grad()
+        cross_entropy(model(x), y).backward()
+        optimiser.step()
+    x, y = dealt(batch, parts, steps)
+    return model, cross_entropy(model(x), y)
+
+
+def ordered(shape, per_class=4, classes=3):
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn((per_class * classes, *shape), generator=generator, dtype=torch.double), torch.arange(classes).repeat_interleave(per_class)
+
+
+PROSPR = [dict(steps=steps, lr=0.5, momentum=momentum, parts=parts) for steps in (1, 3) for momentum in (0.0, 0.9) for parts in (1, steps + 1)]
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_prospr_of_no_steps_is_snip_to_the_bit(case, partial):
+    model, batch = case
+    mask = half(model) if partial else masks.ones(model)
+    expected = metrics.snip(model, mask, batch)
+    for how in ({}, {"momentum": 0.9, "lr": 5.0}, {"first_order": True}):
+        found = metrics.prospr(model, mask, batch, steps=0, **how)
+        assert list(found) == list(expected) and all(torch.equal(found[name], s) for name, s in expected.items())
+
+
+@pytest.mark.parametrize("how", PROSPR, ids=str)
+@pytest.mark.parametrize("build, partial", [(lambda: mlp(3, 5, 4, 3), False), (lambda: mlp(3, 5, 4, 3, seed=1), True), (make_residual, True)])
+def test_prospr_is_the_derivative_of_the_loss_after_training_by_the_mask_before(build, partial, how):
+    model = build()
+    mask, batch = half(model, seed=3) if partial else masks.ones(model), ordered(models.input_shape(model))
+    scores = metrics.prospr(model, mask, batch, **how)
+    largest = max(float(s.max()) for s in scores.values())
+    for name, entry in some_entries(model, per_layer=3):
+        slope = abs(difference(lambda *point: trained(*point, **how)[1], model, mask, batch, name, entry))
+        assert float(scores[name][entry]) == pytest.approx(slope * bool(mask[name][entry]), rel=1e-5, abs=1e-7 * largest)
+    assert all((s[~mask[name]] == 0).all() and (s[mask[name]] > 0).any() for name, s in scores.items())
+
+
+def test_prospr_takes_three_steps_of_a_tenth_unless_told_otherwise(residual, residual_batch):
+    mask = half(residual)
+    scores = metrics.prospr(residual, mask, residual_batch)
+    told = metrics.prospr(residual, mask, residual_batch, steps=3, lr=0.1, momentum=0.0, parts=1, first_order=False, units=False)
+    assert all(torch.equal(told[name], s) for name, s in scores.items())
+    for how in ({"steps": 2}, {"lr": 0.2}, {"momentum": 0.9}, {"parts": 4}, {"first_order": True}, {"units": True}):
+        other = metrics.prospr(residual, mask, residual_batch, **how)
+        assert not any(torch.allclose(other[name], s, rtol=1e-3, atol=0) for name, s in scores.items()), how
+
+
+@pytest.mark.parametrize("how", PROSPR, ids=str)
+@pytest.mark.parametrize("build", [lambda: mlp(3, 5, 4, 3), make_residual])
+def test_prospr_of_first_order_is_the_gradient_after_training_times_the_weight_before(build, how):
+    model = build()
+    mask, batch = half(model, seed=3), ordered(models.input_shape(model))
+    scores = metrics.prospr(model, mask, batch, **how, first_order=True)
+    late, loss = trained(model, mask, batch, **how)
+    gradient = torch.autograd.grad(loss, list(models.prunable(late).values()))
+    for (name, w), g in zip(models.prunable(model).items(), gradient):
+        expected = (w.detach() * mask[name] * g).abs()
+        assert expected.any() and torch.allclose(scores[name], expected, rtol=1e-9, atol=1e-13 * float(expected.max()))
+
+
+@pytest.mark.parametrize("build", [lambda: mlp(3, 5, 4, 3, seed=1), make_residual])
+def test_prospr_of_units_is_the_derivative_by_one_mask_entry_for_a_unit_spread_over_its_weights(build):
+    model = build()
+    mask, batch, how = half(model, seed=3), ordered(models.input_shape(model)), PROSPR[-1]
+    scores, single = (metrics.prospr(model, mask, batch, **how, units=units) for units in (True, False))
+    cancelled = 0
+    for name, w in models.prunable(model).items():
+        for unit, row in enumerate(scores[name]):
+            values = []
+            for change in (1e-5, -1e-5):
+                gate = {n: m.double() for n, m in mask.items()}
+                gate[name][unit] *= 1 + change
+                values.append(trained(model, gate, batch, **how)[1].item())
+            assert (row == row.flatten()[0]).all()
+            assert float(row.sum()) == pytest.approx(abs(values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-9)
+            cancelled += float(row.sum()) < 0.9 * float(single[name][unit].sum())
+    assert cancelled >= 3  # a sum of signed products, not of absolute ones
+
+
+@pytest.mark.parametrize("order", [lambda y: y.argsort(), lambda y: torch.arange(len(y)), lambda y: torch.randperm(len(y), generator=torch.Generator().manual_seed(0))],
+                         ids=["by class", "in turn", "mixed"])
+@pytest.mark.parametrize("per_class, parts", [(8, 4), (6, 4), (5, 2), (4, 3)])
+def test_prospr_deals_every_class_evenly(order, per_class, parts):
+    """Each part has its share of every class, whatever the order of the batch; the parts are disjoint and are all of it."""
+    labels = torch.arange(10).repeat(per_class)
+    labels, seen = labels[order(labels)], []
+    images = torch.arange(len(labels), dtype=torch.double)[:, None] / 100
+    model = mlp(1, 4, 10)
+    model[0].register_forward_pre_hook(lambda module, inputs: seen.append((inputs[0].flatten() * 100).round().long().tolist()))
+    metrics.prospr(model, masks.ones(model), (images, labels), steps=2 * parts - 1, parts=parts)
+    assert len(seen) == 2 * parts and seen[:parts] == seen[parts:]  # in turn, and then again
+    assert sorted(sum(seen[:parts], [])) == list(range(10 * per_class))
+    for part in seen:
+        assert set(labels[part].bincount(minlength=10).tolist()) <= {per_class // parts, -(-per_class // parts)}
+
+
+@pytest.mark.parametrize("how, says", [({"steps": -1}, "steps of at least 0.*got -1 and 1"), ({"parts": 0}, "from 1 to 9 parts of a batch of 9 images, got 3 and 0"),
+                                       ({"parts": 10}, "got 3 and 10"), ({"parts": -1}, "got 3 and -1")])
+def test_prospr_refuses(how, says, residual, residual_batch):
+    with pytest.raises(UserError, match=says):
+        metrics.prospr(residual, masks.ones(residual), residual_batch, **how)
+
+
+# --- NTK-SAP: a difference of outputs that noise in the weights makes ---
+
+
+@pytest.mark.parametrize("repeats, deviation", [(200, 0.01), (100, 0.03)])
+def test_ntk_sap_of_one_layer_is_what_can_be_worked_out(repeats, deviation):
+    """f(Z; theta m) - f(Z; (theta + D) m) = -Z (D m)^T, so the derivative is 2 Z^2 D^2 m and noise: on average 2 n repeats deviation^2 for every weight
+    that is kept, whatever theta and the bias are."""
+    n, model = 400, nn.Sequential(nn.Linear(5, 6)).double()
+    with torch.no_grad():
+        model[0].weight.copy_(torch.logspace(-3, 3, 30).view(6, 5)), model[0].bias.fill_(100)
+    mask = {"0.weight": torch.arange(30).view(6, 5) % 3 > 0}
+    scores = metrics.ntk_sap(model, mask, (torch.zeros(n, 5, dtype=torch.double), None), torch.Generator().manual_seed(0), repeats=repeats, deviation=deviation)["0.weight"]
+    found = scores[mask["0.weight"]] / (2 * n * repeats * deviation ** 2)
+    assert float(found.mean()) == pytest.approx(1, abs=5 * (2 / repeats / 20) ** 0.5) and found.min() > 0.4 and found.max() < 2
+    assert (scores[~mask["0.weight"]] == 0).all()
+
+
+def noise_of(shape):
+    """Noise that depends on the shape alone, so that nobody has to know in which order it is drawn."""
+    return torch.zeros(shape, dtype=torch.double).normal_(generator=torch.Generator().manual_seed(sum(10 ** i * s for i, s in enumerate(shape))))
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_ntk_sap_is_the_derivative_of_the_change_of_the_outputs_by_the_mask(partial, residual, residual_batch, monkeypatch):
+    monkeypatch.setattr(torch, "randn", lambda shape, **how: noise_of(tuple(shape)))
+    monkeypatch.setattr(torch, "randperm", lambda n, **how: torch.arange(n).flip(0))
+    mask = half(residual) if partial else masks.ones(residual)
+    scores = metrics.ntk_sap(residual, mask, residual_batch, repeats=3, deviation=0.02)
+    assert len({w.shape for w in models.prunable(residual).values()}) == 5
+
+    def moved(model, gate, batch):
+        outputs = []
+        for deviation in (0.0, 0.02):
+            copied = copy.deepcopy(model).train()
+            with torch.no_grad():
+                for name, w in models.prunable(copied).items():
+                    w.copy_((w.flatten().flip(0).view(w.shape) + deviation * noise_of(tuple(w.shape))) * gate[name])
+                outputs.append(copied(noise_of(tuple(batch[0].shape))))
+        return 3 * ((outputs[0] - outputs[1]) ** 2).sum()
+
+    largest = max(float(s.max()) for s in scores.values())
+    for name, entry in some_entries(residual):
+        slope = abs(difference(moved, residual, mask, residual_batch, name, entry))
+        assert float(scores[name][entry]) == pytest.approx(slope * bool(mask[name][entry]), rel=1e-4, abs=1e-6 * largest)
+
+
+def test_ntk_sap_needs_the_shape_of_a_batch_and_nothing_else_of_it(case):
+    model, (x, y) = case
+    mask = half(model)
+    scores = metrics.ntk_sap(model, mask, (x, y))
+    for other in ((torch.full_like(x, 7.0), y), (x, None), (x * float("nan"), y.flip(0))):
+        assert all(torch.equal(s, scores[name]) for name, s in metrics.ntk_sap(model, mask, other).items())
+    fewer = metrics.ntk_sap(model, mask, (x[:-1], y))
+    assert not any(torch.allclose(s, scores[name]) for name, s in fewer.items())
+    assert all((s[~mask[name]] == 0).all() and (s[mask[name]] > 0).any() for name, s in scores.items())
+
+
+def test_ntk_sap_is_of_the_architecture_and_not_of_one_draw_of_the_weights():
+    """A weight a hundred times as large as others is elsewhere in every repeat. Where it stands now shows in the score of its own place only if it stays."""
+    model = mlp(6, 8, 4)
+    with torch.no_grad():
+        for w in models.prunable(model).values():
+            w.copy_(noise_of(tuple(w.shape)).sign() / 10)
+        model[0].weight[2, 3] = 10
+    batch = torch.zeros(20, 6, dtype=torch.double), None
+    scores = metrics.ntk_sap(model, masks.ones(model), batch, repeats=400)["0.weight"]
+    assert scores[2, 3] < 3 * scores.median() and scores.max() < 10 * scores.median()
+    with torch.no_grad():
+        model[0].weight.copy_(model[0].weight.flatten().roll(7).view(8, 6))
+    again = metrics.ntk_sap(model, masks.ones(model), batch, repeats=400)["0.weight"]
+    assert not torch.equal(again, scores) and float(again.mean()) == pytest.approx(float(scores.mean()), rel=0.3)
+
+
+def test_ntk_sap_draws_from_its_generator(residual, residual_batch):
+    def draw(generator):
+        return metrics.ntk_sap(residual, masks.ones(residual), residual_batch, generator)["0.weight"]
+
+    one = draw(torch.Generator().manual_seed(0))
+    assert torch.equal(one, draw(None)) and not torch.equal(one, draw(torch.Generator().manual_seed(1)))
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(draw(generator), one) and not torch.equal(draw(generator), one)  # the next round has noise of its own
 
 
 # --- SynFlow ---

@@ -2,10 +2,13 @@
 
 import itertools
 from collections import Counter
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
 from torch.nn import functional as F
 
 from benchmarks import straightforward
@@ -13,6 +16,7 @@ from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
 
 REVIVING = {"force", "panning", "panning-product", "panning-agent"}
+DRAWING = {"random", "ntk-sap", "smart-ratio", "phew"}
 
 
 def same(one, two):
@@ -72,12 +76,12 @@ def test_every_method_only_reads_the_network_and_is_a_function_of_its_seed(metho
         again, trace_again = pruning.prune(model, method, 0.1, batch, rounds=3, seed=5)
     other, _ = pruning.prune(model, method, 0.1, batch, rounds=3, seed=6)
     assert same(mask, again) and trace == trace_again
-    assert same(mask, other) == (method != "random")
+    assert same(mask, other) == (method not in DRAWING)
 
 
 @pytest.mark.parametrize("method", pruning.methods())
 def test_every_method_reaches_both_ends_of_density(method, residual, residual_batch):
-    for kept in (3 if method == pruning.AGENT else 1, 557):  # the agent's least is a path
+    for kept in (3 if method in (pruning.AGENT, "phew") else 1, 557):  # the least of these two is a path
         mask, _ = pruning.prune(residual, method, kept / 557, residual_batch, rounds=3)
         assert masks.count(mask) == kept and masks.size(mask) == 557
 
@@ -90,7 +94,7 @@ def test_weights_return_where_they_may_and_not_where_they_are_forbidden_to(metho
     assert sum(row["revived"] for row in free) > 0 and sum(row["revived"] for row in bound) == 0
 
 
-@pytest.mark.parametrize("method", ["magnitude", "snip", "grasp", "synflow"])
+@pytest.mark.parametrize("method", ["magnitude", "snip", "grasp", "synflow", "prospr", "ntk-sap"])
 def test_one_round_is_keep_top_of_the_metric_and_inverted_keeps_the_lowest(method, residual, residual_batch):
     scores = metrics.METRICS[method](residual, masks.ones(residual), residual_batch)
     for inverted, ranked in ((False, scores), (True, masks.invert(scores))):
@@ -99,8 +103,9 @@ def test_one_round_is_keep_top_of_the_metric_and_inverted_keeps_the_lowest(metho
 
 
 def test_rounds_score_the_sub_network_of_the_round_before(residual, residual_batch):
-    """FORCE, SynFlow and Iterative SNIP as three lines of plain code."""
-    for method, metric, nested in (("force", metrics.force, False), ("synflow", metrics.synflow, True), ("iterative-snip", metrics.snip, True)):
+    """FORCE, SynFlow, Iterative SNIP, NTK-SAP and an iterative ProsPr as three lines of plain code. Noise goes on from round to round."""
+    for method, metric, nested in (("force", metrics.force, False), ("synflow", metrics.synflow, True), ("iterative-snip", metrics.snip, True),
+                                   ("ntk-sap", partial(metrics.ntk_sap, generator=torch.Generator().manual_seed(0)), True), ("prospr", metrics.prospr, True)):
         mask = masks.ones(residual)
         for t in range(1, 6):
             scores = metric(residual, mask, residual_batch)
@@ -108,7 +113,8 @@ def test_rounds_score_the_sub_network_of_the_round_before(residual, residual_bat
         assert same(mask, pruning.prune(residual, method, 0.05, residual_batch, rounds=5)[0])
 
 
-@pytest.mark.parametrize("method, rounds", [("random", 1), ("snip", 1), ("grasp", 1), ("synflow", 100), ("iterative-snip", 100), ("force", 100), ("panning", 100)])
+@pytest.mark.parametrize("method, rounds", [("random", 1), ("snip", 1), ("grasp", 1), ("synflow", 100), ("iterative-snip", 100), ("force", 100), ("panning", 100),
+                                            ("prospr", 1), ("ntk-sap", 20), ("smart-ratio", 1), ("phew", 1)])
 def test_each_method_takes_its_published_number_of_rounds(method, rounds, residual, residual_batch):
     assert len(pruning.prune(residual, method, 0.2, residual_batch)[1]) == rounds
 
@@ -158,6 +164,150 @@ def test_batches_that_end_are_an_error(residual, residual_batch):
         pruning.prune(residual, "snip", 0.1, [])
 
 
+# --- options of a metric ---
+
+
+def test_prospr_at_one_per_cent(lenet300, digits_batch):
+    mask, trace = pruning.prune(lenet300, "prospr", 0.01, digits_batch)
+    assert masks.count(mask) == 502 and list(trace[0]["kept_mass"]) == ["prospr"]
+    scores = metrics.prospr(lenet300, masks.ones(lenet300), digits_batch)
+    assert same(mask, masks.keep_top(scores, 0.01)) and masks.count(masks.effective(lenet300, mask)) > 250
+    assert not same(mask, pruning.prune(lenet300, "snip", 0.01, digits_batch)[0])
+
+
+def test_options_reach_the_metric(residual, residual_batch):
+    def prune(method, **options):
+        return pruning.prune(residual, method, 0.1, residual_batch, rounds=2, options=options)[0]
+
+    plain = prune("prospr")
+    assert same(prune("prospr", steps=0), prune("snip")) and not same(prune("prospr", steps=0), plain)
+    assert same(plain, prune("prospr", steps=3, units=False)) and same(plain, pruning.prune(residual, "prospr", 0.1, residual_batch, rounds=2, options=None)[0])
+    for options in ({"lr": 2}, {"first_order": True}, {"units": True}, {"lr": 0.5, "momentum": 0.9}):
+        assert not same(prune("prospr", **options), plain), options
+    assert not same(prune("ntk-sap", deviation=0.5), prune("ntk-sap")) and same(prune("ntk-sap", repeats=5), prune("ntk-sap"))
+
+
+def test_every_option_has_a_plain_default():
+    assert pruning.options_of("prospr") == {"steps": 3, "lr": 0.1, "momentum": 0.0, "parts": 1, "first_order": False, "units": False}
+    assert pruning.options_of("ntk-sap") == {"repeats": 5, "deviation": 0.01}
+    assert all(pruning.options_of(method) == {} for method in pruning.methods() if method not in ("prospr", "ntk-sap"))
+
+
+def test_a_metric_of_your_own_has_options_too(residual, residual_batch, monkeypatch):
+    def power(model, mask, batch, generator=None, *, exponent: float = 1.0):
+        return {name: w.detach().abs() ** exponent for name, w in models.prunable(model).items()}
+
+    monkeypatch.setitem(metrics.METRICS, "power", power)
+    assert pruning.options_of("power") == {"exponent": 1.0}
+    large, small = (pruning.prune(residual, "power", 0.5, residual_batch, options={"exponent": exponent})[0] for exponent in (2, -1))
+    assert same(large, pruning.prune(residual, "magnitude", 0.5, residual_batch)[0])
+    assert same(small, pruning.prune(residual, "magnitude", 0.5, residual_batch, inverted=True)[0])
+
+
+# --- whole units ---
+
+
+def units_of(rows, cost):
+    """For each layer the rows [units] whose weights are all kept; fails if a row is kept in part."""
+    kept = {name: m.flatten(1).any(1) for name, m in rows.items()}
+    assert all((m.flatten(1).all(1) == kept[name]).all() for name, m in rows.items()) and sum(int(k.sum()) * cost[name] for name, k in kept.items()) == masks.count(rows)
+    return kept
+
+
+@given(st.lists(st.integers(1, 6), min_size=2, max_size=5), st.integers(0, 10_000), st.floats(0.001, 1))
+@settings(deadline=None, max_examples=100)
+def test_the_scope_of_units_keeps_whole_rows_best_first(widths, seed, density):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = nn.Sequential(*(nn.Linear(a, b) for a, b in itertools.pairwise(widths)))
+    weights, batch = models.prunable(model), (torch.zeros(1, widths[0]), torch.zeros(1, dtype=torch.long))
+    names, total, cost = list(weights), sum(w.numel() for w in weights.values()), {name: w.shape[1] for name, w in weights.items()}
+    sums = {name: w.detach().abs().sum(1) for name, w in weights.items()}
+    least, room = weights[names[-1]].numel() + sum(cost[name] for name in names[:-1]), round(density * total)
+    if room < least:
+        says = "keeps none of" if room == 0 else f"density {density} keeps {room:,} weights, and the outputs and one unit of every other layer take {least:,}"
+        with pytest.raises(UserError) as error:
+            pruning.prune(model, "magnitude", density, batch, scope="units")
+        assert says in str(error.value)
+        return
+    mask, trace = pruning.prune(model, "magnitude", density, batch, scope="units")
+    kept = units_of(mask, cost)
+    assert masks.count(mask) <= room and kept[names[-1]].all() and trace[0]["sparsity"] == 1 - masks.count(mask) / total
+    assert all(kept[name][sums[name].argmax()] for name in names)
+    ranked = sorted(((float(s), name, i) for name in names[:-1] for i, s in enumerate(sums[name]) if i != int(sums[name].argmax())), reverse=True)
+    flags = [bool(kept[name][i]) for _, name, i in ranked]
+    assert flags == sorted(flags, reverse=True)  # those kept come first
+    if False in flags:
+        _, name, _ = ranked[flags.index(False)]
+        assert masks.count(mask) + cost[name] > room  # and the next is too much
+    assert same(masks.effective(model, mask), {name: m & (kept[names[k - 1]] if k else True) for k, (name, m) in enumerate(mask.items())})  # minus columns of units gone
+
+
+@pytest.mark.parametrize("method, how", [("snip", {}), ("prospr", {"options": {"units": True, "steps": 1}}), ("iterative-snip", {"rounds": 5}), ("synflow", {"rounds": 5}),
+                                         ("force", {"rounds": 5}), ("random", {"inverted": True}), ("panning", {"rounds": 5}), ("smart-ratio", {})])
+def test_whole_channels_of_a_residual_network(method, how, residual, residual_batch):
+    seen = []
+    pruning.prune(residual, method, 0.6, residual_batch, scope="units", observe=lambda t, old, new, batch: seen.append(new), **how)
+    cost = {name: w[0].numel() for name, w in models.prunable(residual).items()}
+    for t, mask in enumerate(seen, start=1):
+        kept = units_of(mask, cost)
+        assert all(k.any() for k in kept.values()) and kept["6.weight"].all()
+        assert masks.count(mask) <= round(0.6 ** (t / len(seen)) * 557) < masks.count(mask) + 2 * max(cost.values())
+        if method not in REVIVING and t > 1:
+            assert all((seen[t - 2][name] | ~m).all() for name, m in mask.items())
+
+
+# --- a density of effective weights ---
+
+
+@pytest.mark.parametrize("scope", ["global", "layerwise", "units"])
+@pytest.mark.parametrize("density", [0.7, 0.4])
+@pytest.mark.parametrize("method", pruning.methods())
+def test_every_method_can_count_effective_weights(method, density, scope, residual, residual_batch):
+    seen = []
+    mask, trace = pruning.prune(residual, method, density, residual_batch, rounds=3, scope=scope, effective=True, observe=lambda *told: seen.append(told))
+    masks.check(residual, mask)
+    assert same(mask, masks.effective(residual, mask)) and 0 < masks.count(mask) <= round(density * 557)
+    assert trace[-1]["sparsity"] == trace[-1]["effective_sparsity"] == pytest.approx(1 - masks.density(mask))
+    assert same(seen[-1][2], mask) and trace[-1]["sparsity_asked"] == 1 - density
+    plain = []
+    pruning.prune(residual, method, density, residual_batch, rounds=3, scope=scope, observe=lambda *told: plain.append(told))
+    assert all(same(one[2], two[2]) for one, two in zip(seen[:2], plain[:2]))  # only the last round is another
+
+
+@pytest.mark.parametrize("method", ["magnitude", "snip", "grasp", "random"])
+@pytest.mark.parametrize("inverted", [False, True])
+def test_effective_weights_are_all_that_fit(method, inverted, residual, residual_batch):
+    """One more of the weights in their order would be too many; what is kept of them is the effective part, and nothing else."""
+    scores = metrics.METRICS[method](residual, masks.ones(residual), residual_batch, torch.Generator().manual_seed(0))
+    ranked = masks.invert(scores) if inverted else scores
+    live = [masks.effective(residual, masks.keep_top(ranked, n / 557)) for n in range(558)]
+    counts = [masks.count(m) for m in live]
+    assert counts == sorted(counts) and counts[-1] == 557
+    jumps = 0
+    for density in (0.02, 0.05, 0.1, 0.3, 0.9):
+        room = round(density * 557)
+        most = max(n for n, found in enumerate(counts) if found <= room)
+        if counts[most] == 0:
+            with pytest.raises(UserError, match=f"density {density} leaves {room} of 557 weights, too few for a path"):
+                pruning.prune(residual, method, density, residual_batch, effective=True, inverted=inverted)
+            continue
+        mask, _ = pruning.prune(residual, method, density, residual_batch, effective=True, inverted=inverted)
+        assert same(mask, live[most]) and most >= room
+        jumps += most > room
+    assert jumps > 1
+
+
+@pytest.mark.parametrize("method", ["iterative-snip", "synflow", "magnitude"])
+def test_what_may_not_return_does_not_return_for_being_effective(method, residual, residual_batch):
+    """Among the weights of the round before there may be too few that are effective: then fewer are kept, and none that were removed."""
+    for density, rounds in ((0.05, 100), (0.1, 60), (0.03, 20)):
+        seen = []
+        mask, trace = pruning.prune(residual, method, density, residual_batch, rounds=rounds, effective=True, observe=lambda t, old, new, batch: seen.append(new))
+        assert [row["revived"] for row in trace] == [0] * rounds
+        assert all((seen[-2][name] | ~m).all() for name, m in mask.items())
+
+
 # --- bad input ---
 
 
@@ -173,6 +323,17 @@ def test_batches_that_end_are_an_error(residual, residual_batch):
     ({"method": "snip", "mix": (1, 1, 1)}, "a mix belongs to panning.*not to snip"),
     ({"mix": (1, 1)}, "three coefficients"), ({"mix": (1, 1, 1, 1)}, "three coefficients"),
     ({"mix": (1, -0.1, 1)}, "at least 0"), ({"mix": (0, 0, 0)}, "not all 0"),
+    ({"options": {"steps": 1}}, "panning has no options, got 'steps'"), ({"method": "phew", "options": {"steps": 1}}, "phew has no options"),
+    ({"method": "prospr", "options": {"step": 1}}, "unknown option of prospr 'step'; did you mean 'steps'"),
+    ({"method": "ntk-sap", "options": {"steps": 1}}, "unknown option of ntk-sap 'steps'; did you mean 'repeats'|known: deviation, repeats"),
+    ({"method": "prospr", "options": {"steps": 1.0}}, "option steps of prospr is 1.0; it must be int, like 3"),
+    ({"method": "prospr", "options": {"steps": True}}, "option steps of prospr is True; it must be int, like 3"),
+    ({"method": "prospr", "options": {"lr": "0.1"}}, "option lr of prospr is '0.1'; it must be float, like 0.1"),
+    ({"method": "prospr", "options": {"units": 1}}, "option units of prospr is 1; it must be bool, like False"),
+    ({"method": "prospr", "options": {"steps": -1}}, "steps of at least 0"), ({"method": "prospr", "options": {"parts": 10}}, "from 1 to 9 parts"),
+    ({"method": "phew", "density": 2 / 557}, "whole paths, which in this network are from 3"),
+    ({"method": "magnitude", "density": 0.1, "scope": "units"}, "keeps 56 weights, and the outputs and one unit of every other layer take"),
+    ({"method": "magnitude", "density": 2 / 557, "effective": True}, "leaves 2 of 557 weights, too few for a path"),
 ])
 def test_bad_input_is_named(change, says, residual, residual_batch):
     with pytest.raises(UserError, match=says):

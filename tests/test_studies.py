@@ -47,14 +47,15 @@ def test_defaults_and_order_do_not_matter_to_the_key():
 CHANGES = {"dataset": "mnist", "model": "lenet5", "method": "snip", "sparsity": 0.6, "seed": 1, "init": "panning", "rounds": 1, "schedule": "linear",
            "scope": "layerwise", "revive": False, "mix": (1, 0, 0), "control": "shuffle", "per_class": 5, "fixed_batch": True,
            "recipe": "cifar", "epochs": 3, "transfer": True, "precision": "bf16",
-           "policy": "random", "returns": True}
+           "policy": "random", "returns": True, "options": {"steps": 1}, "effective": True, "network": True}
 
 
 def test_every_field_changes_the_key():
     assert CHANGES.keys() == {f.name for f in dataclasses.fields(Run)}
-    run, agent = (dataclasses.replace(RUN, method=method) for method in ("panning", "panning-agent"))  # take every field, but each one its own
-    keys = {dataclasses.replace(agent if name == "policy" else run, **{name: value}).key() for name, value in CHANGES.items() if name != "method"}
-    assert len(keys | {run.key(), agent.key()}) == len(CHANGES) + 1
+    run, agent, prospr = (dataclasses.replace(RUN, method=method) for method in ("panning", "panning-agent", "prospr"))  # take every field, but each one its own
+    own = {"policy": agent, "options": prospr}
+    keys = {dataclasses.replace(own.get(name, run), **{name: value}).key() for name, value in CHANGES.items() if name != "method"}
+    assert len(keys | {run.key(), agent.key(), prospr.key()}) == len(CHANGES) + 2
 
 
 def test_a_policy_is_named_in_the_key():

@@ -1,0 +1,206 @@
+"""Which places are kept, found from the network alone: its layers for the smart ratio, its paths for PHEW. No data, no gradients, no rounds.
+
+Unlike a metric these functions know how many weights shall be kept; ``masks.keep_top(scores, count / N)`` keeps exactly those that they chose.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import nn
+
+from . import compaction, masks
+from .errors import UserError
+from .masks import Scores, flatten, unflatten
+from .models import Block, input_shape, linearised, prunable
+
+_WALKS = 4096  # drawn at a time, half of them forward
+_WORTH = 100  # a batch of walks that brings less than this part of what is missing is the last
+_TRIES = 100  # before a count is given up
+_ALMOST_ZERO = 1e-300  # the strength of a weight of 0: it is taken where there is no other
+
+
+def smart_ratio(model: nn.Module, count: int, generator: torch.Generator) -> Scores:
+    """Random places, with a ratio for each layer that falls with depth: the "random tickets" of Su et al. 2020.
+
+    Layer l of L keeps a ratio proportional to k^2 + k with k = L - l + 1, and in a VGG (convolutions and BatchNorm without residual blocks) to
+    (k^2 + k) / l^2. The last layer keeps 0.3, and counts in L as in the authors' code. What is beyond a ratio of 1 goes to the next layers.
+    Ours, because the paper has no such small budgets: the last layer takes at most half of ``count``.
+
+    Args:
+        count: how many weights are kept.
+        generator: on the CPU.
+
+    Returns:
+        float64; noise, uniform in [0, 1), for what is removed, and 1 more for what is kept.
+
+    Raises:
+        UserError: ``count`` is not in 1..N.
+    """
+    weights, kinds = prunable(model), {type(module) for module in model.modules()}
+    sizes = np.array([w.numel() for w in weights.values()])
+    if not 1 <= count <= sizes.sum():
+        raise UserError(f"cannot keep {count:,} weights of a network that has {sizes.sum():,}")
+    layer = np.arange(1, len(sizes))
+    k = len(sizes) - layer + 1
+    vgg = {nn.Conv2d, nn.BatchNorm2d} <= kinds and Block not in kinds
+    share = (k**2 + k) / layer ** (2 if vgg else 0) * sizes[:-1]
+    last = min(round(0.3 * sizes[-1]), count // 2)
+    kept = np.diff(np.rint((count - last) * share.cumsum() / share.sum()), prepend=0).astype(int)  # a rounded running sum loses no weight
+    over, scores = count - last - kept.sum(), {}
+    for (name, w), wanted in zip(weights.items(), [*kept, last]):
+        keep = min(wanted + over, w.numel())
+        over += wanted - keep  # ratios fall with depth: every layer before one that overflows is full
+        noise = torch.rand(w.numel(), generator=generator, dtype=torch.double)
+        noise[noise.topk(keep).indices] += 1
+        scores[name] = noise.view(w.shape).to(w.device)
+    return scores
+
+
+def phew(model: nn.Module, count: int, generator: torch.Generator) -> Scores:
+    """The weights on random walks between inputs and outputs that prefer large weights: PHEW (Patil & Dovrolis 2021).
+
+    Forward walks from a random input and backward walks from a random output take turns. A step goes to a unit or channel in proportion to the
+    L1 norm of the kernel between the two, and takes one weight of the kernel in proportion to |w|; behind a ``Flatten`` the features of a channel
+    are the kernel. A walk crosses a residual block by the branch or, equally often, by the shortcut if that is a convolution, and never by an
+    identity. A walk that would bring more than is missing is passed over. What no walk brings is filled with weights that each complete a path
+    of weights already kept, drawn in proportion to |w|. The authors' code begins at the units in order, and behind a ``Flatten`` takes a feature
+    of the channel without regard to |w|.
+
+    Every kept weight is effective: where maps are tiny, a walk over channels may lead no pixel through, and its weights go before others walk on.
+
+    Args:
+        count: how many weights are kept.
+        generator: on the CPU; one number is drawn, the seed of all that is random here.
+
+    Returns:
+        float64; from 2 down to above 1 in the order in which the weights were reached, and noise, uniform in [0, 1), for the rest.
+
+    Raises:
+        UserError: ``count`` is less than a path or more than all paths, no such weights were found, or ``compaction`` cannot read the network.
+    """
+    weights = prunable(model)
+    rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+    usable = flatten(masks.effective(model, masks.ones(model))).cpu().numpy()
+    strength = np.maximum(flatten(weights).double().abs().cpu().numpy() * usable, _ALMOST_ZERO)
+    stages = _stages(model, strength)
+    least, most = sum(min(map(len, ways)) for ways in stages), np.count_nonzero(usable)
+    if not least <= count <= most:
+        raise UserError(f"PHEW keeps whole paths, which in this network are from {least:,} to {most:,} weights; got {count:,}")
+    both = ([[[_step(start, kernels.transpose(1, 0, 2)) for start, kernels in way] for way in ways] for ways in stages],
+            [[[_step(start, kernels) for start, kernels in reversed(way)] for way in ways] for ways in reversed(stages)])
+    order = np.empty(0, dtype=int)
+    for _ in range(_TRIES):
+        order = _visit(order, count, len(strength), both, rng)
+        completing = _completing(model, order)
+        if not completing[order].all():
+            order = order[completing[order]]
+            continue
+        completing[order] = False
+        others = np.flatnonzero(completing)
+        arrival = rng.exponential(size=len(others)) / strength[others]  # who comes first is drawn in proportion to strength
+        order = np.concatenate([order, others[np.argsort(arrival)[:count - len(order)]]])
+        if len(order) == count:
+            break
+        order = order[:0]  # a narrow network: these walks leave no room for exactly so many
+    else:
+        raise UserError(f"PHEW found no {count:,} weights of this network that all lie on paths; ask for some more or less")
+    scores = rng.random(len(strength))
+    scores[order] = 2 - np.arange(count) / count
+    return {name: s.to(weights[name].device) for name, s in unflatten(torch.from_numpy(scores), weights).items()}
+
+
+class _Step(NamedTuple):
+    """A layer in the direction in which walks cross it; its weight [from, to, tap] has the place ``start + strides . (from, to, tap)``."""
+
+    start: int
+    shape: tuple[int, int, int]
+    strides: tuple[int, ...]
+    ends: np.ndarray  #: [from * to * taps] running sums of strength, scaled so that the weights of unit u share (u, u + 1] out
+
+
+Stages = list[list[list[_Step]]]  # one behind the other; the ways through each; a way's layers
+
+
+def _step(start: int, kernels: np.ndarray) -> _Step:
+    """``kernels`` [from, to, taps] hold strengths."""
+    sums = kernels.reshape(len(kernels), -1).cumsum(1)
+    ends = sums / sums[:, -1:] + np.arange(len(sums))[:, None]
+    return _Step(start, kernels.shape, tuple(stride // kernels.itemsize for stride in kernels.strides), ends.ravel())
+
+
+def _stages(model: nn.Module, strength: np.ndarray) -> list[list[list[tuple[int, np.ndarray]]]]:
+    """The network as stages one behind the other, each with one or two ways through; a way is layers (place of the first weight, [to, from, taps])."""
+    if any(isinstance(module, compaction.Select) for module in model.modules()):
+        raise UserError("PHEW cannot walk through a Select; prune the network before it is made smaller")
+    parts = unflatten(torch.from_numpy(strength), prunable(model))
+    chains = compaction._chains(model)  # one, then branch and shortcut of a block, then one again
+    stages, width = [], None
+    for group in (group for i in range(0, len(chains), 3) for group in (chains[i:i + 1], chains[i + 1:i + 3])):
+        ways = []
+        for chain in group:
+            way, units = [], width
+            for part in (parts[f"{name}.weight"] for name, module in chain if isinstance(module, compaction.WEIGHTED)):
+                way.append((part.storage_offset(), part.reshape(len(part), units or part.shape[1], -1).numpy()))
+                units = len(part)
+            if way:
+                ways.append(way)
+        if ways:
+            stages.append(ways)
+            width = units
+    return stages
+
+
+def _visit(order: np.ndarray, count: int, size: int, both: tuple[Stages, Stages], rng: np.random.Generator) -> np.ndarray:
+    """``order`` and behind it the places that walks reach besides, ``count`` together or less, out of ``size``."""
+    seen = np.zeros(size + 1, dtype=bool)
+    seen[order] = seen[-1] = True  # -1 stands for a layer that a walk did not cross
+    found, missing = [order], count - len(order)
+    while missing:
+        walks = np.stack([_walk(stages, rng) for stages in both], 1).reshape(_WALKS, -1)  # forward and backward in turn
+        fresh = ~seen[walks]
+        fits = fresh.sum(1) <= missing
+        walks, fresh = walks[fits], fresh[fits]
+        first = np.sort(np.unique(walks[fresh], return_index=True)[1])
+        ends = np.bincount(np.nonzero(fresh)[0][first], minlength=len(walks)).cumsum()  # new places up to and with each walk
+        brought = ends[ends <= missing].max(initial=0)  # so no walk is cut
+        found.append(walks[fresh][first[:brought]])
+        seen[found[-1]] = True
+        if brought * _WORTH < min(missing, _WALKS):
+            break
+        missing -= brought
+    return np.concatenate(found)
+
+
+def _walk(stages: Stages, rng: np.random.Generator) -> np.ndarray:
+    """Walks in one direction: the places of their weights [walks, layers], -1 for a layer that a walk does not cross."""
+    units = rng.integers(stages[0][0][0].shape[0], size=_WALKS // 2)
+    columns = []
+    for ways in stages:
+        chosen = rng.integers(len(ways), size=len(units))
+        for number, way in enumerate(ways):
+            walkers = np.flatnonzero(chosen == number)
+            for start, shape, strides, ends in way:
+                # A weight in proportion to |w| among all of a unit's is a neighbour by its kernel's L1 norm, and then a weight of the kernel.
+                index = np.unravel_index(np.searchsorted(ends, units[walkers] + (1 - rng.random(len(walkers)))), shape)
+                units[walkers] = index[1]
+                columns.append(np.full(len(units), -1))
+                columns[-1][walkers] = start + sum(i * stride for i, stride in zip(index, strides))
+    return np.stack(columns, 1)
+
+
+def _completing(model: nn.Module, places: np.ndarray) -> np.ndarray:
+    """Whether a path leads through a weight [weights] whose other weights are all among ``places``; counts paths as ``masks.effective`` does.
+
+    Those among ``places`` are then effective, and any others would be.
+    """
+    like = prunable(model)
+    device = next(iter(like.values())).device
+    kept = torch.zeros(sum(w.numel() for w in like.values()), dtype=torch.double)
+    kept[torch.from_numpy(places)] = 1
+    weights = {name: w.requires_grad_() for name, w in unflatten(kept.to(device), like).items()}
+    with torch.enable_grad(), linearised(model, weights, paths=True):
+        out = model(torch.ones((1, *input_shape(model)), dtype=torch.double, device=device)).sum()
+        return np.concatenate([g.flatten().cpu().numpy() > 0 for g in torch.autograd.grad(out, list(weights.values()))])
