@@ -60,6 +60,23 @@ class Compact:
     _ways: Ways = field(repr=False)
     _shifts: dict[str, Tensor] = field(repr=False)  # what folding added to a tensor of the smaller network
 
+    def narrow(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The part of tensors shaped like the full network's weights that the smaller one has; 0 where that was pruned."""
+        parts = {}
+        for name, m in self.mask.items():
+            there, here = self._ways[name]
+            parts[name] = tensors[name].new_zeros(m.shape)
+            parts[name][here] = tensors[name][there]
+        return parts
+
+    def widen(self, mask: Mask) -> Mask:
+        """A mask of the smaller network as one of the full network."""
+        whole = {name: torch.zeros_like(m) for name, m in self._whole.items()}
+        for name, m in mask.items():
+            there, here = self._ways[name]
+            whole[name][there] = m[here]
+        return whole
+
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
         """Write parameters and BatchNorm statistics into ``model``, the full network; a pruned weight becomes exactly 0.

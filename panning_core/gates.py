@@ -14,19 +14,20 @@ from __future__ import annotations
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from itertools import islice
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import masks, training
+from . import compaction, masks, training
 from .data import Splits
 from .errors import UserError, pick
 from .masks import Mask
 from .models import prunable
 
-ANNEAL = 0.8  #: the share of the steps in which a budget is reached
+FIRST, WIDE = 6, 20  #: one of so many steps on the whole network, down to so many times the budget
 
 #: what has a gate: shape of a weight -> shape of its logits
 STRUCTURES: dict[str, Callable[[torch.Size], tuple[int, ...]]] = {
@@ -73,14 +74,14 @@ class Gates:
             stay), or of whole inputs of a layer.
         temperature: tau of the gradient.
         generator: of all noise, on the CPU.
-        initial: the shape of some logits -> their first values; None is 0, open half of the time.
+        initial: the logits' first values, by the name of the weight; None is 0, open half of the time.
 
     Raises:
         UserError: an unknown structure, a temperature that is not above 0, or a network that has gates already.
     """
 
     def __init__(self, model: nn.Module, structure: str = "weights", temperature: float = 1.0, generator: torch.Generator | None = None,
-                 initial: Callable[[tuple[int, ...]], Tensor] | None = None):
+                 initial: Mapping[str, Tensor] | None = None):
         shape_of = pick("structure", structure, STRUCTURES)
         if not 0 < temperature < math.inf:
             raise UserError(f"temperature is {temperature}; it must be a number above 0")
@@ -92,8 +93,7 @@ class Gates:
         self._plain = copy.deepcopy(model)  # whose paths can be followed
         self.gates: dict[str, Gate] = {}
         for name, layer in list(self._layers.items())[:-1 if structure == "outputs" else None]:
-            shape = shape_of(weights[name].shape)
-            logits = torch.zeros(shape) if initial is None else initial(shape)
+            logits = torch.zeros(shape_of(weights[name].shape)) if initial is None else initial[name].clone()
             self.gates[name] = Gate(logits.to(weights[name]), temperature)
             parametrize.register_parametrization(layer, "weight", self.gates[name], unsafe=True)  # shape and type stay; saves a call of ours
 
@@ -196,71 +196,110 @@ def fit_penalty(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, 
     return losses
 
 
-def fit_budget(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor], steps: int, budget: int,
-               lr: float = 0.005, gate_lr: float = 0.03) -> list[float]:
-    """Train weights and gates in place under a budget, ours: in every step an exact number of gates is open.
+def falling(start: int, budget: int, steps: int, noise: tuple[float, float] = (1.0, 0.0), within: float = 0.8) -> Callable[[int], tuple[int, float, float]]:
+    """A plan for ``fit_budget``: step -> how many gates are open, how strong their noise is, and a factor for the rates.
 
-    That number falls exponentially from all to ``budget`` within the first ``ANNEAL`` of the steps, and the noise with it to 0. Weights learn by Adam,
-    gates by momentum; their gradients are divided by the root of *all* gates' mean square, so that a gate that matters more moves more,
-    which Adam would undo. Both rates fall to 0 along a cosine.
+    The number falls from ``start`` to ``budget`` exponentially, ``noise`` from its first to its second value linearly, both in the first part ``within``
+    of the steps; in the rest the rates go to 0 along a cosine.
+    """
+    def plan(step: int) -> tuple[int, float, float]:
+        progress = min(1.0, step / (within * steps))
+        rest = max(0, step - round(within * steps))
+        return round(start * (budget / start) ** progress), noise[0] + (noise[1] - noise[0]) * progress, training.DECAYS["cosine"](rest, max(1, steps - round(within * steps)))
+
+    return plan
+
+
+def fit_budget(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor],
+               plan: Callable[[int], tuple[int, float, float]], lr: float, gate_lr: float, forget: float) -> list[float]:
+    """Train weights and gates in place under a budget, ours: in every step exactly as many gates are open as ``plan`` says.
+
+    Weights learn by Adam, gates by momentum. The gates' gradients are divided by the root of the mean square of *all* of them, so that a gate that matters more
+    moves more, which Adam would undo. Logits decay at the rate ``forget``, so that a gate is judged by its last 1 / (gate_lr * forget) steps or so and not
+    by what it was worth in a network that is gone.
 
     Args:
         batches: one (x, y) a step.
+        lr, gate_lr: rates of weights and gates, times the factor of the plan.
 
     Returns:
         The loss of every step.
     """
-    if not 1 <= budget <= gates.count:
-        raise UserError(f"budget is {budget}; this network has from 1 to {gates.count} gates to keep open")
-    optimiser, scale, losses = torch.optim.Adam(gates.weights(), lr), None, []
-    mover = torch.optim.SGD(gates.logits(), gate_lr, momentum=0.9, dampening=0.1)
+    adam, momentum = torch.optim.Adam(gates.weights(), lr), torch.optim.SGD(gates.logits(), gate_lr, momentum=0.9, dampening=0.1, weight_decay=forget)
+    square, losses = None, []
     for step, (x, y) in enumerate(batches):
-        progress = min(1.0, step / steps / ANNEAL)
-        gates.draw(1 - progress, round(gates.count * (budget / gates.count) ** progress))
+        opened, noise, rate = plan(step)
+        gates.draw(noise, opened)
         now = loss(model(x), y)
-        for each, rate in ((optimiser, lr), (mover, gate_lr)):
-            each.param_groups[0]["lr"] = rate * training.DECAYS["cosine"](step, steps)
-            each.zero_grad()
+        adam.zero_grad()
+        momentum.zero_grad()
         now.backward()
-        square = sum(p.grad.square().sum() for p in gates.logits()) / gates.count
-        scale = square if scale is None else torch.lerp(square, scale, 0.99)
+        latest = sum(p.grad.square().sum() for p in gates.logits()) / gates.count
+        square = latest if square is None else torch.lerp(latest, square, 0.99)
         for p in gates.logits():
-            p.grad /= scale.sqrt() + 1e-20
-        optimiser.step()
-        mover.step()
+            p.grad /= square.sqrt() + 1e-20
+        adam.param_groups[0]["lr"], momentum.param_groups[0]["lr"] = lr * rate, gate_lr * rate
+        adam.step()
+        momentum.step()
         losses.append(float(now.detach()))
     gates.rest()
     return losses
 
 
-def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs: int = 60, batch_size: int = 256, lr: float = 0.005,
-          gate_lr: float = 0.03, temperature: float = 1.0, penalty: float = 0.0, structure: str = "weights") -> tuple[Mask, list[dict]]:
+def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs: int = 36, batch_size: int = 256, lr: float = 0.005,
+          gate_lr: float = 0.03, forget: float = 0.3, temperature: float = 1.0, penalty: float = 0.0, structure: str = "weights") -> tuple[Mask, list[dict]]:
     """Learn weights and topology of ``model`` in place, on the cross-entropy of the training images.
+
+    With a budget the gates begin on the whole network; once ``WIDE`` times the budget is open, units without an open gate are removed and the others
+    go on, many times faster.
 
     Args:
         density: the fraction of gates to stay open: of gates on weights, the mask has at most round(density * N) *effective* weights and no others.
         seed: of the gates' noise and the order of the images.
         epochs, batch_size: of this training; what is left of the network may be trained further.
-        lr, gate_lr, temperature, structure: as in ``fit_budget`` and ``Gates``.
-        penalty: above 0, the paper's way instead (``fit_penalty`` with ``density`` as its target, times 1 / density); the budget is met afterwards.
+        lr, gate_lr, forget: as in ``fit_budget``.
+        temperature, structure: as in ``Gates``.
+        penalty: above 0, the paper's way instead: ``fit_penalty`` with ``density`` as its target; the budget is met afterwards.
 
     Returns:
-        The mask, and a row for each epoch: its mean ``loss``, how many logits are above the final threshold's level 0 (``open``), no ``events``.
+        The mask, and a row for each epoch with its mean ``loss`` and ``events``, of which there are none.
 
     Raises:
-        UserError: a budget that leaves no path, or bad input of ``Gates``.
+        UserError: a budget that leaves no path, bad input of ``Gates``, or a network that ``compaction`` cannot read.
     """
-    gates = Gates(model, structure, temperature, torch.Generator().manual_seed(seed))
-    recipe = training.Recipe(epochs, batch_size, seed=seed)
-    steps = epochs * math.ceil(len(splits.train) / batch_size)
-    batches = ((x, y) for steps_of_epoch in training.epochs(splits.train, recipe) for x, y, _ in steps_of_epoch)
-    budget = max(1, round(density * gates.count))
+    generator = torch.Generator().manual_seed(seed)
+    gates = Gates(model, structure, temperature, generator)
+    budget, per_epoch = max(1, round(density * gates.count)), math.ceil(len(splits.train) / batch_size)
+    steps, first = epochs * per_epoch, epochs * per_epoch // FIRST
+    batches = ((x, y) for epoch in training.epochs(splits.train, training.Recipe(epochs, batch_size, seed=seed)) for x, y, _ in epoch)
+    loss, wide = nn.functional.cross_entropy, WIDE * budget
     model.train()
     if penalty:
-        losses = fit_penalty(model, gates, batches, nn.functional.cross_entropy, lr, penalty / density, density)
+        losses = fit_penalty(model, gates, batches, loss, lr, penalty, density)
+    elif structure != "weights" or wide >= gates.count:
+        losses = fit_budget(model, gates, batches, loss, falling(gates.count, budget, steps), lr, gate_lr, forget)
     else:
-        losses = fit_budget(model, gates, batches, nn.functional.cross_entropy, steps, budget, lr, gate_lr)
+        losses = fit_budget(model, gates, islice(batches, first), loss, falling(gates.count, wide, first, (1.0, 0.5), 1.0), lr, gate_lr, forget)
+        logits, opened = {name: gate.logits.detach() for name, gate in gates.gates.items()}, gates.mask()
+        gates.remove()
+        small = compaction.compact(model, {name: m & _between(opened[name]) for name, m in masks.ones(model).items()}, fold=False)
+        gates = Gates(small.model, structure, temperature, generator, small.narrow(logits))
+        losses += fit_budget(small.model, gates, batches, loss, falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0)), lr, gate_lr, forget)
+        mask = small.widen(gates.mask(budget))
+        gates.remove()
+        small.restore(model)
+        return mask, _epochs(losses, per_epoch)
     mask = gates.mask(budget)
     gates.remove()
-    per_epoch = steps // epochs
-    return mask, [{"loss": sum(part) / len(part), "events": []} for part in (losses[i:i + per_epoch] for i in range(0, steps, per_epoch))]
+    return mask, _epochs(losses, per_epoch)
+
+
+def _between(opened: Tensor) -> Tensor:
+    """Every weight between a unit and an input that both have an open gate."""
+    pairs = opened.flatten(2).any(2) if opened.dim() > 2 else opened
+    both = pairs.any(1, keepdim=True) & pairs.any(0, keepdim=True)
+    return both.view(*both.shape, *[1] * (opened.dim() - 2)).expand(opened.shape)
+
+
+def _epochs(losses: list[float], per_epoch: int) -> list[dict]:
+    return [{"loss": sum(part) / len(part), "events": []} for part in (losses[i:i + per_epoch] for i in range(0, len(losses), per_epoch))]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from . import masks, pathways
 from .errors import UserError
-from .gates import Gates, fit_budget, fit_penalty
+from .gates import Gates, falling, fit_budget, fit_penalty
 from .models import prunable
 
 WANTED = torch.tensor([[True, True, False, False], [False, False, True, True]])  #: [output, input]: what each output may see
@@ -91,12 +91,11 @@ def run(toy: Toy) -> dict:
     generator = torch.Generator().manual_seed(toy.seed)
     (x, y), (x_test, y_test) = points(generator), points(generator)
     model = network(generator)
-    scales = iter([2 / layer.in_features for layer in model[::2]])
-    gates = Gates(model, temperature=toy.temperature, generator=generator,  # the difference of two logits N(0, 1) * 2 / fan-in
-                  initial=lambda shape: torch.randn(shape, generator=generator) * next(scales) * 2 ** 0.5)
+    initial = {name: torch.randn(w.shape, generator=generator) * 2 ** 0.5 * 2 / w.shape[1] for name, w in prunable(model).items()}
+    gates = Gates(model, temperature=toy.temperature, generator=generator, initial=initial)  # the difference of two logits N(0, 1) * 2 / fan-in
     batches = repeat((x, y), toy.steps)
     if toy.budget:
-        fit_budget(model, gates, batches, nn.functional.l1_loss, toy.steps, toy.budget, toy.lr, toy.gate_lr)
+        fit_budget(model, gates, batches, nn.functional.l1_loss, falling(gates.count, toy.budget, toy.steps), toy.lr, toy.gate_lr, 0.0)
     else:
         fit_penalty(model, gates, batches, nn.functional.l1_loss, toy.lr, toy.penalty)
     mask = gates.mask()
