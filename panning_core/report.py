@@ -34,8 +34,8 @@ METHODS = {
     "gumbel-softmax": "Gumbel-Softmax gates", "iterative-magnitude": "iterative magnitude", "trained-magnitude": "magnitude after training"}
 MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
 COLOURS = dict(zip(METHODS, ["black", "#e377c2", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#17becf", "#ff7f0e", "#9467bd", "#8c564b", "#c49c94",
-                             "#393b79", "#9c9ede", "#7f7f7f", "#bcbd22", "#d62728", "#e6ab02", "#666666"]))
-MARKERS = dict(zip(METHODS, "_*oosD^dp^vPh>Xs.*<8"))
+                             "#393b79", "#9c9ede", "#7f7f7f", "#bcbd22", "#006d5b", "#e6ab02", "#666666"]))
+MARKERS = dict(zip(METHODS, "_*oosD^dpvPXh>s.*<8"))
 
 
 def label(run: pd.Series) -> str:

@@ -153,6 +153,23 @@ def test_any_network_and_the_way_back(case):
         assert close(outputs(masked(full, mask)), outputs(small.model))
 
 
+@pytest.mark.parametrize("name, density", [("lenet300", 0.3), ("lenet300", 0.003), ("lenet5", 0.03), ("resnet20", 0.03), ("vgg11", 0.001)])
+@BOTH
+def test_tensors_and_masks_find_the_way_in_and_back(name, density, fold):
+    model = built(name)
+    mask = some_mask(model, density)
+    small, live = compact(model, mask, fold), masks.effective(model, mask)
+    numbered = {layer: torch.arange(1, m.numel() + 1).view(m.shape) for layer, m in mask.items()}
+    there, weights = small.narrow(numbered), small.narrow({layer: w.detach() for layer, w in models.prunable(model).items()})
+    whole = small.widen(small.mask)
+    assert list(whole) == list(mask) and all(m.shape == mask[layer].shape and m.dtype == torch.bool for layer, m in whole.items())
+    assert all((mask[layer] | ~m).all() and (m | ~live[layer]).all() for layer, m in whole.items())  # of the mask, and all that is effective
+    assert masks.count(whole) == masks.count(small.mask) and not masks.count(small.widen({layer: torch.zeros_like(m) for layer, m in small.mask.items()}))
+    for layer, w in models.prunable(small.model).items():
+        assert there[layer].shape == w.shape and torch.equal(there[layer][small.mask[layer]].sort().values, numbered[layer][whole[layer]])
+        assert fold or torch.equal(weights[layer][small.mask[layer]], w.detach()[small.mask[layer]])  # folding changes weights
+
+
 def test_in_train_mode_folding_is_exact_as_long_as_running_means_are_the_constants():
     model = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
     model.input_shape = (1, 8, 8)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from panning_core import ROOT, studies
+from panning_core import ROOT, masks, networks, studies
 
 README = (ROOT / "README.md").read_text()
 
@@ -17,13 +17,18 @@ def blocks(language):
 
 def test_python_examples_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, own_agent = blocks("python")
+    first, own_agent, variants, gated = blocks("python")
     scope = {}
     exec(compile(first, "README.md", "exec"), scope)
     assert "fc1" in capsys.readouterr().out
     assert scope["log"].validation_accuracy.iloc[-1] > 0.5
     exec(compile(own_agent, "README.md", "exec"), scope)
     assert len(scope["trace"]) == 20 and (tmp_path / "mine.npz").exists()
+    exec(compile(variants, "README.md", "exec"), scope)
+    model, mask = scope["model"], scope["mask"]
+    assert masks.count(mask) <= round(0.01 * masks.size(mask)) and masks.count(masks.effective(model, mask)) == masks.count(mask)
+    exec(compile(gated, "README.md", "exec"), scope)
+    assert masks.count(scope["mask"]) <= 502 and scope["log"].validation_accuracy.iloc[-1] > 0.5
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
@@ -41,11 +46,17 @@ def test_shell_commands_are_understood(command):
 
 def test_sweep_command_is_understood():
     """Its study is in the profile; with no jobs allowed it is refused at the last check before the work."""
-    (command,) = [c for c in COMMANDS if c.startswith("python -m")]
+    (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core.studies")]
     arguments = command.split()[1:]
     assert arguments[2] in studies.profile("quick")
     done = subprocess.run([sys.executable, *arguments[:-1], "0"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: jobs is 0; it must be at least 1\n"
+
+
+def test_the_network_of_399_weights_is_there():
+    (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core.networks")]
+    model, mask = networks.rebuild(networks.load(ROOT / command.split()[-1]))
+    assert masks.count(mask) == masks.count(masks.effective(model, mask)) <= 399 and masks.size(mask) == 266_200
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
