@@ -77,6 +77,30 @@ def test_lists_are_crossed_and_the_last_varies_fastest():
     assert found == [(m, s, seed) for m in ("snip", "grasp") for s in (0.5, 0.9) for seed in (0, 1)]
 
 
+@pytest.mark.parametrize("learner", studies.LEARNERS)
+@pytest.mark.parametrize("field, value", [("rounds", 3), ("schedule", "linear"), ("scope", "layerwise"), ("revive", True), ("per_class", 5), ("fixed_batch", True),
+                                          ("transfer", True), ("returns", True), ("effective", True), ("control", "invert")])
+def test_a_learner_has_no_fields_of_pruning_before_training(learner, field, value):
+    with pytest.raises(UserError) as error:
+        Run(**TINY, method=learner, sparsity=0.9, **{field: value})
+    assert str(error.value) == f"{learner} learns its mask; {field} {value!r} belongs to pruning before training"
+
+
+@pytest.mark.parametrize("learner", studies.LEARNERS)
+def test_a_learner_takes_the_other_fields(learner):
+    for field, value in (("control", "shuffle"), ("control", "reinitialise"), ("seed", 3), ("init", "panning"), ("recipe", "cifar"), ("epochs", 0), ("network", True),
+                         ("options", {"epochs": 1}), ("precision", "bf16")):
+        run = Run(**{**TINY, "method": learner, "sparsity": 0.9, field: value})
+        assert Run(**json.loads(json.dumps(run.canonical()))) == run
+
+
+def test_the_options_of_learners():
+    known = {name: set(errors.keywords(learn)) for name, learn in studies.LEARNERS.items()}
+    assert known["trained-magnitude"] == {"epochs"} and known["iterative-magnitude"] == {"rounds", "epochs", "rewind"}
+    assert known["gumbel-softmax"] >= {"epochs", "batch_size", "temperature", "penalty", "structure"}
+    assert not set(studies.LEARNERS) & set(studies.pruning.methods()) and set(studies.PRUNING) <= {f.name for f in dataclasses.fields(Run)}
+
+
 def test_method_all_is_every_pruner():
     assert [run.method for run in expand([{**TINY, "method": "all", "sparsity": 0.9}])] == studies.pruning.methods()
 
@@ -113,6 +137,20 @@ def test_a_run_of_two_entries_is_done_once():
     ({"transfer": "no"}, "transfer is 'no'"),
     ({"fixed_batch": 3}, "fixed_batch is 3"),
     ({"precision": "bf1"}, "unknown precision 'bf1'; did you mean 'bf16'?"),
+    ({"effective": 1}, "effective is 1; it must be true or false"), ({"network": "yes"}, "network is 'yes'; it must be true or false"),
+    ({"effective": True}, "a dense run has sparsity 0, nothing to transfer"),
+    ({"method": "gumbel-softmx"}, "unknown method 'gumbel-softmx'; did you mean 'gumbel-softmax'"),
+    ({"method": "prospr", "options": 3}, "options are 3; they must be names and values, like {steps: 3}"),
+    ({"method": "prospr", "options": "steps"}, "options are 'steps'; they must be names and values"),
+    ({"method": "prospr", "options": None}, "options are None; they must be names and values"),
+    ({"method": "prospr", "options": {"step": 1}}, "unknown option of prospr 'step'; did you mean 'steps'"),
+    ({"method": "prospr", "options": {"steps": "1"}}, "option steps of prospr is '1'; it must be int, like 3"),
+    ({"method": "prospr", "options": {"steps": 1.5}}, "option steps of prospr is 1.5"), ({"method": "prospr", "options": {3: 1}}, "unknown option of prospr 3"),
+    ({"options": {"steps": 1}}, "dense has no options, got 'steps'"), ({"method": "snip", "options": {"steps": 1}}, "snip has no options, got 'steps'"),
+    ({"method": "gumbel-softmax", "options": {"steps": 1}}, "unknown option of gumbel-softmax 'steps'"),
+    ({"method": "gumbel-softmax", "options": {"epochs": True}}, "option epochs of gumbel-softmax is True; it must be int"),
+    ({"method": "gumbel-softmax", "rounds": 5}, "gumbel-softmax learns its mask; rounds 5 belongs to pruning before training"),
+    ({"method": "gumbel-softmax", "mix": (1, 0, 0)}, "a mix belongs to panning or panning-product, not to gumbel-softmax"),
 ])
 def test_bad_input_is_named_with_what_is_near(entry, message):
     with pytest.raises(UserError) as error:
@@ -201,9 +239,45 @@ def test_a_control_changes_what_it_says(control):
     assert same_counts == (control != "invert")
 
 
+LEARNING = {"gumbel-softmax": {"epochs": 3}, "iterative-magnitude": {"epochs": 2, "rounds": 2}, "trained-magnitude": {"epochs": 2}}
+
+
+@pytest.mark.parametrize("method", studies.LEARNERS)
+def test_a_learned_mask_is_trained_on_and_the_network_is_recorded(method, digits):
+    run = Run(**{**TINY, "epochs": 3}, method=method, sparsity=0.9, seed=1, options=LEARNING[method], network=True)
+    found = json.loads(json.dumps(studies.execute(run), allow_nan=False))
+    assert 0 < found["kept_weights"] == found["effective_weights"] <= 5_020 and found["events"] == [] and found["prune_seconds"] > 0
+    assert found["epochs"] == 3 and not found["diverged"] and found["test_accuracy"] > 0.3
+    model, mask = studies.networks.rebuild(found["network"])
+    assert (found["network"]["model"], found["network"]["dataset"]) == ("lenet300", "digits") and studies.masks.count(mask) == found["effective_weights"]
+    assert training.accuracy(model.eval()(digits.test.x), digits.test.y) == found["test_accuracy"]
+    again = studies.execute(dataclasses.replace(run, network=False))
+    assert {k: v for k, v in again.items() if not k.endswith("_seconds")} == {k: v for k, v in found.items() if not k.endswith("_seconds") and k != "network"}
+
+
+@pytest.mark.parametrize("control", ["shuffle", "reinitialise"])
+def test_a_control_of_a_learned_mask(control, digits):
+    """A shuffle has other places, and other places are on no path; fresh weights have the same places and begin at another loss."""
+    run = Run(**TINY, method="trained-magnitude", sparsity=0.95, options={"epochs": 4}, network=True)
+    plain, found = studies.execute(run), studies.execute(dataclasses.replace(run, control=control))
+    places = [{name: layer["places"] for name, layer in each["network"]["weights"].items()} for each in (plain, found)]
+    assert [kept for kept, _ in found["layers"].values()] == [kept for kept, _ in plain["layers"].values()]
+    assert (places[0] == places[1]) == (control == "reinitialise") and found["curve"]["loss"][0] > plain["curve"]["loss"][0]
+
+
+@pytest.mark.parametrize("method", ["dense", "snip"])
+def test_the_network_of_any_run_is_recorded_if_asked_for(method, digits):
+    run = Run(**TINY, method=method, sparsity=0.9 if method == "snip" else 0, network=True)
+    found = studies.execute(run)
+    model, mask = studies.networks.rebuild(found["network"])
+    assert training.accuracy(model.eval()(digits.test.x), digits.test.y) == found["test_accuracy"] and studies.masks.count(mask) == found["effective_weights"]
+    assert "network" not in studies.execute(dataclasses.replace(run, network=False))
+    assert report.tidy([{"key": run.key(), "run": run.canonical(), "metrics": found}]).method.tolist() == [method]
+
+
 def test_a_diverged_run_is_a_result_that_says_so(monkeypatch):
     monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(lr=1e12))
-    found = studies.execute(RUN)
+    found = studies.execute(dataclasses.replace(RUN, network=True))
     assert found["diverged"] and found["epochs"] <= 2 and found["curve"]["loss"][-1] is None
     json.dumps(found, allow_nan=False)
 
@@ -287,6 +361,15 @@ def test_on_cuda_runs_of_one_kind_go_together_and_on_the_cpu_linear_networks_of_
             dataclasses.replace(b, seed=2, init="panning"), dataclasses.replace(a, model="resnet20"), dataclasses.replace(a, recipe="cifar")]
     assert studies._tasks(runs, "cpu") == [[runs[0], runs[4]], *([runs[k]] for k in (1, 2, 3, 5, 6, 7))]
     assert studies._tasks(runs, "cuda:0") == [[runs[0], runs[2]], [runs[4]], [runs[1], runs[5]], [runs[3]], [runs[6]], [runs[7]]]
+
+
+def test_learners_are_done_one_at_a_time():
+    """Each trains its network in a process of its own before what is left could be stacked."""
+    a = Run("digits", "lenet300", "snip", 0.9)
+    learners = [dataclasses.replace(a, method=method) for method in studies.LEARNERS]
+    runs = [a, *learners, dataclasses.replace(a, method="magnitude")]
+    for device in ("cpu", "cuda:0"):
+        assert studies._tasks(runs, device) == [[a, runs[-1]], *([run] for run in learners)]
 
 
 # --- profiles ---
@@ -388,6 +471,57 @@ def test_bad_agents_are_named_before_any_is_trained(checkout, agents, grid, mess
     with pytest.raises(UserError) as error:
         studies.sweep(STUDY, "tiny", jobs=1)
     assert message in str(error.value) and not (studies.folder(STUDY, "tiny") / "agents.jsonl").exists()
+
+
+# --- toys ---
+
+
+TOYS = [{"seed": [0, 1], "steps": 20}]
+
+
+def test_a_study_trains_its_toys_once(checkout, monkeypatch):
+    checkout.profile({STUDY: {"toys": [*TOYS, {"seed": 1, "steps": 20}, {"steps": 15, "budget": [30, 20]}]}})
+    lines = studies.toys(STUDY, "tiny", jobs=1)
+    assert [(line["toy"]["seed"], line["toy"]["steps"], line["toy"]["budget"]) for line in lines] == [(0, 20, None), (1, 20, None), (0, 15, 30), (0, 15, 20)]
+    assert all(line["toy"]["temperature"] == 3.0 and line["metrics"] == json.loads(json.dumps(studies.run_toy(studies.Toy(**line["run"])))) for line in lines)
+    assert [line["run"] for line in lines] == [{"steps": 20}, {"seed": 1, "steps": 20}, {"steps": 15, "budget": 30}, {"steps": 15, "budget": 20}]
+    assert {"commit", "seconds", "finished", "versions"} <= lines[0]["provenance"].keys()
+    ledger = studies.folder(STUDY, "tiny") / "toys.jsonl"
+    before = ledger.read_bytes()
+    assert before.count(b"\n") == 4  # the one that is there twice is done once
+    monkeypatch.setattr(studies, "run_toy", lambda toy: 1 / 0)
+    assert studies.toys(STUDY, "tiny", jobs=1) == lines and ledger.read_bytes() == before
+    checkout.profile({STUDY: {"toys": [{"seed": 1, "steps": 20}]}})
+    assert studies.toys(STUDY, "tiny") == [lines[1]]  # what the ledger holds besides is left out
+    checkout.profile({STUDY: {}})
+    assert studies.toys(STUDY, "tiny") == []
+
+
+def test_a_toy_that_fails_is_recorded_stops_no_other_and_is_tried_again(checkout, monkeypatch):
+    run_toy = studies.run_toy
+    monkeypatch.setattr(studies, "run_toy", lambda toy: run_toy(toy) if toy.seed else 1 / 0)
+    checkout.profile({STUDY: {"toys": TOYS}})
+    with pytest.raises(UserError, match="1 of 2 toys of 01_tiny failed.*seed=0.*ZeroDivisionError"):
+        studies.toys(STUDY, "tiny", jobs=1)
+    ledger = Ledger(studies.folder(STUDY, "tiny") / "toys.jsonl")
+    assert [row["run"] for row in ledger.rows()] == [{"seed": 1, "steps": 20}] and len(ledger.failures()) == 1 and "in _play" in ledger.failures()[0]["traceback"]
+    monkeypatch.undo()
+    monkeypatch.setattr(panning_core, "ROOT", checkout.root)
+    monkeypatch.setattr(studies, "ROOT", checkout.root)
+    assert [line["toy"]["seed"] for line in studies.toys(STUDY, "tiny", jobs=1)] == [0, 1] and not ledger.failures()
+
+
+@pytest.mark.parametrize("toys, message", [
+    ([{"sead": 1}], "unknown field of a toy 'sead'; did you mean 'seed'?"),
+    ([{"seed": [0, -1]}], "seed of a toy is -1; it must be a whole number from 0"),
+    ([{"steps": 10}, {"lr": "fast"}], "lr of a toy is 'fast'; it must be a number above 0"),
+    ([3], "toys"), (["seed"], "toys"), ({"seed": 1}, "toys"), (7, "toys"),
+])
+def test_bad_toys_are_named_before_any_is_trained(checkout, toys, message):
+    checkout.profile({STUDY: {"toys": toys}})
+    with pytest.raises(UserError) as error:
+        studies.toys(STUDY, "tiny", jobs=1)
+    assert message in str(error.value) and "\n" not in str(error.value) and not (studies.folder(STUDY, "tiny") / "toys.jsonl").exists()
 
 
 # --- sweeps ---
