@@ -2,7 +2,7 @@
 
 Every weight is multiplied by a gate, 0 or 1, that is drawn anew in every step; the probability that it is open is learned
 with the weights. ``Gates`` puts gates on the ``Conv2d`` and ``Linear`` layers of any network by ``torch.nn.utils.parametrize``,
-``fit`` trains them, ``learn`` does all of it for a data set and returns an ordinary network with an ordinary mask.
+``fit_penalty`` (the paper's way) and ``fit_budget`` (ours) train them, ``learn`` does all of it for a data set and returns an ordinary network with an ordinary mask.
 
 The paper gives a gate two logits and draws it by the straight-through Gumbel-softmax of both. The difference of two Gumbel
 variables is a logistic one, so one logit, their difference, with logistic noise is the same gate, and a step of Adam on both
@@ -116,11 +116,16 @@ class Gates:
         return torch.logit(uniform).to(gate.logits.device)
 
     def draw(self, scale: float = 1.0, opened: int | None = None) -> None:
-        """Fresh noise, times ``scale``, for the next passes; with ``opened`` exactly so many gates are open, those with the largest levels.
+        """Fresh noise, times ``scale``, for the next passes; 0 is the final topology, argmax of the paper's two logits.
 
-        The first is a Gumbel-softmax sample of every gate; the second is Gumbel's way to draw a set of given size, of gates whose
-        odds are exp(logits) (a budget instead of a penalty).
+        A draw of scale 1 is a Gumbel-softmax sample of every gate. With ``opened``, the threshold is such that exactly so many gates are open, those
+        with the largest levels; where levels are equal at the threshold, as before any training, fewer.
+
+        Raises:
+            UserError: a number of gates that there is not.
         """
+        if opened is not None and not 0 <= opened <= self.count:
+            raise UserError(f"cannot open {opened} gates; this network has {self.count}")
         for gate in self.gates.values():
             gate.noise = self._noise(gate) * scale if scale else None
         threshold = 0.0
@@ -130,11 +135,6 @@ class Gates:
             threshold = levels.kthvalue(len(levels) - opened).values if opened < len(levels) else levels.min() - 1
         for gate in self.gates.values():
             gate.threshold = threshold
-
-    def rest(self) -> None:
-        """No noise: from now on the network has its final topology, argmax of the paper's two logits or the last draw's number of gates."""
-        for gate in self.gates.values():
-            gate.noise = None
 
     def density(self) -> Tensor:
         """The share of open gates in a draw of its own with temperature 1, to be differentiated."""
@@ -162,7 +162,8 @@ class Gates:
 
     def _opened(self, threshold: float | None = None) -> Mask:
         opened = {name: gate.logits > (gate.threshold if threshold is None else threshold) for name, gate in self.gates.items()}
-        return {name: opened[name].expand(shape).clone() if name in opened else torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items()}
+        device = self.logits()[0].device
+        return {name: opened[name].expand(shape).clone() if name in opened else torch.ones(shape, dtype=torch.bool, device=device) for name, shape in self.shapes.items()}
 
     def _alive(self, threshold: float) -> int:
         """How many gates have an effective weight behind them."""
@@ -192,7 +193,7 @@ def fit_penalty(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, 
         (now + penalty * (target - gates.density()).abs()).backward()
         optimiser.step()
         losses.append(float(now.detach()))
-    gates.rest()
+    gates.draw(0.0)
     return losses
 
 
@@ -242,7 +243,7 @@ def fit_budget(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, T
         adam.step()
         momentum.step()
         losses.append(float(now.detach()))
-    gates.rest()
+    gates.draw(0.0, opened)
     return losses
 
 
@@ -267,16 +268,16 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
     Raises:
         UserError: a budget that leaves no path, bad input of ``Gates``, or a network that ``compaction`` cannot read.
     """
-    generator = torch.Generator().manual_seed(seed)
+    recipe, generator = training.Recipe(epochs, batch_size, seed=seed), torch.Generator().manual_seed(seed)
     gates = Gates(model, structure, temperature, generator)
     budget, per_epoch = max(1, round(density * gates.count)), math.ceil(len(splits.train) / batch_size)
     steps, first = epochs * per_epoch, epochs * per_epoch // FIRST
-    batches = ((x, y) for epoch in training.epochs(splits.train, training.Recipe(epochs, batch_size, seed=seed)) for x, y, _ in epoch)
+    batches = ((x, y) for epoch in training.epochs(splits.train, recipe) for x, y, _ in epoch)
     loss, wide = nn.functional.cross_entropy, WIDE * budget
     model.train()
     if penalty:
         losses = fit_penalty(model, gates, batches, loss, lr, penalty, density)
-    elif structure != "weights" or wide >= gates.count:
+    elif structure != "weights" or wide >= gates.count or not first:
         losses = fit_budget(model, gates, batches, loss, falling(gates.count, budget, steps), lr, gate_lr, forget)
     else:
         losses = fit_budget(model, gates, islice(batches, first), loss, falling(gates.count, wide, first, (1.0, 0.5), 1.0), lr, gate_lr, forget)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -20,8 +21,15 @@ from .masks import Mask
 from .models import prunable
 
 
-def _numbers(tensor: Tensor) -> list[float]:
-    return [float(f"{v:.9g}") for v in tensor.detach().flatten().tolist()]  # nine digits are float32 to the bit
+def _numbers(tensor: Tensor) -> list[float | None]:
+    """Nine digits are float32 to the bit; JSON has no number for what is not finite."""
+    return [float(f"{v:.9g}") if math.isfinite(v) else None for v in tensor.detach().flatten().tolist()]
+
+
+def _read(values: list, kinds: tuple[type, ...], length: int) -> Tensor:
+    if type(values) is not list or len(values) != length or not {type(v) for v in values} <= set(kinds):
+        raise ValueError(f"not a list of {length} numbers")
+    return torch.tensor(values, dtype=torch.long if kinds == (int,) else torch.float32)
 
 
 def describe(model: nn.Module, mask: Mask, name: str, dataset: str) -> dict:
@@ -47,16 +55,17 @@ def rebuild(card: dict) -> tuple[nn.Module, Mask]:
         model = models.build(card["model"], tuple(card["input_shape"]), card["classes"], seed=0)
         mask = {}
         for name, weight in prunable(model).items():
-            at, values = torch.tensor(card["weights"][name]["places"], dtype=torch.long), torch.tensor(card["weights"][name]["values"])
+            left = card["weights"][name]
+            at = _read(left["places"], (int,), len(left["places"]))
             flat = torch.zeros(weight.numel(), dtype=torch.bool)
             flat[at] = True
             if len(at) != int(flat.sum()) or bool((at < 0).any()):
                 raise ValueError(f"places of {name} that are not there, or there twice")
             mask[name] = flat.view(weight.shape)
-            weight.zero_().view(-1)[at] = values
+            weight.zero_().view(-1)[at] = _read(left["values"], (int, float), len(at))
         for name, tensor in model.state_dict().items():
             if name not in mask:
-                tensor.copy_(torch.tensor(card["others"][name]).view(tensor.shape))
+                tensor.copy_(_read(card["others"][name], (int, float), tensor.numel()).view(tensor.shape))
         return model, mask
     except UserError:
         raise
@@ -79,7 +88,9 @@ def load(path: str | Path) -> dict:
 def evaluate(card: dict, dataset: str | None = None) -> str:
     """One sentence: how many weights and biases, and the accuracy on the test images of the data set."""
     model, mask = rebuild(card)
-    splits = data.load(dataset or card["dataset"])
+    if not isinstance(name := dataset or card.get("dataset"), str):
+        raise UserError("this is not a network that was recorded here: it names no data set; use --dataset")
+    splits = data.load(name)
     if splits.input_shape != tuple(card["input_shape"]) or splits.classes != card["classes"]:
         raise UserError(f"the network reads images {card['input_shape']} of {card['classes']} classes; {splits.title} has {list(splits.input_shape)} of {splits.classes}")
     model.eval()

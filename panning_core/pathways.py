@@ -8,11 +8,12 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from . import compaction, masks
 from .data import Split
 from .masks import Mask
-from .models import input_shape, linearised, prunable
+from .models import input_shape, linearised, modes, prunable
 
 
 @contextmanager
@@ -98,15 +99,7 @@ def without(model: nn.Module, mask: Mask, output: int, shared: bool = False) -> 
 @torch.no_grad()
 def recalls(model: nn.Module, mask: Mask, split: Split) -> Tensor:
     """[classes]: the fraction of each class's images that the network under ``mask`` gives to that class."""
-    weights, mode = prunable(model), model.training
-    full = {name: w.clone() for name, w in weights.items()}
-    try:
-        model.eval()
-        for name, w in weights.items():
-            w.mul_(mask[name])
-        found = torch.cat([model(x).argmax(1) for x in split.x.split(1000)])
-    finally:
-        model.train(mode)
-        for name, w in weights.items():
-            w.copy_(full[name])
+    state = {**dict(model.named_parameters()), **{name: w * mask[name] for name, w in prunable(model).items()}}
+    with modes(model, training=False):
+        found = torch.cat([functional_call(model, state, x).argmax(1) for x in split.x.split(1000)])
     return torch.stack([(found[split.y == c] == c).double().mean() for c in range(split.classes)])

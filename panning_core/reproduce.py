@@ -80,8 +80,10 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
     """A digest of everything the executed notebook follows from; equal stamps mean there is nothing to do again."""
     digest = hashlib.sha256(json.dumps(section, sort_keys=True).encode())
     results = studies.folder(study, profile_name).parent
-    inputs = [ROOT / "notebooks" / f"{study}.ipynb", *sorted((ROOT / "panning_core").glob("*.py")), results / study / "runs.jsonl",
-              results / study / "agents.jsonl"]
+    notebook = ROOT / "notebooks" / f"{study}.ipynb"
+    text = notebook.read_text()
+    inputs = [notebook, *sorted((ROOT / "panning_core").glob("*.py"))]
+    inputs += [path for path in sorted(results.glob("*/*.jsonl")) if path.parent.name == study or path.parent.name in text]  # it may read another study's
     inputs += sorted((ROOT / "results" / "benchmarks").glob("*.csv")) + sorted((ROOT / "results" / "published").glob("*.csv"))
     if study == OVERVIEW:
         inputs += sorted(results.glob("*/verdicts.csv")) + sorted(results.glob("*/runs.jsonl"))

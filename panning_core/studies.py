@@ -479,23 +479,25 @@ def toys(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
     Raises:
         UserError: bad input (before any is trained), or, after all others are done and recorded, the toys that failed.
     """
-    wanted = []
-    for entry in section(study, profile_name).get("toys", []):
-        axes = {name: value if isinstance(value, list) else [value] for name, value in entry.items()}
-        for name in axes.keys() - (known := {f.name for f in dataclasses.fields(Toy)}):
+    entries, known, toys = section(study, profile_name).get("toys", []), {f.name for f in dataclasses.fields(Toy)}, {}
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"toys are a list of entries like {{seed: [0, 1], penalty: 0.01}}, got {entries!r}")
+    for entry in entries:
+        for name in entry.keys() - known:
             raise unknown("field of a toy", name, known)
-        wanted += [Toy(**dict(zip(axes, values))) for values in product(*axes.values())]
+        for values in product(*(value if isinstance(value, list) else [value] for value in entry.values())):
+            toy = Toy(**dict(zip(entry, values)))
+            toys[toy.key()] = toy
     ledger = Ledger(folder(study, profile_name) / "toys.jsonl")
     done = {row["key"] for row in ledger.rows()}
-    missing = [toy for toy in wanted if toy.key() not in done]
+    missing = [toy for key, toy in toys.items() if key not in done]
     if missing:
         ledger.check_writable()
         with parallel_config("loky", n_jobs=min(jobs or os.cpu_count() or 1, len(missing)), inner_max_num_threads=1):
             for line in Parallel(return_as="generator_unordered")(delayed(_play)(toy, provenance("cpu")) for toy in missing):
                 ledger.append(line)
-    toys = {toy.key(): toy for toy in wanted}
     if failed := [f"{toys[row['key']]}: {row['error']}" for row in ledger.failures() if row["key"] in toys]:
-        raise UserError(f"{len(failed)} of {len(wanted)} toys of {study} failed (recorded in {ledger.path}, trained again next time): {'; '.join(failed[:3])}")
+        raise UserError(f"{len(failed)} of {len(toys)} toys of {study} failed (recorded in {ledger.path}, trained again next time): {'; '.join(failed[:3])}")
     lines = {row["key"]: row for row in ledger.rows()}
     return [{**lines[key], "toy": dataclasses.asdict(toy)} for key, toy in toys.items()]
 

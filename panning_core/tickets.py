@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 
+import torch
 from torch import nn
 
 from . import masks, training
@@ -47,7 +48,7 @@ def _iterate(model: nn.Module, splits: Splits, density: float, seed: int, rounds
         if rewind:
             model.load_state_dict(initial)
         log = training.train(model, mask, splits, recipe)
-        scores = {name: w.detach().abs().masked_fill(~mask[name], -1) for name, w in prunable(model).items()}
+        scores = {name: w.detach().abs().masked_fill(~mask[name], -torch.inf) for name, w in prunable(model).items()}
         mask = masks.keep_top(scores, density ** (t / rounds)) if t < rounds else masks.keep_effective(model, scores, density)
         trace.append({"round": t, "loss": log.loss.iloc[-1], "sparsity": 1 - masks.density(mask), "events": []})
     if rewind:

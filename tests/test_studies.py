@@ -58,6 +58,45 @@ def test_every_field_changes_the_key():
     assert len(keys | {run.key(), agent.key(), prospr.key()}) == len(CHANGES) + 2
 
 
+def test_options_are_names_and_values_in_any_form():
+    run = dataclasses.replace(RUN, method="prospr", options={"momentum": 0.9, "lr": 0.5})
+    assert run.options == (("lr", 0.5), ("momentum", 0.9)) and run.canonical()["options"] == {"lr": 0.5, "momentum": 0.9}
+    for same in ((("momentum", 0.9), ("lr", 0.5)), [["lr", 0.5], ["momentum", 0.9]], {"lr": 0.5, "momentum": 0.9, "steps": 3, "units": False}):
+        other = dataclasses.replace(RUN, method="prospr", options=same)
+        assert other == run and other.key() == run.key() and hash(other) == hash(run)
+    recorded = json.loads(json.dumps(run.canonical()))
+    assert Run(**recorded) == run and Run(**recorded).key() == run.key() and Run(**Run(**recorded).canonical()).key() == run.key()
+    assert json.dumps(run.canonical(), sort_keys=True) == ('{"dataset": "digits", "epochs": 2, "method": "prospr", "model": "lenet300", '
+                                                           '"options": {"lr": 0.5, "momentum": 0.9}, "sparsity": 0.5}')
+
+
+@pytest.mark.parametrize("method, options", [("prospr", {}), ("prospr", ()), ("prospr", {"steps": 3, "lr": 0.1, "first_order": False}), ("snip", {}),
+                                             ("gumbel-softmax", {"structure": "weights", "penalty": 0}), ("iterative-magnitude", [("rewind", False)])])
+def test_options_at_their_default_are_not_in_the_key(method, options):
+    run = dataclasses.replace(RUN, method=method)
+    assert dataclasses.replace(run, options=options) == run and "options" not in run.canonical() and dataclasses.replace(run, options=options).key() == run.key()
+
+
+def test_numbers_of_options_have_one_key():
+    whole, decimal = (dataclasses.replace(RUN, method="prospr", options={"lr": lr}).key() for lr in (1, 1.0))
+    assert whole == decimal
+
+
+def test_options_of_a_run_are_those_of_its_method():
+    """A grid can cross them, and the metric gets them."""
+    found = expand([{**TINY, "method": "prospr", "sparsity": 0.9, "options": [{}, {"steps": 1}, {"steps": 1, "lr": 0.5}]}])
+    assert [dict(run.options) for run in found] == [{}, {"steps": 1}, {"steps": 1, "lr": 0.5}]
+    snip, of_no_steps, plain = (studies.execute(Run(**{**TINY, "epochs": 0}, method=method, sparsity=0.9, options=options))
+                                for method, options in (("snip", {}), ("prospr", {"steps": 0}), ("prospr", {})))
+    assert of_no_steps["layers"] == snip["layers"] != plain["layers"]
+
+
+def test_an_effective_run_keeps_what_is_on_a_path():
+    plain, found = (studies.execute(dataclasses.replace(RUN, method="snip", sparsity=0.99, epochs=0, effective=effective)) for effective in (False, True))
+    assert plain["kept_weights"] == 502 > plain["effective_weights"]
+    assert plain["effective_weights"] < found["effective_weights"] == found["kept_weights"] <= 502
+
+
 def test_a_policy_is_named_in_the_key():
     """So that results of the policy that comes with the package are not taken for those of its successor."""
     run = dataclasses.replace(RUN, method="panning-agent")
@@ -480,7 +519,7 @@ TOYS = [{"seed": [0, 1], "steps": 20}]
 
 
 def test_a_study_trains_its_toys_once(checkout, monkeypatch):
-    checkout.profile({STUDY: {"toys": [*TOYS, {"seed": 1, "steps": 20}, {"steps": 15, "budget": [30, 20]}]}})
+    checkout.profile({STUDY: {"toys": [*TOYS, {"steps": 15, "budget": [30, 20]}]}})
     lines = studies.toys(STUDY, "tiny", jobs=1)
     assert [(line["toy"]["seed"], line["toy"]["steps"], line["toy"]["budget"]) for line in lines] == [(0, 20, None), (1, 20, None), (0, 15, 30), (0, 15, 20)]
     assert all(line["toy"]["temperature"] == 3.0 and line["metrics"] == json.loads(json.dumps(studies.run_toy(studies.Toy(**line["run"])))) for line in lines)
@@ -488,13 +527,19 @@ def test_a_study_trains_its_toys_once(checkout, monkeypatch):
     assert {"commit", "seconds", "finished", "versions"} <= lines[0]["provenance"].keys()
     ledger = studies.folder(STUDY, "tiny") / "toys.jsonl"
     before = ledger.read_bytes()
-    assert before.count(b"\n") == 4  # the one that is there twice is done once
+    assert before.count(b"\n") == 4
     monkeypatch.setattr(studies, "run_toy", lambda toy: 1 / 0)
     assert studies.toys(STUDY, "tiny", jobs=1) == lines and ledger.read_bytes() == before
     checkout.profile({STUDY: {"toys": [{"seed": 1, "steps": 20}]}})
     assert studies.toys(STUDY, "tiny") == [lines[1]]  # what the ledger holds besides is left out
     checkout.profile({STUDY: {}})
     assert studies.toys(STUDY, "tiny") == []
+
+
+def test_a_toy_of_two_entries_is_trained_once(checkout):
+    checkout.profile({STUDY: {"toys": [*TOYS, {"seed": [1, 1], "steps": 20, "temperature": 3}]}})
+    assert [line["toy"]["seed"] for line in studies.toys(STUDY, "tiny", jobs=1)] == [0, 1]
+    assert (studies.folder(STUDY, "tiny") / "toys.jsonl").read_bytes().count(b"\n") == 2
 
 
 def test_a_toy_that_fails_is_recorded_stops_no_other_and_is_tried_again(checkout, monkeypatch):
@@ -696,3 +741,15 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(checkout,
         resumed = tables(studies.sweep(STUDY, "tiny"))
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "undisturbed"))
     assert tables(studies.sweep(STUDY, "tiny", 1)) == resumed
+
+
+# --- how methods look ---
+
+
+def test_every_method_has_a_name_and_looks_of_its_own():
+    """Those of figures that are published keep theirs."""
+    assert {"dense", *studies.pruning.PRUNERS, *studies.LEARNERS} == report.METHODS.keys() == report.COLOURS.keys() == report.MARKERS.keys()
+    assert len(set(report.METHODS.values())) == len({(report.COLOURS[name], report.MARKERS[name]) for name in report.METHODS}) == len(report.METHODS)
+    before = dict(zip(("dense", "panning-agent", "panning", "panning-product", "synflow", "iterative-snip", "force", "snip", "grasp", "grasp-abs", "magnitude", "random"),
+                      zip(["black", "#e377c2", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#9467bd", "#8c564b", "#c49c94", "#7f7f7f", "#bcbd22"], "_*oosD^vPXs.")))
+    assert {name: (report.COLOURS[name], report.MARKERS[name]) for name in before} == before
