@@ -226,7 +226,7 @@ def fit_budget(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, T
     Returns:
         The loss of every step.
     """
-    adam, momentum = torch.optim.Adam(gates.weights(), lr), torch.optim.SGD(gates.logits(), gate_lr, momentum=0.9, dampening=0.1, weight_decay=forget)
+    adam, momentum = torch.optim.Adam(gates.weights(), lr), torch.optim.SGD(gates.logits(), gate_lr, momentum=0.9, dampening=0.9, weight_decay=forget)
     square, losses = None, []
     for step, (x, y) in enumerate(batches):
         opened, noise, rate = plan(step)
