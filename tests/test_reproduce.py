@@ -198,6 +198,18 @@ def test_a_stamp_is_of_everything_a_page_follows_from(checkout, change):
     assert reproduce.stamp("01_a", "tiny", section) != before
 
 
+def test_a_page_follows_from_the_ledgers_that_its_notebook_names(checkout):
+    """Its own, of whatever kind, and those of the studies it reads."""
+    checkout.core().notebook("02_b", PARAMETERS, 'report.Study("01_a", profile)')
+    stamps = [reproduce.stamp("02_b", "tiny", {})]
+    for study, name, changes in (("01_a", "runs.jsonl", True), ("03_c", "runs.jsonl", False), ("02_b", "toys.jsonl", True)):
+        ledger = studies.folder(study, "tiny") / name
+        ledger.parent.mkdir(parents=True, exist_ok=True)
+        ledger.write_text("a line")
+        stamps.append(reproduce.stamp("02_b", "tiny", {}))
+        assert (stamps[-1] != stamps[-2]) == changes, study
+
+
 def test_the_overview_follows_from_the_others_verdicts(checkout):
     checkout.notebook(reproduce.OVERVIEW, PARAMETERS)
     before = reproduce.stamp(reproduce.OVERVIEW, "tiny", {})
