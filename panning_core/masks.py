@@ -149,18 +149,21 @@ def density(mask: Mask) -> float:
     return count(mask) / size(mask)
 
 
-def effective(model: nn.Module, mask: Mask) -> Mask:
-    """The kept weights that lie on at least one path from an input to an output through kept weights.
+def paths(model: nn.Module, mask: Mask) -> Scores:
+    """How many paths from an input to an output lead through each weight and, but for that weight, through kept ones; float64.
 
-    Counts the paths through every weight, in float64, as the gradient of the linearised network with weights 1 and 0
-    (all-ones input, biases 0); no term is negative, so a live path can not cancel.
+    They are the gradient of the linearised network with weights 1 and 0 (all-ones input, biases 0); no term is negative, so a live path can not cancel.
     """
     check(model, mask)
     weights = {name: numbers(m).requires_grad_() for name, m in mask.items()}
     x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=next(iter(mask.values())).device)
     with torch.enable_grad(), linearised(model, weights, paths=True):
-        paths = torch.autograd.grad(model(x).sum(), list(weights.values()))
-    return {name: m & (p > 0) for (name, m), p in zip(mask.items(), paths)}
+        return dict(zip(mask, torch.autograd.grad(model(x).sum(), list(weights.values()))))
+
+
+def effective(model: nn.Module, mask: Mask) -> Mask:
+    """The kept weights that lie on at least one path from an input to an output through kept weights."""
+    return {name: mask[name] & (p > 0) for name, p in paths(model, mask).items()}
 
 
 def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str = "global") -> Mask:

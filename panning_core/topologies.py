@@ -14,7 +14,7 @@ from torch import nn
 from . import compaction, masks
 from .errors import UserError
 from .masks import Scores, flatten, unflatten
-from .models import Block, input_shape, linearised, prunable
+from .models import Block, prunable
 
 _WALKS = 4096  # drawn at a time, half of them forward
 _WORTH = 100  # a batch of walks that brings less than this part of what is missing is the last
@@ -192,15 +192,11 @@ def _walk(stages: Stages, rng: np.random.Generator) -> np.ndarray:
 
 
 def _completing(model: nn.Module, places: np.ndarray) -> np.ndarray:
-    """Whether a path leads through a weight [weights] whose other weights are all among ``places``; counts paths as ``masks.effective`` does.
+    """Whether a path leads through a weight [weights] whose other weights are all among ``places``.
 
     Those among ``places`` are then effective, and any others would be.
     """
     like = prunable(model)
-    device = next(iter(like.values())).device
-    kept = torch.zeros(sum(w.numel() for w in like.values()), dtype=torch.double)
-    kept[torch.from_numpy(places)] = 1
-    weights = {name: w.requires_grad_() for name, w in unflatten(kept.to(device), like).items()}
-    with torch.enable_grad(), linearised(model, weights, paths=True):
-        out = model(torch.ones((1, *input_shape(model)), dtype=torch.double, device=device)).sum()
-        return np.concatenate([g.flatten().cpu().numpy() > 0 for g in torch.autograd.grad(out, list(weights.values()))])
+    kept = torch.zeros(sum(w.numel() for w in like.values()), dtype=torch.bool)
+    kept[torch.from_numpy(places)] = True
+    return flatten(masks.paths(model, unflatten(kept.to(next(iter(like.values())).device), like))).cpu().numpy() > 0
