@@ -45,6 +45,8 @@ def keywords(function: Callable) -> dict[str, object]:
 def settle(method: str, known: Mapping[str, object], options: Mapping[str, object]) -> dict[str, object]:
     """``options`` of ``method`` without those at their default in ``known``, in the order of their names; a ``UserError`` for an
     unknown name, or a value of another kind than the default's."""
+    if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
+        raise UserError(f"options of {method} are {options!r}; they must be names and values, like {{steps: 3}}")
     settled = {}
     for name, value in sorted(options.items()):
         if name not in known:

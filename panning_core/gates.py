@@ -251,8 +251,8 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
           gate_lr: float = 0.03, forget: float = 0.3, temperature: float = 1.0, penalty: float = 0.0, structure: str = "weights") -> tuple[Mask, list[dict]]:
     """Learn weights and topology of ``model`` in place, on the cross-entropy of the training images.
 
-    With a budget the gates begin on the whole network; once ``WIDE`` times the budget is open, units without an open gate are removed and the others
-    go on, many times faster.
+    With a budget the gates begin on the whole network; once ``WIDE`` times the budget is open, units and inputs that no open gate reads are removed and
+    the others go on, many times faster.
 
     Args:
         density: the fraction of gates to stay open: of gates on weights, the mask has at most round(density * N) *effective* weights and no others.
@@ -266,8 +266,11 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
         The mask, and a row for each epoch with its mean ``loss`` and ``events``, of which there are none.
 
     Raises:
-        UserError: a budget that leaves no path, bad input of ``Gates``, or a network that ``compaction`` cannot read.
+        UserError: numbers out of range, a budget that leaves no path, bad input of ``Gates``, or a network that ``compaction`` cannot read.
     """
+    if not 0 < density <= 1 or not min(lr, gate_lr) > 0 or not min(forget, penalty) >= 0:
+        raise UserError(f"gates take a density above 0 and at most 1, rates above 0, and forget and penalty of at least 0, got density {density}, lr {lr}, "
+                        f"gate_lr {gate_lr}, forget {forget}, penalty {penalty}")
     recipe, generator = training.Recipe(epochs, batch_size, seed=seed), torch.Generator().manual_seed(seed)
     gates = Gates(model, structure, temperature, generator)
     budget, per_epoch = max(1, round(density * gates.count)), math.ceil(len(splits.train) / batch_size)

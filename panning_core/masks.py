@@ -150,9 +150,11 @@ def density(mask: Mask) -> float:
 
 
 def paths(model: nn.Module, mask: Mask) -> Scores:
-    """How many paths from an input to an output lead through each weight and, but for that weight, through kept ones; float64.
+    """Above 0 for a kept weight that lies on a path of kept weights from an input to an output, and for a removed one that would join two ends of
+    such paths; float64.
 
-    They are the gradient of the linearised network with weights 1 and 0 (all-ones input, biases 0); no term is negative, so a live path can not cancel.
+    It is the gradient of the linearised network with weights 1 and 0 (all-ones input, biases 0), the number of paths where nothing pools; no term is
+    negative, so a live path can not cancel.
     """
     check(model, mask)
     weights = {name: numbers(m).requires_grad_() for name, m in mask.items()}

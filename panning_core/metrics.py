@@ -223,7 +223,12 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
 
     The sum is over the images and over ``repeats`` draws of Z, of D ~ N(0, ``deviation``^2), and of theta: a layer's own weights in random
     places, so that the score is of the architecture and not of one draw of its weights.
+
+    Raises:
+        UserError: no repeats, or a deviation that is not above 0.
     """
+    if repeats < 1 or not deviation > 0:
+        raise UserError(f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}")
     generator = generator or torch.Generator().manual_seed(0)
     x, theta = batch[0], {name: w.detach() for name, w in prunable(model).items()}
 

@@ -130,8 +130,8 @@ class Run:
         object.__setattr__(self, "options", tuple(settle(self.method, known, options).items()))
         if self.method == "dense" and (self.sparsity or self.transfer or self.returns or self.effective):
             raise UserError("a dense run has sparsity 0, nothing to transfer and no returns; name a method")
-        if self.method in LEARNERS and (foreign := [name for name in self.canonical() if name in PRUNING] + ["control"] * (self.control == "invert")):
-            raise UserError(f"{self.method} learns its mask; {foreign[0]} {getattr(self, foreign[0])!r} belongs to pruning before training")
+        if self.method in LEARNERS and (foreign := [name for name in self.canonical() if name in PRUNING] + ["control"] * (self.control in ("invert", "shuffle"))):
+            raise UserError(f"{self.method} learns weights and mask together; {foreign[0]} {getattr(self, foreign[0])!r} belongs to pruning before training")
 
     def canonical(self) -> dict:
         """The fields that are not at their default; a field added later leaves old runs as they are."""
@@ -153,8 +153,7 @@ def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=Non
     if run.method == "dense":
         return masks.ones(model), []
     if run.method in LEARNERS:
-        mask, trace = LEARNERS[run.method](model, splits, 1 - run.sparsity, run.seed, **dict(run.options))
-        return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
+        return LEARNERS[run.method](model, splits, 1 - run.sparsity, run.seed, **dict(run.options))
     batches = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(run.seed))
     mask, trace = pruning.prune(
         model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, run.seed, scope=run.scope,

@@ -20,6 +20,7 @@ from .gates import Gates, falling, fit_budget, fit_penalty
 from .models import prunable
 
 WANTED = torch.tensor([[True, True, False, False], [False, False, True, True]])  #: [output, input]: what each output may see
+GATES = 160  #: weights of the network
 POINTS = 1000  #: to train on, and as many to test on
 
 
@@ -48,6 +49,8 @@ class Toy:
             value = getattr(self, name)
             if not (name == "budget" and value is None or type(value) is int and value >= least):
                 raise UserError(f"{name} of a toy is {value!r}; it must be a whole number from {least}")
+        if self.budget is not None and self.budget > GATES:
+            raise UserError(f"budget of a toy is {self.budget}; its network has {GATES} gates")
         for name in ("lr", "penalty", "temperature", "gate_lr"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
