@@ -276,7 +276,7 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
     budget, per_epoch = max(1, round(density * gates.count)), math.ceil(len(splits.train) / batch_size)
     steps, first = epochs * per_epoch, epochs * per_epoch // FIRST
     batches = ((x, y) for epoch in training.epochs(splits.train, recipe) for x, y, _ in epoch)
-    loss, wide = nn.functional.cross_entropy, WIDE * budget
+    loss, wide, small = nn.functional.cross_entropy, WIDE * budget, None
     model.train()
     if penalty:
         losses = fit_penalty(model, gates, batches, loss, lr, penalty, density)
@@ -286,16 +286,15 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
         losses = fit_budget(model, gates, islice(batches, first), loss, falling(gates.count, wide, first, (1.0, 0.5), 1.0), lr, gate_lr, forget)
         logits, opened = {name: gate.logits.detach() for name, gate in gates.gates.items()}, gates.mask()
         gates.remove()
-        small = compaction.compact(model, {name: m & _between(opened[name]) for name, m in masks.ones(model).items()}, fold=False)
+        small = compaction.compact(model, {name: _between(m).clone() for name, m in opened.items()}, fold=False)
         gates = Gates(small.model, structure, temperature, generator, small.narrow(logits))
         losses += fit_budget(small.model, gates, batches, loss, falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0)), lr, gate_lr, forget)
-        mask = small.widen(gates.mask(budget))
-        gates.remove()
-        small.restore(model)
-        return mask, _epochs(losses, per_epoch)
     mask = gates.mask(budget)
     gates.remove()
-    return mask, _epochs(losses, per_epoch)
+    if small:
+        mask = small.widen(mask)
+        small.restore(model)
+    return mask, [{"loss": sum(part) / len(part), "events": []} for part in (losses[i:i + per_epoch] for i in range(0, steps, per_epoch))]
 
 
 def _between(opened: Tensor) -> Tensor:
@@ -303,7 +302,3 @@ def _between(opened: Tensor) -> Tensor:
     pairs = opened.flatten(2).any(2) if opened.dim() > 2 else opened
     both = pairs.any(1, keepdim=True) & pairs.any(0, keepdim=True)
     return both.view(*both.shape, *[1] * (opened.dim() - 2)).expand(opened.shape)
-
-
-def _epochs(losses: list[float], per_epoch: int) -> list[dict]:
-    return [{"loss": sum(part) / len(part), "events": []} for part in (losses[i:i + per_epoch] for i in range(0, len(losses), per_epoch))]

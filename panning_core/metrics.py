@@ -210,11 +210,11 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
             gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=not first_order)
             velocity = {name: momentum * velocity[name] + g for name, g in zip(phi, gradient)}
             phi = {name: p - lr * velocity[name] for name, p in phi.items()}
-        products = [w.detach() * g.detach() for w, g in zip(prunable(model).values(), torch.autograd.grad(loss, leaves))]
-    scores = _absolute(dict(zip(start, products)), mask)
+        gradient = torch.autograd.grad(loss, leaves)
+    products = {name: w.detach() * g.detach() * numbers(mask[name], w.dtype) for (name, w), g in zip(prunable(model).items(), gradient)}
     if units:
-        scores = {name: (p * numbers(mask[name], p.dtype)).flatten(1).mean(1).abs().view(-1, *[1] * (p.dim() - 1)).expand(p.shape) for name, p in zip(start, products)}
-    return scores
+        products = {name: p.flatten(1).mean(1).view(-1, *[1] * (p.dim() - 1)).expand(p.shape) for name, p in products.items()}
+    return _absolute(products)
 
 
 def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None, *, repeats: int = 5, deviation: float = 0.01) -> Scores:

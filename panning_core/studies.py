@@ -417,8 +417,9 @@ def teach(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
         ledger.check_writable()
         for dataset in {network.partition("/")[2] for t in missing for network in t.networks}:
             data.load(dataset)  # a missing file is an error of the study, not of every agent
+        origin = provenance("cpu")
         with parallel_config("loky", n_jobs=min(jobs or os.cpu_count() or 1, len(missing)), inner_max_num_threads=1):
-            for t, line in Parallel(return_as="generator_unordered")(delayed(_learn)(t, place / "policies", provenance("cpu")) for t in missing):
+            for t, line in Parallel(return_as="generator_unordered")(delayed(_learn)(t, place / "policies", origin) for t in missing):
                 if line is None:
                     continue
                 ledger.append(line)
@@ -492,8 +493,9 @@ def toys(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
     missing = [toy for key, toy in toys.items() if key not in done]
     if missing:
         ledger.check_writable()
+        origin = provenance("cpu")
         with parallel_config("loky", n_jobs=min(jobs or os.cpu_count() or 1, len(missing)), inner_max_num_threads=1):
-            for line in Parallel(return_as="generator_unordered")(delayed(_play)(toy, provenance("cpu")) for toy in missing):
+            for line in Parallel(return_as="generator_unordered")(delayed(_play)(toy, origin) for toy in missing):
                 ledger.append(line)
     if failed := [f"{toys[row['key']]}: {row['error']}" for row in ledger.failures() if row["key"] in toys]:
         raise UserError(f"{len(failed)} of {len(toys)} toys of {study} failed (recorded in {ledger.path}, trained again next time): {'; '.join(failed[:3])}")
