@@ -1,9 +1,10 @@
 """Exact removal of what has no influence: dead units and channels and unread inputs go, a smaller network with the same outputs stays.
 
-The residual stream keeps all its channels, so it cuts a network into *chains*: from the input to the first block, each
-block's branch, each shortcut, from the last block to the output. In a chain a layer is read by the next one alone: the
-channels at both ends stay, those between may go. A plain network is one chain. No image size is needed: a ``Linear``
-behind a ``Flatten`` has one input for each pixel of the first channel, then those of the second, and so on.
+Residual streams cut a network into *chains*: from the input to the first block, each block's branch, each shortcut, from the
+last block to the output. In a chain a layer is read by the next one alone. A *stream* is what chains write to and read from;
+blocks without a convolution in their shortcut write to the stream that they read, so a channel of it goes when none of its
+readers needs it. A plain network is one chain. No image size is needed: a ``Linear`` behind a ``Flatten`` has one input for
+each pixel of the first channel, then those of the second, and so on.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from .masks import Mask
 from .models import Block, input_shape, prunable
 
 Chain = list[tuple[str, nn.Module]]
+Link = tuple[Chain, int, int]  # with the streams that it reads and writes; of stream 0, the network's input and output, everything stays
 Ways = dict[str, tuple]  # tensor -> (there, here): True in the full and in the smaller one at the entries that are the same
 
 #: What compaction reads besides ``Sequential`` and ``Block``: the attributes that matter, and the value that each must have.
@@ -100,8 +102,8 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     """The smaller network that computes what ``model`` computes under ``mask``; ``model`` is only read.
 
     A unit or channel goes when no path of kept weights leads from it to the output; so does a feature that a ``Linear`` does
-    not read. The outputs, the residual stream and the input channels of a convolution stay; where nothing of a layer would
-    be left, one unit without weights is.
+    not read. The outputs and the network's input channels stay; where nothing of a layer would be left, one unit without
+    weights is.
 
     Args:
         model: an ``nn.Sequential``, nested or not, of the modules in ``KNOWN`` and ``models.Block``.
@@ -119,10 +121,13 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     small = copy.deepcopy(model)
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
-    for chain in _chains(small):
-        if fold:
+    links = _links(small)
+    if fold:
+        for chain, _, _ in links:
             _fold(chain, used, shifts)
-        ways |= _cut(small, chain, _trim(chain, used), used, shifts)
+    units, streams = _trim(links, used)
+    for chain, source, _ in links:
+        ways |= _cut(small, chain, streams[source], units, used, shifts)
     return Compact(small, {name: ways[name][1] for name in prunable(small)}, mask, ways, shifts)
 
 
@@ -134,20 +139,30 @@ def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
             yield prefix + name, module
 
 
-def _chains(model: nn.Module) -> list[Chain]:
+def _links(model: nn.Module) -> list[Link]:
     if type(model) is not nn.Sequential:
         raise UserError(f"compaction cannot read a {type(model).__name__}; it reads an nn.Sequential, nested or not")
-    chains: list[Chain] = [[]]
+    links: list[Link] = []
+    chain, source, streams = [], 0, 0
     for name, module in _layers(model):
         if type(module) is Block:
+            if chain:
+                streams += 1
+                links.append((chain, source, streams))
+                source = streams
             branch = [(f"{name}.{part}", getattr(module, part)) for part in ("conv1", "bn1", "relu1", "conv2", "bn2")]
-            chains += [branch, list(_layers(module.shortcut, f"{name}.shortcut.")), []]
+            shortcut = list(_layers(module.shortcut, f"{name}.shortcut."))
+            streams += bool(shortcut)
+            links += [(branch, source, streams), *([(shortcut, source, streams)] if shortcut else [])]
+            chain, source = [], streams
         elif type(module) is Select:  # an earlier compaction left nothing before it that may go
-            chains.append([])
+            links.append((chain, source, 0))
+            chain, source = [], 0
         else:
-            chains[-1].append((name, module))
+            chain.append((name, module))
+    links.append((chain, source, 0))
     flat, seen = len(input_shape(model)) == 1, set()
-    for name, module in (layer for chain in chains for layer in chain):
+    for name, module in (layer for chain, _, _ in links for layer in chain):
         unread = f"compaction cannot read {name}, a {type(module).__name__}"
         if type(module) not in KNOWN:
             raise UserError(f"{unread}; it knows {', '.join(kind.__name__ for kind in KNOWN)}, Sequential and Block")
@@ -159,7 +174,7 @@ def _chains(model: nn.Module) -> list[Chain]:
         if seen & (own := set(module.parameters())):
             raise UserError(f"{unread} whose parameters another layer uses too; give each its own")
         flat, seen = flat or isinstance(module, nn.Flatten), seen | own
-    return chains
+    return links
 
 
 def _fold(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
@@ -183,21 +198,39 @@ def _fold(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
             value = value.relu()  # pooling leaves a constant as it is
 
 
-def _trim(chain: Chain, used: Mask) -> dict[str, Tensor]:
-    """Takes out of ``used`` what leads to no output of the chain; returns which units [outputs] of each layer lead to one."""
-    live: dict[str, Tensor] = {}
-    for name in (name for name, module in reversed(chain) if isinstance(module, WEIGHTED)):
-        taps = used[f"{name}.weight"]
-        live[name] = read.view(len(taps), -1).any(1) if live else torch.ones_like(taps[:, 0, 0])
-        used[f"{name}.weight"] = taps = taps & live[name][:, None, None]
-        read = taps.any(2).any(0)
-    return live
+def _trim(links: list[Link], used: Mask) -> tuple[dict[str, Tensor], list[Tensor]]:
+    """Takes out of ``used`` what leads to no output; returns which units [outputs] of each layer, and which channels of each stream, lead to one."""
+    weighted = [[name for name, module in chain if isinstance(module, WEIGHTED)] for chain, _, _ in links]
+    live, units, rest = [next(iter(used.values())).new_ones(1)], {}, {}  # of stream 0 one entry for all
+    for names, (_, source, target) in zip(weighted, links):
+        if target == len(live):
+            live.append(live[0].new_zeros(len(used[f"{names[-1]}.weight"]) if names else len(live[source])))
+    before: list[Tensor] = []
+    while not (before and all(map(torch.equal, before, live))):  # a block reads the stream that it writes
+        before = list(live)
+        for names, (_, source, target) in reversed([*zip(weighted, links)]):
+            read = live[target]
+            for name in reversed(names):
+                taps = used[f"{name}.weight"]
+                units[name] = _each(read, len(taps))
+                rest[f"{name}.weight"] = taps = taps & units[name][:, None, None]
+                read = taps.any(2).any(0)
+            live[source] = live[source] | _each(read, len(live[source]))
+            if not names:  # the chain hands its stream on as it is
+                live[target] = live[target] | _each(live[source], len(live[target]))
+    used.update(rest)
+    return units, live
 
 
-def _cut(model: nn.Module, chain: Chain, units: dict[str, Tensor], used: Mask, shifts: dict[str, Tensor]) -> Ways:
-    """Makes the tensors of the chain smaller in place, and ``shifts`` with them."""
+def _each(read: Tensor, count: int) -> Tensor:
+    """Which of ``count`` units are read: ``read`` has one entry for all of them, or one or several for each."""
+    return read.expand(count) if len(read) == 1 else read.view(count, -1).any(1)
+
+
+def _cut(model: nn.Module, chain: Chain, live: Tensor, units: dict[str, Tensor], used: Mask, shifts: dict[str, Tensor]) -> Ways:
+    """Makes the tensors of the chain smaller in place, and ``shifts`` with them; ``live`` channels come to it."""
     ways: Ways = {}
-    live = kept = torch.ones(1, dtype=torch.bool)  # one entry for all that a chain begins with
+    kept = _some(live, torch.ones_like(live))
     for name, module in chain:
         if isinstance(module, WEIGHTED):
             taps = used[f"{name}.weight"]

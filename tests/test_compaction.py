@@ -285,20 +285,56 @@ def test_an_empty_mask_leaves_constants(name, fold):
     assert all(len(m) == 1 for m in inside) and len(small.mask[next(reversed(small.mask))]) == 10
 
 
+def channels_read(mask):
+    """Channels of the three residual streams of a ResNet-20 that lead to its output, block by block until no more are found."""
+    live = [torch.zeros(16).bool(), torch.zeros(32).bool(), mask["fc.weight"].any(0)]
+    while True:
+        before = [one.clone() for one in live]
+        for block in reversed(range(9)):
+            own, wider = block // 3, block in (3, 6)
+            inside = mask[f"blocks.{block}.conv2.weight"][live[own]].any(3).any(2).any(0)
+            live[own - wider] |= mask[f"blocks.{block}.conv1.weight"][inside].any(3).any(2).any(0)
+            if wider:
+                live[own - 1] |= mask[f"blocks.{block}.shortcut.0.weight"][live[own]].any(3).any(2).any(0)
+            else:
+                assert f"blocks.{block}.shortcut.0.weight" not in mask
+        if all(map(torch.equal, before, live)):
+            return [max(int(one.sum()), 1) for one in live]
+
+
 @BOTH
-def test_a_residual_stream_keeps_its_channels(fold):
+@pytest.mark.parametrize("density", [0.1, 0.02, 0.005, 0.002, 0.0005, 0.0])
+def test_a_channel_of_a_residual_stream_goes_when_none_of_its_readers_needs_it(density, fold):
     model = built("resnet20")
-    mask = some_mask(model, 0.001)
+    mask = some_mask(model, density) if density else {name: torch.zeros_like(m) for name, m in masks.ones(model).items()}
     small = compact(model, mask, fold)
-    inside = []
-    for name, m in small.mask.items():
-        if name.endswith("conv1.weight"):
-            inside.append(len(m))
-            assert m.shape[1] == mask[name].shape[1]
-        elif name != "fc.weight":
-            assert len(m) == len(mask[name])
-    assert max(inside[:3]) < 8
-    assert type(small.model.blocks[3]) is models.Block and small.model.blocks[0].bn1.num_features == inside[0]
+    streams = [small.mask[name].shape[0] for name in ("conv.weight", "blocks.3.conv2.weight", "blocks.6.conv2.weight")]
+    assert streams == [small.model.blocks[b].bn2.num_features for b in (0, 3, 6)] == [small.model.blocks[b].conv1.in_channels for b in (0, 4, 7)]
+    read = channels_read(mask)
+    assert all(one <= other for one, other in zip(streams, read)) if fold else streams == read
+    assert type(small.model.blocks[3]) is models.Block and small.model.conv.in_channels == 3
+    assert_same(model, mask)
+
+
+def blocks_and_others():
+    """Streams that begin at the input, go through layers without weights, or end at the output without any."""
+    block = lambda inside, outside, stride=1: models.Block(inside, outside, stride)
+    return {
+        "block first": sequential(block(3, 3), block(3, 4), nn.Flatten(), nn.Linear(4 * 36, 3), shape=(3, 6, 6)),
+        "relu first": sequential(nn.ReLU(), block(3, 3), block(3, 3), nn.Flatten(), nn.Linear(3 * 36, 3), shape=(3, 6, 6)),
+        "pool between": sequential(nn.Conv2d(3, 8, 1), block(8, 8), nn.MaxPool2d(2), nn.BatchNorm2d(8), block(8, 8), block(8, 5, 2), nn.Flatten(), nn.Linear(20, 3), shape=(3, 6, 6)),
+        "convolution between": sequential(block(3, 6), nn.Conv2d(6, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), block(7, 7), nn.AdaptiveAvgPool2d(1), nn.Flatten(), shape=(3, 6, 6)),
+        "ends in a block": sequential(nn.Conv2d(3, 6, 3), block(6, 6), shape=(3, 6, 6)),
+    }
+
+
+@pytest.mark.parametrize("density", [0.3, 0.1, 0.05, 0.02])
+@pytest.mark.parametrize("kind", blocks_and_others())
+def test_blocks_among_other_layers(kind, density):
+    model = randomise(blocks_and_others()[kind], torch.Generator().manual_seed(0))
+    assert outputs(model).std() > 0.01
+    for seed in range(5):
+        assert_same(model, some_mask(model, density, seed))
 
 
 @BOTH
