@@ -118,10 +118,11 @@ class Study:
         ledgers = {path: self.lines if path.stem == "runs" else Ledger(path).rows() for path in sorted(self.folder.glob("*.jsonl"), key=lambda path: (path.stem != "runs", path.stem))}
         origins = sorted((line["provenance"] for lines in ledgers.values() for line in lines), key=lambda origin: origin["finished"])
         commits = list(dict.fromkeys(map(_commit, origins)))
-        parts = [[f"{len(lines)} {path.stem.removesuffix('s' * (len(lines) == 1))}" for path, lines in ledgers.items()],
-                 ["code " + "..".join(commit for commit in commits if commit in (commits[0], commits[-1]) or "+" in commit)],
-                 map(_torch, origins), (origin["device"] for origin in origins), (origin["data"]["title"] for origin in origins if "data" in origin)]
-        return Source(" · ".join(", ".join(dict.fromkeys(part)) for part in parts) if origins else "", tuple(f"{path.parent.name}/{path.name}" for path in ledgers))
+        counts = ", ".join(f"{len(lines)} {path.stem.removesuffix('s' * (len(lines) == 1))}" for path, lines in ledgers.items())
+        code = "..".join(commit for commit in commits if commit in (commits[0], commits[-1]) or "+" in commit)
+        several = map(_torch, origins), (origin["device"] for origin in origins), (origin["data"]["title"] for origin in origins if "data" in origin)
+        line = " · ".join([f"{counts} of {self.folder.name}", f"code {code}", *(", ".join(dict.fromkeys(values)) for values in several)])
+        return Source(line if origins else "", tuple(f"{path.parent.name}/{path.name}" for path in ledgers))
 
     def benchmark(self, part: str) -> tuple[pd.DataFrame, dict, Source]:
         """A benchmark's table, the machine it was measured on, and both as a source; your own in ``$PANNING_RESULTS``, or else the committed one.
@@ -134,7 +135,7 @@ class Study:
         if place is None:
             raise UserError(f"{folders[0] / part}.csv is missing; './run_all.sh bench --only {part}' measures it")
         machine = json.loads((place / "machine.json").read_text())[part]
-        line = f"measured on {machine['date']} · code {_commit(machine)} · {_torch(machine)} · {machine['processor']}"
+        line = f"benchmarks/{part}.csv, measured on {machine['date']} · code {_commit(machine)} · {_torch(machine)} · {machine['processor']}"
         return pd.read_csv(place / f"{part}.csv"), machine, Source(line, (f"../benchmarks/{part}.csv",) if place == folders[0] else ())
 
     def setting(self) -> None:

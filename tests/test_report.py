@@ -36,11 +36,11 @@ def study(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("origins, line", [
-    ([LINE], "1 run · code aaaaaaa · PyTorch 2.15.0 · cpu · MNIST"),
-    ([{**LINE, "finished": "2026-01-02", "commit": "b" * 40}, {**LINE, "data": {"title": "digits"}}], "2 runs · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · digits, MNIST"),
+    ([LINE], "1 run of 01_a · code aaaaaaa · PyTorch 2.15.0 · cpu · MNIST"),
+    ([{**LINE, "finished": "2026-01-02", "commit": "b" * 40}, {**LINE, "data": {"title": "digits"}}], "2 runs of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · digits, MNIST"),
     ([{**LINE, "commit": commit, "dirty": commit[0] == "c", "finished": commit} for commit in ("a" * 40, "b" * 40, "c" * 40, "d" * 40)],
-     "4 runs · code aaaaaaa..ccccccc+..ddddddd · PyTorch 2.15.0 · cpu · MNIST"),
-    ([{**LINE, "commit": None, "dirty": None}], "1 run · code unknown · PyTorch 2.15.0 · cpu · MNIST"),
+     "4 runs of 01_a · code aaaaaaa..ccccccc+..ddddddd · PyTorch 2.15.0 · cpu · MNIST"),
+    ([{**LINE, "commit": None, "dirty": None}], "1 run of 01_a · code unknown · PyTorch 2.15.0 · cpu · MNIST"),
     ([], ""),
 ])
 def test_a_source_says_how_many_runs_by_which_code_where_and_on_which_data(study, origins, line):
@@ -52,7 +52,7 @@ def test_toys_and_agents_belong_to_the_source(study):
     toy = {"key": "1", "run": {}, "metrics": {}, "provenance": {**LINE, "commit": "b" * 40, "finished": "2026-01-02"}}
     del toy["provenance"]["data"]
     (made.folder / "toys.jsonl").write_text(json.dumps(toy) + "\n" + json.dumps({**toy, "key": "2"}) + "\n")
-    assert made.source == ("1 run, 2 toys · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · MNIST", ("01_a/runs.jsonl", "01_a/toys.jsonl"))
+    assert made.source == ("1 run, 2 toys of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · MNIST", ("01_a/runs.jsonl", "01_a/toys.jsonl"))
 
 
 def test_a_figure_says_itself_what_it_was_made_of_and_twice_the_same(study):
@@ -80,7 +80,7 @@ def test_a_benchmark_of_your_own_goes_before_the_committed_one(study, tmp_path, 
         (folder / "machine.json").write_text(json.dumps(machine))
     frame, told, source = study(LINE).benchmark("speed")
     assert frame.ratio.item() == 1 and told == machine["speed"]
-    assert source == ("measured on 2026-01-01 · code aaaaaaa · PyTorch 2.15.0 · a processor", ("../benchmarks/speed.csv",))
+    assert source == ("benchmarks/speed.csv, measured on 2026-01-01 · code aaaaaaa · PyTorch 2.15.0 · a processor", ("../benchmarks/speed.csv",))
     monkeypatch.setenv("PANNING_RESULTS", "elsewhere")
     assert study(LINE).benchmark("speed")[0].ratio.item() == 2
     (tmp_path / "elsewhere" / "benchmarks" / "speed.csv").unlink()
