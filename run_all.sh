@@ -6,12 +6,15 @@ set -euo pipefail
 usage() {
     cat <<'USAGE'
 Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
+       ./run_all.sh verify [quick|paper] [--sample N] [--seed N]
        ./run_all.sh bench [--quick] [--only PART]
        ./run_all.sh test [pytest arguments]
        ./run_all.sh lab
 
   quick   every study on small embedded data, minutes on two cores (the default)
   paper   every study on the published networks and data; finished runs are kept
+  verify  every table, verdict and figure of a profile made again from its ledgers, and a random
+          sample of its runs done again: are they those of results/? Changes nothing (paper: 5 minutes)
   bench   how fast it is against plain PyTorch and a straightforward implementation, into
           results/benchmarks (about 20 minutes on one core)
   test    the tests
@@ -21,6 +24,8 @@ Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
   --quick             for bench: the headline ratios in under three minutes, the last line JSON; writes nothing
   --jobs N            N runs at a time
   --device cpu|cuda   where to compute
+  --sample N          for verify: so many runs, of those that took a minute at most (5)
+  --seed N            for verify: draws the sample (random, and told)
   --help              this text
 
 The first start installs the packages of requirements.txt into .venv (about 4 minutes
@@ -40,6 +45,7 @@ misused() { fail 2 "$1; see ./run_all.sh --help"; }
 # (`${options[@]+...}`: bash 3.2 calls an empty list unset.)
 
 mode=""
+profile=""
 options=()
 while [ $# -gt 0 ]; do
     case $1 in
@@ -50,12 +56,13 @@ while [ $# -gt 0 ]; do
             usage
             exit 0
             ;;
-        --only | --jobs | --device)
+        --only | --jobs | --device | --sample | --seed)
             case ${2-} in
                 "" | -*) misused "option $1 needs a value" ;;
             esac
             case $1=$2 in
                 --jobs=*[!0-9]* | --jobs=0*) misused "--jobs is a whole number from 1, not '$2'" ;;
+                --sample=*[!0-9]* | --seed=*[!0-9]*) misused "$1 is a whole number from 0, not '$2'" ;;
                 --device=cpu | --device=cuda) ;;
                 --device=*) misused "--device is cpu or cuda, not '$2'" ;;
             esac
@@ -66,20 +73,24 @@ while [ $# -gt 0 ]; do
             options+=("$1")
             shift
             ;;
-        -*) misused "unknown option '$1', it can be --only, --jobs, --device, --quick or --help" ;;
-        quick | paper | bench | test | lab)
-            [ -z "$mode" ] || misused "unexpected argument '$1' after '$mode', give one of quick, paper, bench, test or lab"
-            mode=$1
+        -*) misused "unknown option '$1', it can be --only, --jobs, --device, --quick, --sample, --seed or --help" ;;
+        quick | paper | verify | bench | test | lab)
+            case $mode$profile-$1 in
+                verify-quick | verify-paper) profile=$1 ;;
+                -*) mode=$1 ;;
+                *) misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper, verify, bench, test or lab" ;;
+            esac
             shift
             [ "$mode" != test ] || break # the rest is for pytest
             ;;
-        *) misused "unknown argument '$1', it can be quick, paper, bench, test or lab" ;;
+        *) misused "unknown argument '$1', it can be quick, paper, verify, bench, test or lab" ;;
     esac
 done
 mode=${mode:-quick}
 for option in ${options[@]+"${options[@]}"}; do
     case $mode$option in
-        test--* | lab--* | bench--jobs | bench--device | quick--quick | paper--quick) misused "option $option is not for '$mode'" ;;
+        quick--only | quick--jobs | quick--device | paper--only | paper--jobs | paper--device | verify--sample | verify--seed | bench--only | bench--quick) ;;
+        "$mode"--*) misused "option $option is not for '$mode'" ;;
     esac
 done
 
@@ -161,6 +172,7 @@ fi
 
 case $mode in
     quick | paper) exec "$python" -m panning_core.reproduce "$mode" ${options[@]+"${options[@]}"} ;;
+    verify) exec "$python" -m panning_core.verify ${profile:-quick} ${options[@]+"${options[@]}"} ;;
     bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb ;;

@@ -13,18 +13,22 @@ import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
 
-from . import studies
-from .errors import UserError
+from . import ROOT, studies
+from .errors import UserError, pick
+from .ledger import Ledger
 from .statistics import interval
 
 MIME = "application/vnd.panning+json"  #: marks an output of a notebook that belongs into the report
 VERDICTS = {"holds": "✔", "holds in part": "◐", "fails": "✘", "undecided": "?"}
+OWN = "this study"  #: the ``paper`` of a claim that nobody has published
+COLUMNS = ["paper", "claim", "verdict", "interval", "n", "figure", "evidence"]  #: of ``verdicts.csv``
 
 #: How tables and figures call a method, in the order in which they list them; its colour follows from the place.
 METHODS = {
@@ -65,6 +69,26 @@ def tidy(lines: list[dict]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+class Source(NamedTuple):
+    """What a table or figure was made of.
+
+    Attributes:
+        line: how many runs, by which code, where and on which data.
+        files: the ledgers, or what else it was read from, relative to the profile's folder.
+    """
+
+    line: str
+    files: tuple[str, ...]
+
+
+def _commit(origin: dict) -> str:
+    return (origin["commit"] or "unknown")[:7] + "+" * bool(origin["dirty"])
+
+
+def _torch(origin: dict) -> str:
+    return f"PyTorch {origin['versions']['torch'].partition('+')[0]}"
+
+
 class Study:
     """A study inside its notebook: does the missing runs, reads the ledger, and saves what is shown.
 
@@ -83,6 +107,36 @@ class Study:
         self.runs = tidy(self.lines)
         self.agents = studies.agents(name, profile)
         self._verdicts: list[dict] = []
+        self._shown: dict[str, str] = {}
+
+    @property
+    def source(self) -> Source:
+        """The study's ledgers: the runs of its grid, and the agents and toys it has trained.
+
+        Code is a range of commits as git writes it, oldest run first. A ``+`` says that it had been changed since the commit; such commits are always named.
+        """
+        ledgers = {path: self.lines if path.stem == "runs" else Ledger(path).rows() for path in sorted(self.folder.glob("*.jsonl"), key=lambda path: (path.stem != "runs", path.stem))}
+        origins = sorted((line["provenance"] for lines in ledgers.values() for line in lines), key=lambda origin: origin["finished"])
+        commits = list(dict.fromkeys(map(_commit, origins)))
+        counts = ", ".join(f"{len(lines)} {path.stem.removesuffix('s' * (len(lines) == 1))}" for path, lines in ledgers.items())
+        code = "..".join(commit for commit in commits if commit in (commits[0], commits[-1]) or "+" in commit)
+        several = map(_torch, origins), (origin["device"] for origin in origins), (origin["data"]["title"] for origin in origins if "data" in origin)
+        line = " · ".join([f"{counts} of {self.folder.name}", f"code {code}", *(", ".join(dict.fromkeys(values)) for values in several)])
+        return Source(line if origins else "", tuple(f"{path.parent.name}/{path.name}" for path in ledgers))
+
+    def benchmark(self, part: str) -> tuple[pd.DataFrame, dict, Source]:
+        """A benchmark's table, the machine it was measured on, and both as a source; your own in ``$PANNING_RESULTS``, or else the committed one.
+
+        Raises:
+            UserError: it was not measured.
+        """
+        folders = [folder / "benchmarks" for folder in (self.folder.parent.parent, ROOT / "results")]
+        place = next((folder for folder in folders if (folder / f"{part}.csv").exists()), None)
+        if place is None:
+            raise UserError(f"{folders[0] / part}.csv is missing; './run_all.sh bench --only {part}' measures it")
+        machine = json.loads((place / "machine.json").read_text())[part]
+        line = f"benchmarks/{part}.csv, measured on {machine['date']} · code {_commit(machine)} · {_torch(machine)} · {machine['processor']}"
+        return pd.read_csv(place / f"{part}.csv"), machine, Source(line, (f"../benchmarks/{part}.csv",) if place == folders[0] else ())
 
     def setting(self) -> None:
         """Show what was run: data copy, networks, seeds, epochs beside the published recipe's, and where."""
@@ -98,40 +152,55 @@ class Study:
             f"{name} {count}" for name, count in e.value_counts().items()))).reset_index()
         self.table(table, "setting", "What was run. Trained is the effective mask; the last epoch's test accuracy is the headline.")
 
-    def table(self, frame: pd.DataFrame, name: str, caption: str) -> None:
-        """Show ``frame`` and save it as ``name.csv`` and ``name.md``."""
+    def table(self, frame: pd.DataFrame, name: str, caption: str, source: Source | None = None) -> None:
+        """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not this study's own ledgers."""
         _write(self.folder / f"{name}.csv", frame.to_csv(index=False))
         _write(self.folder / f"{name}.md", frame.to_markdown(index=False, floatfmt=".4g", disable_numparse=True) + "\n")
-        _display({"kind": "table", "file": f"{name}.md", "caption": caption},
-                 {"text/html": f"<p><em>{caption}</em></p>{frame.to_html(index=False)}"})
+        item = self._item("table", f"{name}.md", caption, source)
+        _display(item, {"text/html": f"<p><em>{caption}</em><br><small>{item['provenance']}</small></p>{frame.to_html(index=False)}"})
 
-    def figure(self, figure: plt.Figure, name: str, caption: str) -> None:
-        """Show ``figure`` and save it as ``name.png``."""
+    def figure(self, figure: plt.Figure, name: str, caption: str, source: Source | None = None) -> None:
+        """Show ``figure`` and save it as ``name.png``, which holds its source as text; ``source`` as in ``table``."""
+        item = self._item("figure", f"{name}.png", caption, source)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None})
+        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None, "Source": item["provenance"]})
         plt.close(figure)
         _write(self.folder / f"{name}.png", buffer.getvalue())
-        _display({"kind": "figure", "file": f"{name}.png", "caption": caption}, {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+        _display(item, {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+
+    def _item(self, kind: str, file: str, caption: str, source: Source | None) -> dict:
+        made_of, name = source or self.source, Path(file).stem
+        self._shown[name] = file if kind == "figure" else self._shown.get(name, file)
+        return {"kind": kind, "file": file, "caption": caption, "provenance": made_of.line, "ledgers": made_of.files}
 
     def keep(self, text: str, name: str) -> None:
         """Save ``text`` beside the tables, as the file ``name``."""
         _write(self.folder / name, text + "\n")
 
-    def verdict(self, claim: str, verdict: str, evidence: str) -> None:
-        """Record the verdict on ``claim``; ``evidence`` says n and the interval. All of them lie in ``verdicts.csv``."""
-        if verdict not in VERDICTS:
-            raise UserError(f"unknown verdict {verdict!r}; known: {', '.join(VERDICTS)}")
-        self._verdicts.append({"claim": claim, "verdict": verdict, "evidence": evidence})
+    def verdict(self, claim: str, verdict: str, evidence: str, *, paper: str, n: int, interval: str, figure: str) -> None:
+        """Record the verdict on ``claim``. All of them lie in ``verdicts.csv``.
+
+        Args:
+            evidence: all that was measured, in sentences.
+            paper: whose claim it is, such as "Kang et al. 2022", or ``OWN``.
+            n: seeds, or whatever else was repeated.
+            interval: the estimate on which the verdict hangs, with its unit: of several, the one least favourable to the claim.
+            figure: name of the figure or table of this study that shows it; of two with this name, the figure.
+
+        Raises:
+            UserError: no such verdict, or no such figure or table was shown.
+        """
+        mark = f"{pick('verdict', verdict, VERDICTS)} {verdict}"
+        item = {"paper": paper, "claim": claim, "verdict": verdict, "interval": interval, "n": int(n), "figure": pick("figure or table", figure, self._shown), "evidence": evidence}
+        self._verdicts.append(item)
         _write(self.folder / "verdicts.csv", pd.DataFrame(self._verdicts).to_csv(index=False))
-        text = f"{VERDICTS[verdict]} {verdict}"
-        _display({"kind": "verdict", "claim": claim, "verdict": text, "evidence": evidence},
-                 {"text/html": f"<blockquote><p>{claim}</p><p><strong>{text}</strong>. {evidence}</p></blockquote>"})
+        _display({"kind": "verdict", **item, "verdict": mark}, {"text/html": f"<blockquote><p>{claim} ({paper})</p><p><strong>{mark}</strong>. {evidence}</p></blockquote>"})
 
 
 def verdicts(study: str, profile: str) -> pd.DataFrame:
-    """claim, verdict, evidence of a study; empty where it has not run."""
+    """The ``COLUMNS`` of a study's verdicts; empty where it has not run."""
     path = studies.folder(study, profile) / "verdicts.csv"
-    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["claim", "verdict", "evidence"])
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
 
 def accuracy_table(runs: pd.DataFrame, rows: str = "method", columns: str = "sparsity", value: str = "test_accuracy") -> pd.DataFrame:
@@ -155,7 +224,7 @@ def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, metho
         if not groups:
             continue
         estimates = [interval(100 * group.test_accuracy) for group in groups]
-        shift = 0.05 * (place - (len(methods) - 1) / 2)  # side by side, so that intervals do not hide each other
+        shift = min(0.05, 0.5 / len(methods)) * (place - (len(methods) - 1) / 2)  # side by side, so that intervals do not hide each other
         at = [levels.index(g.sparsity.iloc[0]) + shift for g in groups] if x == "sparsity" else [g.effective_density.mean() for g in groups]
         errors = [[max(e.mean - e.low, 0) for e in estimates], [max(e.high - e.mean, 0) for e in estimates]]
         axes.errorbar(at, [e.mean for e in estimates], errors, label=method_name(method), color=COLOURS.get(method), marker=MARKERS.get(method, "o"),
@@ -213,6 +282,7 @@ def render(notebooks: list[Path]) -> Path:
     parts = ["<!-- made from the executed notebooks by `run_all.sh`; edit the notebooks instead -->"]
     for path in notebooks:
         content = json.loads(path.read_text())
+        parts.append(f'<a id="{path.stem}"></a>')
         for cell in content["cells"]:
             if cell["cell_type"] == "markdown":
                 parts.append(_demote("".join(cell["source"]), first=path == notebooks[0]))
@@ -231,10 +301,13 @@ def _demote(text: str, first: bool) -> str:
 
 def _markdown(item: dict, folder: Path) -> str:
     if item["kind"] == "verdict":
-        return f"> **Claim.** {item['claim']}\n>\n> **{item['verdict']}.** {item['evidence']}"
+        return f"> **Claim** ({item['paper']}). {item['claim']}\n>\n> **{item['verdict']}.** {item['evidence']}"
+    source = " · ".join([item["provenance"], *(f"[{file}]({file})" for file in item["ledgers"])])
+    caption = f"*{item['caption']}*" + f"<br>\n<sub>{source}</sub>" * bool(source)
     if item["kind"] == "figure":
-        return f"![{item['caption']}]({folder.name}/{item['file']})\n\n*{item['caption']}*"
-    return f"*{item['caption']}*\n\n{(folder / item['file']).read_text()}"
+        return f"![{item['caption']}]({folder.name}/{item['file']})\n\n{caption}"
+    table = (folder / item["file"]).read_text()
+    return f"{caption}\n\n{table.replace('](../', '](')}"  # its links start in the study's folder, the report lies above
 
 
 def _display(item: dict, data: dict) -> None:

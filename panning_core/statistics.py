@@ -112,3 +112,12 @@ def verdict(low: Sequence[float], high: Sequence[float], every: bool = False) ->
     if above and not (every and below):
         return "holds in part"
     return "fails" if below else "undecided"
+
+
+def decisive(low: Sequence[float], high: Sequence[float]) -> int:
+    """The place of the interval on which the ``verdict`` hangs, the one least favourable to the claim.
+
+    Of intervals below 0 the one that lies furthest below; where none does, the one that reaches down furthest.
+    """
+    low, high = np.asarray(low), np.asarray(high)
+    return int(np.argmin(high if (high < 0).any() else low))

@@ -113,7 +113,7 @@ figure, axes = plt.subplots()
 axes.plot(study.runs.seed, study.runs.test_accuracy)
 study.figure(figure, "accuracy", "Accuracy of two seeds.")
 study.table(study.runs[["seed", "test_accuracy"]], "seeds", "Two seeds.")
-study.verdict("Digits can be learned.", "holds", "n = 2.")
+study.verdict("Digits can be learned.", "holds", "n = 2.", paper="Somebody 2020", n=2, interval="95 %", figure="accuracy")
 """
 
 
@@ -153,7 +153,8 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     text = (results / "README.md").read_text()
     assert text.index("# A study that fails") < text.index("# Here it comes") < text.index("## A study that works")
     assert "![Accuracy of two seeds.](01_works/accuracy.png)" in text and (results / "01_works" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
-    assert "> **Claim.** Digits can be learned.\n>\n> **✔ holds.** n = 2." in text
+    assert "> **Claim** (Somebody 2020). Digits can be learned.\n>\n> **✔ holds.** n = 2." in text
+    assert "*Accuracy of two seeds.*<br>\n<sub>2 runs of 01_works · code " in text and " · [01_works/runs.jsonl](01_works/runs.jsonl)</sub>" in text
     assert (results / "01_works" / "seeds.md").read_text() in text
     for name in ("00_fails", "01_works"):
         assert_loads_nothing((results / "html" / f"{name}.html").read_text())

@@ -73,11 +73,11 @@ def test_the_scripts_parse_and_are_executable(script):
     assert os.access(CHECKOUT / script, os.X_OK)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["paper", "--help"], ["bench", "--quick", "--help"]])
+@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["paper", "--help"], ["bench", "--quick", "--help"], ["verify", "paper", "--help"]])
 def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
     done = checkout.run(*arguments)
     assert done.returncode == 0 and done.stderr == ""
-    for word in ["quick", "paper", "bench", "test", "lab", "--only", "--jobs", "--device", "--quick"]:
+    for word in ["quick", "paper", "verify", "bench", "test", "lab", "--only", "--jobs", "--device", "--quick", "--sample", "--seed"]:
         assert word in done.stdout
     assert not checkout.calls and not (checkout.root / ".venv").exists()
 
@@ -88,7 +88,16 @@ def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
         (["papper"], "'papper'"),
         (["quick", "paper"], "'paper'"),
         (["--job", "2"], "'--job'"),
-        (["--seed=2"], "'--seed'"),
+        (["--seed=2"], "--seed"),
+        (["paper", "--sample", "2"], "--sample"),
+        (["verify", "--jobs", "2"], "--jobs"),
+        (["verify", "--only", "a study"], "--only"),
+        (["verify", "--sample", "-1"], "--sample"),
+        (["verify", "--sample=some"], "'some'"),
+        (["verify", "--seed", "0x1"], "'0x1'"),
+        (["verify", "bench"], "'bench'"),
+        (["verify", "paper", "quick"], "'quick'"),
+        (["paper", "verify"], "'verify'"),
         (["-x"], "'-x'"),
         (["--only"], "--only"),
         (["--only", "--jobs", "2"], "--only"),
@@ -167,6 +176,8 @@ def test_an_interrupted_install_is_done_again_from_nothing(checkout, stop):
     [
         ([], "-m panning_core.reproduce quick"),
         (["paper", "--device", "cuda"], "-m panning_core.reproduce paper --device cuda"),
+        (["verify"], "-m panning_core.verify quick"),
+        (["verify", "--seed=0", "paper", "--sample", "2"], "-m panning_core.verify paper --seed 0 --sample 2"),
         (["bench"], "-m benchmarks"),
         (["bench", "--quick", "--only=scoring"], "-m benchmarks --quick --only scoring"),
         (["test", "-k", "masks", "--help"], "-m pytest -k masks --help"),

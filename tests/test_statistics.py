@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panning_core import statistics
-from panning_core.statistics import compare, holm, interval, paired_test, verdict
+from panning_core.statistics import compare, decisive, holm, interval, paired_test, verdict
 
 SEEDS = [0.91, 0.93, 0.90, 0.95, 0.92]
 
@@ -165,3 +165,12 @@ def test_no_intervals_give_no_verdict():
 ])
 def test_one_better_rival_refutes_a_claim_of_every_one(low, high, word):
     assert verdict(low, high, every=True) == word
+
+
+@pytest.mark.parametrize("low, high, place", [
+    ([0.1, 0.2], [0.3, 0.4], 0),
+    ([0.1, -0.2, -0.1], [0.3, 0.4, 0.05], 1),
+    ([-0.9, -0.4, -0.5], [0.3, -0.1, -0.2], 2),  # a wide interval around 0 refutes nothing
+])
+def test_the_verdict_hangs_on_the_interval_least_favourable_to_the_claim(low, high, place):
+    assert decisive(low, high) == place
