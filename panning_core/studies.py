@@ -293,11 +293,12 @@ def _columns(rows: list[dict]) -> dict[str, list]:
 # --- profiles -------------------------------------------------------------------------------------------------------
 
 
-ENTRIES = {"parameters", "agents", "toys", "grid"}
+ENTRIES = {"parameters", "agents", "toys", "grid", "cuda"}
 
 
 def profile(name: str) -> dict[str, dict]:
-    """``notebooks/profiles/NAME.yaml``: for each study its notebook's parameters, the agents and toys it trains and its grid."""
+    """``notebooks/profiles/NAME.yaml``: for each study its notebook's parameters, the agents and toys it trains, its grid, and
+    a grid that is for CUDA devices alone."""
     import yaml
 
     files = {path.stem: path for path in (ROOT / "notebooks" / "profiles").glob("*.yaml")}
@@ -384,10 +385,14 @@ def section(study: str, profile_name: str) -> dict:
     return pick(f"study in profile {profile_name}", study, profile(profile_name))
 
 
-def runs(study: str, profile_name: str) -> list[Run]:
-    """All runs of ``study`` in a profile."""
+def runs(study: str, profile_name: str, device: str | None = None) -> list[Run]:
+    """All runs of ``study`` in a profile, or those that such a device is to do: on CUDA its entry ``cuda``, where it has one, else its grid."""
     found = section(study, profile_name)
-    return expand(found.get("grid", []), trainings(found) if "agents" in found else None)
+    grids = {name: found[name] for name in ("grid", "cuda") if name in found}
+    if device is not None and len(grids) == 2:
+        del grids["grid" if device.startswith("cuda") else "cuda"]
+    agents = trainings(found) if "agents" in found else None
+    return list({run.key(): run for grid in grids.values() for run in expand(grid, agents)}.values())
 
 
 def folder(study: str, profile_name: str) -> Path:
@@ -578,7 +583,7 @@ def _begins_with_linear(dataset: str, name: str) -> bool:
 
 
 def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = "cpu") -> list[dict]:
-    """Do the runs of a study that its ledger lacks, and return the ledger's lines of the study.
+    """Do the runs of a study that its ledger lacks and this device is for, and return the ledger's lines of the study.
 
     On the CPU each run has a process of one thread; on CUDA up to ``STACK`` runs are trained, and then recorded, at once.
 
@@ -593,7 +598,7 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
         raise UserError(f"device is {device} but PyTorch sees no CUDA device here; use --device cpu")
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}; it must be at least 1")
-    wanted = runs(study, profile_name)
+    wanted = runs(study, profile_name, device)
     ledger = Ledger(folder(study, profile_name) / "runs.jsonl")
     done = {row["key"] for row in ledger.rows()}
     missing = [run for run in wanted if run.key() not in done]
@@ -615,12 +620,12 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
                     bar.update(len(lines))
             except TerminatedWorkerError as error:
                 raise UserError(f"a worker of {study} was killed, perhaps for its memory; what is recorded is kept, go on with fewer --jobs") from error
-    keys = {run.key(): position for position, run in enumerate(wanted)}
-    failed = [row for row in ledger.failures() if row["key"] in keys]
+    failed = [row for row in ledger.failures() if row["key"] in {run.key() for run in wanted}]
     if failed:
         named = "; ".join(f"{json.dumps(row['run'])}: {row['error']}" for row in failed[:3])
         raise UserError(f"{len(failed)} of {len(wanted)} runs of {study} failed (recorded in {ledger.path}, done again next time): {named}")
     # In the order of the grid, whatever the order in which they finished.
+    keys = {run.key(): position for position, run in enumerate(runs(study, profile_name))}
     return sorted((row for row in ledger.rows() if row["key"] in keys), key=lambda row: keys[row["key"]])
 
 

@@ -647,6 +647,23 @@ def test_a_sweep_on_cuda_records_a_line_for_every_run_of_a_stack(checkout, monke
     assert failure["error"] == "RuntimeError: no mask for this one" and "in find_mask" in failure["traceback"]
 
 
+def test_a_grid_for_cuda_is_left_to_it_and_its_lines_are_read_everywhere(checkout, counted, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(studies, "execute_together", lambda runs, device: [studies.execute(run, device) for run in runs])
+    section = grid(seed=[0, 1])
+    section[STUDY]["cuda"] = [{**TINY, "method": "snip", "sparsity": 0.5, "seed": [0, 1]}, {**TINY, "method": "random", "sparsity": 0.5}]
+    checkout.profile(section)
+    assert [(run.method, run.seed) for run in studies.runs(STUDY, "tiny")] == [("random", 0), ("random", 1), ("snip", 0), ("snip", 1)]
+    assert len(studies.sweep(STUDY, "tiny", 1)) == 2 and {run.method for run in counted} == {"random"}
+    assert len(studies.sweep(STUDY, "tiny", 1, "cuda")) == 4 and [run.method for run in counted[2:]] == ["snip", "snip"]  # random was done
+    assert [row["run"]["method"] for row in studies.sweep(STUDY, "tiny", 1)] == ["random", "random", "snip", "snip"] and len(counted) == 4
+    section[STUDY]["cuda"] = [{**TINY, "metod": "snip"}]
+    checkout.profile(section)
+    with pytest.raises(UserError, match="unknown field of a run 'metod'"):
+        studies.runs(STUDY, "tiny")
+
+
 def command_line(monkeypatch, *arguments):
     monkeypatch.setattr(sys, "argv", ["studies", *arguments])
     with pytest.raises(SystemExit) as exit_:
