@@ -11,7 +11,6 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -205,7 +204,7 @@ class Site:
         made = {"index.html": environment.get_template("index.html").render(common, page={"name": OVERVIEW, "title": "Panning"}, blocks=[], sections={}, origin={})}
         for page in entries:
             renderer = _Renderer()
-            blocks = list(self.blocks(page["name"], renderer))
+            blocks = self.blocks(page["name"], renderer)
             template = environment.get_template("index.html" if page["name"] == OVERVIEW else "study.html")
             made[page["href"]] = template.render(common, page=page, blocks=blocks, sections=renderer.sections, origin=self.origin(page["name"]))
             if page["name"] in self.names and len(self.runs(page["name"])):
@@ -216,9 +215,9 @@ class Site:
         return made
 
     def introduction(self, study: str) -> dict:
-        """Title and first paragraph of a notebook."""
-        title, paragraph, *_ = "".join(self.notebooks[study]["cells"][0]["source"]).split("\n\n") + [""]
-        return {"title": title.removeprefix("# "), "question": markdown(paragraph)}
+        """Title, rest of the first cell, and the first paragraph of that: what the study asks."""
+        title, _, text = "".join(self.notebooks[study]["cells"][0]["source"]).partition("\n\n")
+        return {"title": title.removeprefix("# "), "text": markdown(text), "question": markdown(text.partition("\n\n")[0])}
 
     def origin(self, study: str) -> dict[str, str]:
         """What the runs of a study, or of all for the overview, were made with and on."""
@@ -257,8 +256,9 @@ class Site:
     def references(self, study: str, file: str, table: pd.DataFrame, provenance: str = "") -> list[list[str | None]]:
         """For each cell of a table the address of the runs behind its number; None where it has none.
 
-        They are narrowed by what can be read off: the labels of its row, the header of its column, a network or data set in the file's name. If the runs
-        asked for by one cell do not exist, the table is of something else, and all its cells lead to all runs.
+        They are narrowed by what can be read off: the labels of its row, the header of its column, a network or data set in the file's name. If the table
+        names a sparsity, network or data set that the runs lack, or one cell asks for runs that do not exist, it is of something else, and all its cells
+        lead to all runs.
         """
         source, sure = self.source(study, provenance)
         if source is None:
@@ -281,9 +281,15 @@ class Site:
 
         cells = [[facets(row, header) for header in table] for row in table.to_dict("records")]
         kinds = runs[list({*values, *given})].drop_duplicates().to_dict("records")
-        sure = sure and all(any(wanted.items() <= kind.items() for kind in kinds) for row in cells for wanted in row if wanted is not None)
-        return [[None if wanted is None else f"{source}.runs.html" + ("#" + "&".join(f"{facet}={quote(value)}" for facet, value in wanted.items())) * bool(sure and wanted)
-                 for wanted in row] for row in cells]
+        named = {"sparsity": {header for header in table if re.fullmatch(r"[\d.]+ %", header)}} | {name: set(table[name]) for name in ("data", "network") if name in table}
+        sure = sure and all(words <= values[name] for name, words in named.items()) and all(
+            any(wanted.items() <= kind.items() for kind in kinds) for row in cells for wanted in row if wanted is not None)
+
+        def href(wanted: dict[str, str]) -> str:
+            told = sure and wanted.keys() - {"current"}
+            return f"{source}.runs.html" + ("#" + "&".join(f"{facet}={quote(value)}" for facet, value in wanted.items())) * bool(told)
+
+        return [[None if wanted is None else href(wanted) for wanted in row] for row in cells]
 
     def table(self, table: pd.DataFrame, references: list[list[str | None]] | None = None) -> dict:
         """A table of text for the template: header, and rows of cells with ``text``, ``html``, ``number`` and ``href``."""
@@ -291,19 +297,24 @@ class Site:
         return {"header": list(table), "rows": [[{"text": text, "html": self.cell(text), "number": number(text), "href": href} for text, href in zip(row, hrefs)]
                                                 for row, hrefs in zip(table.itertuples(index=False, name=None), references)]}
 
-    def blocks(self, study: str, renderer: _Renderer) -> Iterator[dict]:
-        """The cells of a notebook in their order, ready for the template."""
-        for cell in self.notebooks[study]["cells"]:
+    def blocks(self, study: str, renderer: _Renderer) -> list[dict]:
+        """The cells of a notebook after its introduction, in their order and ready for the template."""
+        blocks: list[dict] = []
+        for cell in self.notebooks[study]["cells"][1:]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "markdown":
-                yield {"kind": "prose", "html": markdown(source, renderer)}
+                blocks.append({"kind": "prose", "html": markdown(source, renderer)})
                 continue
-            yield {"kind": "code", "html": code(source)}
+            if blocks and blocks[-1]["kind"] == "code":  # nothing was shown in between
+                blocks[-1]["html"] += code(source)
+            else:
+                blocks.append({"kind": "code", "html": code(source)})
             for output in cell["outputs"]:
                 if item := output.get("data", {}).get(report.MIME):
-                    yield {**item, **self.shown(study, item)}
+                    blocks.append({**item, **self.shown(study, item)})
                 elif output["output_type"] == "stream":
-                    yield {"kind": "text", "text": "".join(output["text"])}
+                    blocks.append({"kind": "text", "text": "".join(output["text"])})
+        return blocks
 
     def shown(self, study: str, item: dict) -> dict:
         """What the template needs for a table, figure or verdict beyond its item."""
