@@ -6,6 +6,7 @@ const all = (selector, root = document) => [...root.querySelectorAll(selector)];
 for (const table of all("table")) {
     all("thead th", table).forEach((header, column) => {
         const button = document.createElement("button");
+        button.title = "sort by this column";
         button.append(...header.childNodes);
         header.append(button);
         button.addEventListener("click", () => {
@@ -43,6 +44,10 @@ if (runs) {
     filter();
     addEventListener("hashchange", filter);
 }
+
+// On a narrow screen the studies are a strip: begin it at the current one.
+const current = document.querySelector("nav [aria-current]");
+if (current) document.querySelector("nav > ul").scrollLeft = current.parentElement.offsetLeft - 16;
 
 const dialog = document.querySelector("dialog");
 for (const button of all(".zoom")) {
