@@ -34,7 +34,7 @@ GUIDE = "guide_add_your_own_metric"
 #: What a column of labels says of the runs behind its row. "rival" or "subject" say nothing: a difference stands on the runs of two methods.
 FACETS = {"data": "data", "network": "network", "method": "method", "pruned by": "method", "variant": "method", "pruner": "method",
           "sparsity": "sparsity", "control": "control"}
-LEDGERS = {"runs": studies.Run, "agents": agent.Training, "toys": Toy}  #: ``NAME.jsonl`` of a study, and what its lines are settings of
+OTHERS = {"agents": agent.Training, "toys": Toy}  #: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
 MARKS = {"✔": "holds", "◐": "part", "✘": "fails", "?": "open", "–": "open"}  #: what a verdict begins with, and the class of its colour
 
 
@@ -177,7 +177,7 @@ class Site:
     Attributes:
         notebooks: study -> its executed notebook, for the studies that came through; and the guide.
         anchors: ``STUDY/FILE`` of every table and figure that a page shows.
-        lines, runs: of a study, the lines of one of its ``LEDGERS``, and ``runs_table`` of its runs.
+        lines, runs: of a study, the lines of ``runs.jsonl`` or one of ``OTHERS``, and ``runs_table`` of its runs.
     """
 
     def __init__(self, profile: str):
@@ -200,18 +200,17 @@ class Site:
         entries = [{"name": name, "number": name[:2] if name in self.names else "", "href": address(name), **self.introduction(name),
                     "marks": Counter(item["verdict"][0] for item in self.items(name) if item["kind"] == "verdict")} for name in self.notebooks]
         common = {"entries": entries, "marks": MARKS, "overview": OVERVIEW, "guide": GUIDE,
-                  "verdicts": {mark: words for words, mark in report.VERDICTS.items()}, "tally": sum((entry["marks"] for entry in entries), Counter())}
-        made = {"index.html": environment.get_template("index.html").render(common, page={"name": OVERVIEW, "title": "Panning"}, blocks=[], sections={}, origin={})}
+                  "verdicts": dict(zip(report.VERDICTS.values(), report.VERDICTS)), "tally": sum((entry["marks"] for entry in entries), Counter())}
+        made = {"index.html": environment.get_template("index.html").render(common, page={"name": OVERVIEW, "title": "Panning"})}
         for page in entries:
             renderer = _Renderer()
             blocks = self.blocks(page["name"], renderer)
             template = environment.get_template("index.html" if page["name"] == OVERVIEW else "study.html")
             made[page["href"]] = template.render(common, page=page, blocks=blocks, sections=renderer.sections, origin=self.origin(page["name"]))
-            if page["name"] in self.names and len(self.runs(page["name"])):
-                tables = {ledger: self.runs(page["name"]) if ledger == "runs" else other_table(self.lines(page["name"], ledger), kind) for ledger, kind in LEDGERS.items()
-                          if self.lines(page["name"], ledger)}
-                made[f"{page['name']}.runs.html"] = environment.get_template("runs.html").render(
-                    common, page=page, tables={name: self.table(table) for name, table in tables.items()}, sections={}, origin=self.origin(page["name"]))
+            if page["name"] in self.names and len(runs := self.runs(page["name"])):
+                others = {ledger: other_table(lines, kind) for ledger, kind in OTHERS.items() if (lines := self.lines(page["name"], ledger))}
+                tables = {ledger: self.table(table) for ledger, table in {"runs": runs, **others}.items()}
+                made[f"{page['name']}.runs.html"] = environment.get_template("runs.html").render(common, page=page, tables=tables, origin=self.origin(page["name"]))
         return made
 
     def introduction(self, study: str) -> dict:
@@ -221,7 +220,7 @@ class Site:
 
     def origin(self, study: str) -> dict[str, str]:
         """What the runs of a study, or of all for the overview, were made with and on."""
-        lines = [line for name in (self.names if study == OVERVIEW else [study]) for ledger in LEDGERS for line in self.lines(name, ledger)]
+        lines = [line for name in (self.names if study == OVERVIEW else [study]) for ledger in ("runs", *OTHERS) for line in self.lines(name, ledger)]
         origins = [line["provenance"] for line in lines]
         found = {"runs": [f"{len(lines):,}"] * bool(lines), "code": map(_commit, origins), "data": [o["data"]["title"] for o in origins if "data" in o],
                  "versions": [f"PyTorch {o['versions']['torch']} on Python {o['versions']['python']}" for o in origins],
@@ -230,8 +229,9 @@ class Site:
 
     def link(self, target: str) -> str | None:
         """Where a link of the report leads on the site: to a study's page, to a table or figure on it, out into the web; None where it leads nowhere."""
-        study, _, file = target.rstrip("/").partition("/")
-        if target in self.anchors or study in self.notebooks and not file:
+        place = target.removeprefix("../").removeprefix("README.md#").rstrip("/")
+        study, _, file = place.partition("/")
+        if place in self.anchors or place in self.notebooks:
             return address(study) + f"#{file}" * bool(file)
         return target if re.match("https?://", target) else None
 
@@ -248,10 +248,10 @@ class Site:
 
         A notebook that reads another study may show its runs anywhere; only a table's provenance tells.
         """
-        code = "".join("".join(cell["source"]) for cell in self.notebooks[study]["cells"] if cell["cell_type"] == "code")
-        others = [name for name in self.names if name in (provenance or code) and name != study]
-        source = others[0] if provenance and len(others) == 1 else study
-        return None if "benchmarks" in provenance or self.runs(source).empty else source, not others or source != study
+        text = provenance or "".join("".join(cell["source"]) for cell in self.notebooks[study]["cells"] if cell["cell_type"] == "code")
+        named = {name for name in self.names if name in text}
+        (source,) = named if provenance and len(named) == 1 else (study,)
+        return None if "benchmarks" in provenance or self.runs(source).empty else source, named <= {source}
 
     def references(self, study: str, file: str, table: pd.DataFrame, provenance: str = "") -> list[list[str | None]]:
         """For each cell of a table the address of the runs behind its number; None where it has none.
