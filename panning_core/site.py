@@ -54,11 +54,14 @@ class _Renderer(IPythonRenderer):
         super().__init__(escape=True, allow_harmful_protocols=False)
         self.sections: dict[str, str] = {}  # id -> title of the headings of level 2
 
-    def inline_math(self, body: str) -> str:
-        return convert(body)
+    def inline_math(self, body: str, display: str = "inline") -> str:
+        try:
+            return convert(body, display=display)
+        except Exception:  # its errors have no base of their own; what it can not read a reader may
+            return f"<code>{escape(body)}</code>"
 
     def block_math(self, body: str) -> str:
-        return convert(body, display="block")
+        return self.inline_math(body, "block")
 
     def heading(self, text: str, level: int, **attrs) -> str:
         title = Markup(text).striptags()
@@ -108,10 +111,11 @@ def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:
         "key": tidy.key.str[:8], "data": [line["provenance"]["data"]["title"] for line in lines], "network": tidy.model.map(lambda name: report.MODELS.get(name, name)),
         "method": tidy.apply(report.label, axis=1), "sparsity": tidy.sparsity.map(report.percent), "seed": tidy.seed,
         "rounds": tidy["rounds"].map(lambda rounds: "" if pd.isna(rounds) else f"{rounds:.0f}"), "control": tidy.control, "epochs": tidy.epochs})
-    others = tidy[[field.name for field in dataclasses.fields(studies.Run) if field.name not in (*known, "dataset", "model")]]
+    rest = {field.name for field in dataclasses.fields(studies.Run)} - {*known, "dataset", "model"} | {"network"}  # the field: whether it is recorded
+    others = tidy[[name for name in tidy if name in rest]].rename(columns={"network": "network recorded"}).assign(current=tidy.key.isin(current))
     results = pd.DataFrame({"test accuracy (%)": ["" if pd.isna(a) else f"{100 * a:.2f}" for a in tidy.test_accuracy],
                             "effective weights": tidy.effective_weights.map("{:,.0f}".format)})
-    return pd.concat([known, _varying(others.assign(current=tidy.key.isin(current))), results, _origins(lines)], axis=1).astype(str)
+    return pd.concat([known, _varying(others), results, _origins(lines)], axis=1).astype(str)
 
 
 def other_table(lines: list[dict], kind: type) -> pd.DataFrame:
