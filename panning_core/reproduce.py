@@ -1,4 +1,4 @@
-"""The batch runner behind ``run_all.sh``: fill the ledgers, run the notebooks, write the report.
+"""The batch runner behind ``run_all.sh``: fill the ledgers, run the notebooks, write the report and the site.
 
 Success is never read from papermill's metadata: parameter names are checked first, a notebook runs as
 ``X.running.ipynb`` and is renamed to ``X.ipynb`` when it came through and to ``X.failed.ipynb`` when it did not.
@@ -14,10 +14,10 @@ import sys
 import time
 from pathlib import Path
 
-from . import ROOT, report, studies
+from . import ROOT, report, site, studies
 from .errors import UserError, command_line, unknown
+from .site import OVERVIEW
 
-OVERVIEW = "00_overview"
 GIVEN = {"profile", "jobs", "device"}  #: parameters the runner sets in every notebook
 
 
@@ -45,7 +45,7 @@ def check_notebook(path: Path, parameters: dict) -> None:
 
 
 def execute(notebook: Path, target: Path, parameters: dict) -> None:
-    """Run ``notebook`` into ``target``, and its HTML into the folder ``html`` beside the target's."""
+    """Run ``notebook`` into ``target``."""
     import papermill
 
     running = target.with_suffix(".running.ipynb")
@@ -61,19 +61,8 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
             raise
         where = f" in cell {error.exec_count}: {error.ename}: {error.evalue}" if isinstance(error, papermill.PapermillExecutionError) else f": {error}"
         raise UserError(f"{notebook.name} failed{where} (see {target.with_suffix('.failed.ipynb')})") from error
-    html = target.parent.parent / "html" / f"{notebook.stem}.html"
-    html.parent.mkdir(exist_ok=True)
-    html.write_text(to_html(running))
     target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
     os.replace(running, target)
-
-
-def to_html(notebook: Path) -> str:
-    """The notebook as one HTML file that opens without a network: no script is loaded from anywhere."""
-    from nbconvert import HTMLExporter
-
-    exporter = HTMLExporter(require_js_url="", jquery_url="", mathjax_url="", mermaid_js_url="", html_manager_semver_range="", widget_renderer_url="")
-    return exporter.from_filename(str(notebook))[0]
 
 
 def stamp(study: str, profile_name: str, section: dict) -> str:
@@ -104,6 +93,7 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
     print(f"{study}: running the notebook", file=sys.stderr)
     execute(ROOT / "notebooks" / f"{study}.ipynb", target,
             {**section.get("parameters", {}), "profile": profile_name, "jobs": jobs, "device": device})
+    mark.parent.mkdir(exist_ok=True)
     mark.write_text(now)
 
 
@@ -142,7 +132,8 @@ def reproduce(profile_name: str, only: str | None = None, jobs: int | None = Non
     if all(path.exists() for path in executed):  # a part would overwrite the report of the whole
         print(f"\nreport: {_shown(report.render(executed))}")
     else:
-        print(f"\npages: {_shown(results / 'html')} (the report is written when every study of the profile has run)")
+        print("\nThe report is written when every study of the profile has run.")
+    print(f"site: {_shown(site.build(profile_name))}")
     return int(failed)
 
 

@@ -23,7 +23,8 @@ class Checkout:
         (self.root / "panning_core").mkdir()
         for path in (ROOT / "panning_core").glob("*.py"):
             shutil.copy(path, self.root / "panning_core")
-        shutil.copytree(ROOT / "panning_core" / "trained", self.root / "panning_core" / "trained")
+        for folder in ("trained", "page"):
+            shutil.copytree(ROOT / "panning_core" / folder, self.root / "panning_core" / folder)
         return self
 
     def profile(self, content: dict | str, name: str = "tiny") -> None:
