@@ -172,7 +172,7 @@ fi
 
 case $mode in
     quick | paper) exec "$python" -m panning_core.reproduce "$mode" ${options[@]+"${options[@]}"} ;;
-    verify) exec "$python" -m panning_core.verify ${profile:-quick} ${options[@]+"${options[@]}"} ;;
+    verify) exec "$python" -m panning_core.verify "${profile:-quick}" ${options[@]+"${options[@]}"} ;;
     bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb ;;

@@ -155,9 +155,10 @@ class Study:
     def table(self, frame: pd.DataFrame, name: str, caption: str, source: Source | None = None) -> None:
         """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not this study's own ledgers."""
         _write(self.folder / f"{name}.csv", frame.to_csv(index=False))
-        _write(self.folder / f"{name}.md", frame.to_markdown(index=False, floatfmt=".4g", disable_numparse=True) + "\n")
+        text = frame.to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
+        _write(self.folder / f"{name}.md", text + "\n")
         item = self._item("table", f"{name}.md", caption, source)
-        _display(item, {"text/html": f"<p><em>{caption}</em><br><small>{item['provenance']}</small></p>{frame.to_html(index=False)}"})
+        _display(item, {"text/markdown": f"*{caption}*<br>\n<small>{item['provenance']}</small>\n\n{text}"})
 
     def figure(self, figure: plt.Figure, name: str, caption: str, source: Source | None = None) -> None:
         """Show ``figure`` and save it as ``name.png``, which holds its source as text; ``source`` as in ``table``."""

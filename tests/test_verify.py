@@ -64,16 +64,18 @@ def test_fine_results_verify_and_every_change_is_named(made, tmp_path, monkeypat
     assert "sample: 1 of the 2 runs that took at most 60 s each; --seed 7 draws the same again" in told
     assert state(results) == before
 
-    replace(results / "tiny" / "01_works" / "seeds.csv", "0,0.", "0,1.")
-    replace(results / "tiny" / "01_works" / "verdicts.csv", "holds", "fails")
-    replace(ledger, '"flops_dense": ', '"flops_dense": 1')  # which no table shows
-    plt.imsave(results / "tiny" / "01_works" / "accuracy.png", [[0, 1]])
-
     def make_again(profile, scratch):
         shutil.copytree(tmp_path / "again", scratch, dirs_exist_ok=True)
         shutil.copy(ledger, scratch / "tiny" / "01_works")
 
     monkeypatch.setattr(verify, "make_again", make_again)
+    plt.imsave(results / "tiny" / "01_works" / "accuracy.png", [[0, 1]])
+    assert verify.verify("tiny", 0) == 0 and "picture differs" in capsys.readouterr().out
+    replace(results / "tiny" / "01_works" / "seeds.csv", "0,0.", "0,1.")
+    replace(results / "tiny" / "01_works" / "verdicts.csv", "holds", "fails")
+    assert verify.verify("tiny", 0) == 1
+    capsys.readouterr()
+    replace(ledger, '"flops_dense": ', '"flops_dense": 1')  # which no table shows
     assert verify.verify("tiny") == 1
     told = capsys.readouterr().out.splitlines()
     named = [line for line in told if line.startswith("  ")]
