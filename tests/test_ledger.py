@@ -97,7 +97,7 @@ LINES = [line(f"key {i}", **({"error": "x" * i} if i % 3 == 2 else {"metrics": {
 TEXT = "".join(json.dumps(row) + "\n" for row in LINES).encode()
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)  # it waits for the disk
 @given(st.integers(0, len(TEXT)))
 @pytest.mark.filterwarnings("ignore:.*last line is torn")
 def test_cut_anywhere_it_keeps_every_whole_line_and_can_be_written_on(cut):
@@ -152,7 +152,7 @@ def test_a_folder_that_can_not_be_made_is_one_sentence(tmp_path):
 def test_a_read_only_file_is_one_sentence_and_can_still_be_read(ledger, monkeypatch):
     ledger.append(line("a"))
 
-    def refuse(path, mode="r", *rest):
+    def refuse(path, mode="r", **rest):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="Permission denied"):
