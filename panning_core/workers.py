@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
@@ -12,6 +13,7 @@ from concurrent.futures import FIRST_COMPLETED, CancelledError, Executor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
+from urllib.parse import urlsplit
 
 from joblib.externals.loky import get_reusable_executor
 
@@ -117,6 +119,8 @@ def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int], type[E
     except ImportError:
         raise UserError("PANNING_SCHEDULER is set but the package distributed is missing; install requirements.txt") from None
     try:
+        parts = urlsplit(address)
+        socket.create_connection((parts.hostname, parts.port), PATIENCE).close()  # a client that finds nobody says more than one sentence
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(f"PANNING_SCHEDULER is {address!r} but no scheduler answers there; it must be like tcp://host:8786, and `dask scheduler` running") from error

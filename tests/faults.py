@@ -28,8 +28,7 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 from checkout import PARAMETERS, Checkout  # noqa: E402
 
-import panning_core  # noqa: E402
-from panning_core import errors, ledger, reproduce, studies  # noqa: E402
+from panning_core import errors, ledger, studies  # noqa: E402
 
 STUDY = "01_tiny"
 GRID = [{"dataset": "digits", "model": "lenet300", "epochs": 3, "method": ["random", "magnitude"], "sparsity": 0.1, "seed": [0, 1, 2, 3, 4]}]
@@ -58,8 +57,9 @@ def settle(root: str | Path) -> None:
     """In this process the checkout at ``root`` is the core's own, and what begins is counted."""
     from functools import partial
 
-    for module in (panning_core, studies, reproduce):
-        module.ROOT = Path(root)
+    for name in ("panning_core", "panning_core.studies", "panning_core.reproduce"):
+        if name in sys.modules:
+            sys.modules[name].ROOT = Path(root)
     for name in ORIGINAL:
         setattr(studies, name, partial(counted, name))
 
@@ -166,7 +166,7 @@ class Moment:
         lines, deadline = self.chance.randrange(len(self.wanted)), time.monotonic() + PATIENCE
         while self.content().count(b"\n") < lines and _lives(process):
             check(time.monotonic() < deadline, f"{lines} lines are not recorded in {PATIENCE} s")
-            time.sleep(0.002)
+            time.sleep(0.01)
         time.sleep(self.chance.uniform(0, pause if lines == 0 else pause / 10))
 
     def restart(self, jobs: int, before: bytes, call=None) -> None:
@@ -259,7 +259,7 @@ def worker_killed(moment: Moment, _: int) -> str:
     """The sweep goes on by itself."""
     sweep = moment.start(2)
     while _lives(sweep) and not (workers := _workers(sweep)):
-        time.sleep(0.01)
+        time.sleep(0.1)
     moment.wait_for_a_moment(sweep, 1.5)
     before, done, begun = moment.whole(), moment.recorded(), len(moment.begun())
     if workers := _workers(sweep) or workers:
@@ -347,13 +347,15 @@ def two_at_once(moment: Moment, jobs: int) -> str:
 
 def kernel_killed(moment: Moment, jobs: int) -> str:
     """The runner as in run_all.sh, whose notebook trains the toys: its kernel is killed, or the runner is."""
+    from panning_core import reproduce  # and with it matplotlib, for which the workers need not wait
+
     def call() -> int:
         return reproduce.reproduce("tiny", jobs=jobs)
 
     runner, kernel, victim = moment.start(jobs, call=call), None, moment.chance.choice(["kernel", "runner"])
     while _lives(runner) and not kernel:
         kernel = next((child for child in _children(runner) if _lives(child) and "ipykernel_launcher" in " ".join(child.cmdline())), None)
-        time.sleep(0.02)
+        time.sleep(0.1)
     moment.wait_for_a_moment(runner, 2)
     family = _children(runner)
     (kernel if victim == "kernel" and kernel else runner).kill()
@@ -368,7 +370,7 @@ def kernel_killed(moment: Moment, jobs: int) -> str:
 
 def _restart(moment: Moment) -> str:
     before = moment.whole()
-    moment.restart(moment.chance.choice([1, 1, 2]) if moment.subject != "agents.jsonl" else 1, before)
+    moment.restart(moment.chance.choice([1, 1, 1, 1, 2]) if moment.subject != "agents.jsonl" else 1, before)
     return f"{before.count(bytes([10]))} lines before"
 
 
@@ -399,6 +401,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     made = Checkout(root / "checkout")
+    studies.data.load("digits")  # once, for all that are forked
     made.notebook(STUDY, PARAMETERS, f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport faults; faults.settle({str(made.root)!r})",
                   f"faults.studies.toys({STUDY!r}, profile, jobs)")
     made.profile({STUDY: {"grid": GRID, "toys": TOYS}})
