@@ -23,13 +23,13 @@ ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", 
 IDLE = 300  #: seconds after which a process without work leaves; until then the next sweep need not start one
 PATIENCE = 5  #: seconds in which a scheduler answers
 
-DIED = "its worker was killed twice, perhaps for its memory"
+DIED = "a worker was killed while it was in hand, perhaps for its memory, and again when it was done alone"
 
 _alone = threading.Lock()
 
 
 class WorkerDied(Exception):
-    """What came of a task whose worker died of it."""
+    """What came of a task whose worker died, also when it was alone."""
 
 
 def spread(work: Callable[[list], object], tasks: Iterable[list], jobs: int) -> Iterator[tuple[list, object]]:
@@ -37,7 +37,7 @@ def spread(work: Callable[[list], object], tasks: Iterable[list], jobs: int) -> 
 
     Tasks are drawn from ``tasks`` when there is room for them, so ``tasks`` may leave out what was done meanwhile. With one job and no
     cluster this process does the work. When a worker dies (``kill -9``, no memory), what was in its and its fellows' hands is cut into
-    lists of one and done again, one at a time, by a fresh process; a list whose worker dies once more yields a ``WorkerDied``.
+    lists of one and done again, one at a time, by a fresh process; one whose worker dies again yields a ``WorkerDied``.
 
     Close the generator (``contextlib.closing``) to end the work early; its workers are killed then.
 

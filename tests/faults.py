@@ -292,7 +292,7 @@ def poisoned(moment: Moment, _: int) -> str:
     bad = [row["key"] for row in rows if "error" in row]
     check(len(bad) == len(set(bad)) == sum(row["run"].get("seed") == POISON for row in rows) > 0, "not every run that kills its worker is one error")
     check(set(moment.recorded()) == moment.wanted.keys() - set(bad), "a run that kills nobody is missing")
-    check(all(row["run"].get("seed") != POISON or "killed twice" in row["error"] for row in rows), "the error does not say that the worker was killed")
+    check(all(row["run"].get("seed") != POISON or "done alone" in row["error"] for row in rows), "the error does not say that the worker was killed")
     check(all(Counter(moment.begun())[key] == 2 for key in bad), "a run that kills its worker was not begun twice")
     return f"{len(bad)} errors, {_restart(moment)}"
 
