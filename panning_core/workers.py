@@ -19,12 +19,10 @@ from joblib.externals.loky import get_reusable_executor
 
 from .errors import UserError
 
-ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA", "NUMEXPR")}
+ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA", "NUMEXPR")} | {"VECLIB_MAXIMUM_THREADS": "1"}
 IDLE = 300  #: seconds after which a process without work leaves; until then the next sweep need not start one
 PATIENCE = 5  #: seconds in which a scheduler answers
-
 DIED = "a worker was killed while it was in hand, perhaps for its memory, and again when it was done alone"
-
 _alone = threading.Lock()
 
 
@@ -130,7 +128,8 @@ def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int], type[E
         try:
             # Twice as many as there are threads, so that no worker waits for its next task.
             yield client.get_executor(pure=False), lambda: 2 * max(1, sum(client.nthreads().values())), KilledWorker
-        except ImportError as error:
-            raise UserError(f"a worker of {address} lacks a package ({error}); start workers in the environment of this checkout") from error
+        except (ImportError, RuntimeError) as error:  # what a task itself raises is its result
+            raise UserError(f"the cluster at {address} can not read a task ({str(error).partition('. ')[0]}); start its scheduler and workers "
+                            "in the environment of this checkout") from error
         except (CancelledError, OSError) as error:
             raise UserError(f"the scheduler at {address} is gone; what is recorded is kept, the same command goes on from there") from error

@@ -1,5 +1,6 @@
 """Workers: a task whose worker dies costs no other, nobody is left behind, and a Dask cluster gives what this machine gives."""
 
+import importlib
 import os
 import re
 import signal
@@ -92,12 +93,15 @@ def dask(*arguments):
         process.communicate()
 
 
-@pytest.fixture
+@contextmanager
 def scheduler():
-    """The address of one on a free port, and the context of a worker of it."""
+    """A scheduler's process, on a free port, and its address."""
     with dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard") as process:
-        told = next(line for line in process.stderr if re.search(r"Scheduler at:", line))
-        yield re.search(r"tcp://\S+", told)[0]
+        yield process, re.search(r"tcp://\S+", next(line for line in process.stderr if "Scheduler at:" in line))[0]
+
+
+def worker(address, threads):
+    return dask("worker", address, "--nthreads", str(threads), "--no-nanny", "--no-dashboard")
 
 
 @pytest.fixture
@@ -114,11 +118,15 @@ def numbers(rows):
     return [(row["key"], {name: value for name, value in row["metrics"].items() if not name.endswith("seconds") and name != "stack"}) for row in rows]
 
 
-def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(checkout, scheduler, monkeypatch, tmp_path):
-    """Two workers, one of them with two threads; one is killed as soon as a run is recorded."""
-    monkeypatch.setenv("PANNING_SCHEDULER", scheduler)
-    with dask("worker", scheduler, "--nthreads", "1", "--no-nanny", "--no-dashboard") as first, dask("worker", scheduler, "--nthreads", "2", "--no-nanny", "--no-dashboard"):
-        append, lengths = Ledger.append, []
+def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(checkout, monkeypatch, tmp_path):
+    """Two workers, one of them with two threads; one is killed as soon as a run is recorded. Before that, what they can not import is one sentence."""
+    append, lengths = Ledger.append, []
+    (tmp_path / "elsewhere.py").write_text("def work(task): pass")
+    with scheduler() as (_, address), worker(address, 1) as first, worker(address, 2), monkeypatch.context() as patch:
+        patch.setenv("PANNING_SCHEDULER", address)
+        patch.syspath_prepend(tmp_path)
+        with pytest.raises(UserError, match=f"the cluster at {address} can not read a task .*; start its scheduler and workers in the environment of this checkout"):
+            list(workers.spread(importlib.import_module("elsewhere").work, [[1]], 1))
 
         def kill_one(ledger, *rows):
             append(ledger, *rows)
@@ -126,20 +134,15 @@ def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(check
             if rows:
                 first.kill()
 
-        monkeypatch.setattr(Ledger, "append", kill_one)
-        rows = studies.sweep(STUDY, "tiny")
-        toys = studies.toys(STUDY, "tiny")
-    assert len(lengths) == 1 + 4 + 1 + 2  # each task when it was done, besides the looks whether the ledger can be written
-    monkeypatch.undo()
-    monkeypatch.setattr(panning_core, "ROOT", checkout.root)
-    monkeypatch.setattr(studies, "ROOT", checkout.root)
+        patch.setattr(Ledger, "append", kill_one)
+        rows, toys = studies.sweep(STUDY, "tiny"), studies.toys(STUDY, "tiny")
+    assert lengths == [0, 2, 2, 2, 2, 0, 1, 1]  # each task when it was done, after a look whether the ledger can be written
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "here"))
     assert numbers(rows) == numbers(studies.sweep(STUDY, "tiny", 1)) and numbers(toys) == numbers(studies.toys(STUDY, "tiny", 1))
 
 
 def test_a_scheduler_that_goes_away_is_one_sentence(checkout, monkeypatch):
-    with dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard") as process:
-        address = re.search(r"tcp://\S+", next(line for line in process.stderr if "Scheduler at:" in line))[0]
+    with scheduler() as (process, address):
         monkeypatch.setenv("PANNING_SCHEDULER", address)
         monkeypatch.setattr("builtins.print", lambda *_, **__: process.kill())  # it says that there are no workers yet
         with pytest.raises(UserError, match=f"the scheduler at {address} is gone; what is recorded is kept"):
