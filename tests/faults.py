@@ -106,6 +106,7 @@ class Moment:
         self.root, self.folder, self.subject, self.wanted, self.chance = root, root / "moments" / name, subject, wanted, chance
         self.profile, self.fill, _ = SUBJECTS[subject]
         self.path, self.begun_file = self.folder / self.profile / STUDY / subject, self.folder / "begun"
+        self.seen = b""  #: the lines that were whole just before the fault
         self.folder.mkdir(parents=True)
         self.begun_file.touch()
 
@@ -168,6 +169,7 @@ class Moment:
             check(time.monotonic() < deadline, f"{lines} lines are not recorded in {PATIENCE} s")
             time.sleep(0.01)
         time.sleep(self.chance.uniform(0, pause if lines == 0 else pause / 10))
+        self.seen = self.whole()
 
     def restart(self, before: bytes, jobs: int = 1, call=None) -> None:
         """The same again, undisturbed; then everything must hold. ``before`` are the lines that were whole at the fault."""
@@ -180,7 +182,7 @@ class Moment:
         self.compare(before)
 
     def compare(self, before: bytes) -> None:
-        check(self.content().startswith(before), "a line that was whole is lost")
+        check(self.content().startswith(before) and self.content().startswith(self.seen), "a line that was whole is lost")
         check(self.content() == self.whole(), "the last line is torn")
         check(Counter(self.recorded()) == Counter(self.wanted.keys()), "a run is missing, or recorded twice")
         found = metrics(self.path)
@@ -238,6 +240,7 @@ def power_cut(moment: Moment, jobs: int) -> str:
     last = moment.whole()[:-1].rpartition(b"\n")[2]
     cut = moment.chance.randint(1, len(last)) if last else 0
     if moment.content():
+        moment.seen = b""
         os.truncate(moment.path, len(moment.whole()) - cut)
     return f"{cut} bytes lost, {_restart(moment)}"
 
