@@ -31,8 +31,8 @@ from checkout import PARAMETERS, Checkout  # noqa: E402
 from panning_core import errors, ledger, studies  # noqa: E402
 
 STUDY = "01_tiny"
-GRID = [{"dataset": "digits", "model": "lenet300", "epochs": 3, "method": ["random", "magnitude"], "sparsity": 0.1, "seed": [0, 1, 2, 3, 4]}]
-TOYS = [{"seed": [0, 1, 2, 3, 4, 5], "steps": 150}]
+GRID = [{"dataset": "digits", "model": "lenet300", "epochs": 2, "method": ["random", "magnitude"], "sparsity": 0.1, "seed": [0, 1, 2, 3, 4]}]
+TOYS = [{"seed": [0, 1, 2, 3, 4, 5], "steps": 40}]
 AGENTS = [{"name": "mine", "networks": ["lenet300/digits"], "init": "pytorch", "steps": 60, "random_steps": 20, "rounds": 5, "pool": 2, "per_class": 2, "width": 8, "seed": [0, 1]}]
 POISON = 3  #: the seed that kills its worker while the fault is on
 PATIENCE = 300  #: seconds
