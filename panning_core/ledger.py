@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import fcntl
+import io
 import json
 import os
+import shlex
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 
-from .errors import UserError
+from .errors import UserError, command_line
 
 
 class Ledger:
@@ -35,8 +41,19 @@ class Ledger:
         done = self._read("metrics")
         return [row for key, row in self._read("error").items() if key not in done]
 
+    def __contains__(self, key: str) -> bool:
+        """Whether a finished run has this key. Cheap enough to ask before every run."""
+        return _finished(self._content(), key)
+
+    def _content(self) -> bytes:
+        if not self.path.exists():
+            return b""
+        with open(self.path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH)  # a line that is just being written is not a torn one
+            return file.read()
+
     def _read(self, kind: str) -> dict[str, dict]:
-        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        lines = self._content().split(b"\n")
         if lines[-1] and not _is_run(lines[-1]):
             warnings.warn(f"{self.path}: the last line is torn; its run will be done again", stacklevel=3)
             lines.pop()
@@ -45,43 +62,77 @@ class Ledger:
             if not line:
                 continue
             if not _is_run(line):
-                raise UserError(f"{self.path}, line {number}: not a run; restore the file, or delete that line and its run is done again")
+                raise UserError(f"{self.path}, line {number}: not a run; `python -m panning_core.ledger {shlex.quote(str(self.path))} --repair` "
+                                "takes it out and keeps a copy, and its run is done again")
             row = json.loads(line)
             if kind in row and (kind == "error" or row["key"] not in rows):
                 rows[row["key"]] = row
         return rows
 
     def append(self, *rows: dict) -> None:
-        """Record ``rows``; a torn end that an earlier process left is mended first.
+        """Record ``rows``, but for those whose run is finished already; a torn end that an earlier process left is mended first.
 
         Raises:
-            UserError: the folder or file can not be written.
+            UserError: the folder or file can not be written, or the disk is full.
         """
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+        lines = [json.dumps(row, allow_nan=False) for row in rows]
         with self._open() as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            file.seek(0)
             content = file.read()
+            text = "".join(line + "\n" for row, line in zip(rows, lines) if not _finished(content, row["key"])).encode()
             if content and not content.endswith(b"\n"):
                 start = content.rfind(b"\n") + 1
                 if _is_run(content[start:]):
                     text = b"\n" + text
                 else:
                     file.truncate(start)
-            file.write(text)
-            file.flush()
+            while text:  # unbuffered: what a full disk refuses now does not come later, behind another's line
+                text = text[file.write(text):]
             os.fsync(file.fileno())
 
-    def _open(self):
+    @contextmanager
+    def _open(self) -> Iterator[io.FileIO]:
+        """The file from its beginning, locked; a ``UserError`` instead of an ``OSError``."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return open(self.path, "a+b")
+            while True:
+                with open(self.path, "a+b", buffering=0) as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):  # else a repair has put another in its place
+                        file.seek(0)
+                        yield file
+                        return
         except OSError as error:
-            raise UserError(f"results can not be written to {self.path} ({error.strerror}); set PANNING_RESULTS to a folder that can") from error
+            raise UserError(f"results can not be written to {self.path} ({error.strerror}); what is recorded is kept: make room there, "
+                            "or set PANNING_RESULTS to a folder that can") from error
 
     def check_writable(self) -> None:
         """Raise the ``UserError`` of ``append`` now, before any work is done."""
         self.append()
+
+    def damaged(self) -> list[int]:
+        """The numbers of the lines, from 1, that are not runs."""
+        return _damaged(self._content())
+
+    def repair(self) -> tuple[list[int], Path] | None:
+        """Take out the lines that are not runs; the file as it was stays beside it. Safe while others append, and at any moment.
+
+        Returns:
+            The numbers of the lines and the path of the copy; None if there were none, and then nothing is done.
+        """
+        with self._open() as file:
+            content = file.read()
+            damaged = _damaged(content)
+            if not damaged:
+                return None
+            copy = next(path for number in count(1) if not (path := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists())
+            part = self.path.with_name(self.path.name + ".part")
+            with open(part, "wb") as mended:
+                mended.writelines(line + b"\n" for number, line in enumerate(content.split(b"\n"), 1) if line and number not in damaged)
+                mended.flush()
+                os.fsync(mended.fileno())
+            os.link(self.path, copy)  # refuses a name that is taken
+            os.replace(part, self.path)
+        return damaged, copy
 
     def merge(self, other: Path) -> int:
         """Append the runs of another ledger that this one lacks; returns how many."""
@@ -99,3 +150,39 @@ def _is_run(line: bytes) -> bool:
     except ValueError:
         return False
     return isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("run"), dict) and ("metrics" in row or "error" in row)
+
+
+def _damaged(content: bytes) -> list[int]:
+    return [number for number, line in enumerate(content.split(b"\n"), 1) if line and not _is_run(line)]
+
+
+def _finished(content: bytes, key: str) -> bool:
+    name = key.encode()
+    return name in content and any(_is_run(line) and (row := json.loads(line))["key"] == key and "metrics" in row
+                                   for line in content.split(b"\n") if name in line)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m panning_core.ledger", description="Look whether every line of a ledger is a run.")
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--repair", action="store_true", help="take out the lines that are not, and keep the file as it was beside it")
+    options = parser.parse_args()
+    if not options.file.is_file():
+        raise UserError(f"{options.file}: no such ledger")
+    ledger = Ledger(options.file)
+    if options.repair and (done := ledger.repair()):
+        print(f"{options.file}: took out {_named(done[0])}; the file as it was is {done[1]}")
+    elif damaged := ledger.damaged():
+        print(f"{options.file}: {_named(damaged)} damaged; --repair takes out what is")
+        return 1
+    else:
+        print(f"{options.file}: no line is damaged")
+    return 0
+
+
+def _named(numbers: list[int]) -> str:
+    return f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+
+
+if __name__ == "__main__":
+    command_line(main)

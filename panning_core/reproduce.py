@@ -90,6 +90,7 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
     now = stamp(study, profile_name, section)
     if target.exists() and mark.exists() and mark.read_text() == now:
         return
+    mark.unlink(missing_ok=True)  # tables and figures change from here on, and who is stopped on the way must begin again
     print(f"{study}: running the notebook", file=sys.stderr)
     execute(ROOT / "notebooks" / f"{study}.ipynb", target,
             {**section.get("parameters", {}), "profile": profile_name, "jobs": jobs, "device": device})

@@ -19,17 +19,17 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cache
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
-from joblib import Parallel, delayed, parallel_config
 from tqdm import tqdm
 
 from . import ROOT, __version__, data, gates, masks, models, networks, panning, policies, pruning, results, stack, tickets, training, transfer
@@ -37,6 +37,7 @@ from .errors import UserError, command_line, fraction, keywords, pick, settle, u
 from .ledger import Ledger
 from .toy import Toy
 from .toy import run as run_toy
+from .workers import WorkerDied, spread
 
 if TYPE_CHECKING:
     from . import agent
@@ -414,28 +415,24 @@ def teach(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
     from . import agent
 
     wanted = [training for entry in trainings(section(study, profile_name)).values() for training in entry]
-    place, failed = folder(study, profile_name), []
+    place = folder(study, profile_name)
     ledger = Ledger(place / "agents.jsonl")
-    done = {row["key"] for row in ledger.rows()}
-    missing = [t for t in wanted if t.key() not in done or not (place / "policies" / f"{t.name()}.npz").exists()]
-    if missing:
+    ledger.rows()  # a damaged ledger is an error before the work
+    if missing := [t for t in wanted if _is_to_learn(t, ledger)]:
         ledger.check_writable()
         for dataset in {network.partition("/")[2] for t in missing for network in t.networks}:
             data.load(dataset)  # a missing file is an error of the study, not of every agent
-        origin = provenance("cpu")
-        with parallel_config("loky", n_jobs=min(jobs or os.cpu_count() or 1, len(missing)), inner_max_num_threads=1):
-            for t, line in Parallel(return_as="generator_unordered")(delayed(_learn)(t, place / "policies", origin) for t in missing):
-                if line is None:
-                    continue
-                ledger.append(line)
-                if "error" in line:
-                    failed.append(f"{t.name()}: {line['error']}")
-                else:
-                    agent.checkpoint(t, place / "policies").unlink(missing_ok=True)
-    if failed:
-        raise UserError(f"{len(failed)} of {len(wanted)} agents of {study} failed (recorded in {ledger.path}, trained again next time): {'; '.join(failed)}")
-    keys = {t.key(): position for position, t in enumerate(wanted)}
-    return sorted((row for row in ledger.rows() if row["key"] in keys), key=lambda row: keys[row["key"]])
+        _record(ledger, partial(_learn, ledger=ledger), [[t] for t in missing], jobs, lambda t: _is_to_learn(t, ledger),
+                f"of {len(wanted)} agents of {study}", lambda t: t.name())
+    return _in_order(ledger, wanted)
+
+
+def _is_to_learn(training: agent.Training, ledger: Ledger) -> bool:
+    return training.key() not in ledger or not _policy(training, ledger).exists()
+
+
+def _policy(training: agent.Training, ledger: Ledger) -> Path:
+    return ledger.path.parent / "policies" / f"{training.name()}.npz"
 
 
 def agents(study: str, profile_name: str) -> list[dict]:
@@ -448,31 +445,32 @@ def agents(study: str, profile_name: str) -> list[dict]:
             for line in teach(study, profile_name)]
 
 
-def _learn(training: agent.Training, place: Path, origin: dict) -> tuple[agent.Training, dict | None]:
-    """The ledger line of an agent, whose policy is then in ``place``; None if another sweep trained it meanwhile."""
+def _learn(trainings: list[agent.Training], ledger: Ledger) -> list[dict]:
+    """The ledger line of an agent, whose policy then lies beside the ledger; none if another sweep trained it meanwhile."""
     from . import agent
 
+    (training,) = trainings
     torch.set_num_threads(1)
-    place.mkdir(parents=True, exist_ok=True)
+    policy = _policy(training, ledger)
+    policy.parent.mkdir(parents=True, exist_ok=True)
     start = time.perf_counter()
     try:
-        with open(place / f"{training.name()}.lock", "w") as lock, tqdm(total=training.steps, desc=training.name(), unit="step",
-                                                                      mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                fcntl.flock(lock, fcntl.LOCK_EX)
-                if (place / f"{training.name()}.npz").exists():
-                    return training, None  # the other sweep has trained it, and records it
-            actor, told = agent.learn(training, place, lambda steps: bar.update(steps - bar.n))
-            actor.save(place / f"{training.name()}.npz")
-        columns = ("steps", "sparsity", "return", "effective_sparsity", "rounds")
-        episodes = {name: [_short(v) for v in column] for name, column in zip(columns, zip(*told["episodes"]))}
-        found, seconds = {"policy": training.name(), "digest": actor.digest(), "episodes": episodes, "evaluations": told["evaluations"]}, told["seconds"]
+        with open(policy.with_suffix(".lock"), "w") as lock, tqdm(total=training.steps, desc=training.name(), unit="step",
+                                                                 mininterval=0.5 if sys.stderr.isatty() else 60) as bar:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _is_to_learn(training, ledger):
+                return []
+            actor, told = agent.learn(training, policy.parent, lambda steps: bar.update(steps - bar.n))
+            actor.save(policy)
+            columns = ("steps", "sparsity", "return", "effective_sparsity", "rounds")
+            episodes = {name: [_short(v) for v in column] for name, column in zip(columns, zip(*told["episodes"]))}
+            found = {"policy": training.name(), "digest": actor.digest(), "episodes": episodes, "evaluations": told["evaluations"]}
+            line = _line(training, found, told["seconds"])
+            ledger.append(line)  # while the lock is held, so that a sweep that waits for it finds the line
+            agent.checkpoint(training, policy.parent).unlink(missing_ok=True)
     except Exception as error:
-        found, seconds = error, time.perf_counter() - start
-    finished = {"seconds": round(seconds, 1), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    return training, {"key": training.key(), "run": training.canonical(), **_outcome(found), "provenance": {**origin, **finished}}
+        line = _line(training, error, time.perf_counter() - start)
+    return [line]
 
 
 # --- toys -----------------------------------------------------------------------------------------------------------
@@ -495,67 +493,94 @@ def toys(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
             toys[toy.key()] = toy
     ledger = Ledger(folder(study, profile_name) / "toys.jsonl")
     done = {row["key"] for row in ledger.rows()}
-    missing = [toy for key, toy in toys.items() if key not in done]
-    if missing:
+    if missing := [toy for key, toy in toys.items() if key not in done]:
         ledger.check_writable()
-        origin = provenance("cpu")
-        with parallel_config("loky", n_jobs=min(jobs or os.cpu_count() or 1, len(missing)), inner_max_num_threads=1):
-            for line in Parallel(return_as="generator_unordered")(delayed(_play)(toy, origin) for toy in missing):
-                ledger.append(line)
-    if failed := [f"{toys[row['key']]}: {row['error']}" for row in ledger.failures() if row["key"] in toys]:
-        raise UserError(f"{len(failed)} of {len(toys)} toys of {study} failed (recorded in {ledger.path}, trained again next time): {'; '.join(failed[:3])}")
-    lines = {row["key"]: row for row in ledger.rows()}
-    return [{**lines[key], "toy": dataclasses.asdict(toy)} for key, toy in toys.items()]
+        _record(ledger, _play, [[toy] for toy in missing], jobs, lambda toy: toy.key() not in ledger, f"of {len(toys)} toys of {study}", repr)
+    return [{**line, "toy": dataclasses.asdict(toys[line["key"]])} for line in _in_order(ledger, list(toys.values()))]
 
 
-def _play(toy: Toy, origin: dict) -> dict:
+def _play(toys: list[Toy]) -> list[dict]:
+    (toy,) = toys
     torch.set_num_threads(1)
     start = time.perf_counter()
     try:
         found = run_toy(toy)
     except Exception as error:
         found = error
-    finished = {"seconds": round(time.perf_counter() - start, 1), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    return {"key": toy.key(), "run": toy.canonical(), **_outcome(found), "provenance": {**origin, **finished}}
+    return [_line(toy, found, time.perf_counter() - start)]
 
 
 # --- the sweep ------------------------------------------------------------------------------------------------------
 
 
+@cache
 def provenance(device: str) -> dict:
-    """What produced a result: commit and whether the code was changed since, versions, device, one thread."""
+    """What produced a result: commit and whether the code was changed since, versions, device, one thread. Of this process: a worker asks for itself."""
     def git(*command: str) -> str | None:
         done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
 
     changed = git("status", "--porcelain", "--", "panning_core", "requirements.txt")
-    processor = torch.cuda.get_device_name() if device.startswith("cuda") else platform.processor() or platform.machine()
+    on_cuda = device.startswith("cuda") and torch.cuda.is_available()
+    processor = torch.cuda.get_device_name() if on_cuda else platform.processor() or platform.machine()
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed),
             "versions": {"panning_core": __version__, "python": platform.python_version(), "torch": torch.__version__},
             "device": device, "processor": processor, "threads": 1}
 
 
-def _work(runs: list[Run], device: str, origin: dict) -> list[dict]:
+def _line(done: Run | Toy | agent.Training, found: dict | Exception, seconds: float, device: str = "cpu", **origin) -> dict:
+    """A ledger line: its metrics, or the error that came instead."""
+    if isinstance(found, Exception):
+        outcome = {"error": "".join(traceback.format_exception_only(found)).strip(), "traceback": "".join(traceback.format_exception(found))}
+    else:
+        outcome = {"metrics": found}
+    origin = {**provenance(device), **origin, "seconds": round(seconds, 3), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
+    return {"key": done.key(), "run": done.canonical(), **outcome, "provenance": origin}
+
+
+def _work(runs: list[Run], device: str) -> list[dict]:
     """The ledger lines of runs that are done together. An error is a line too: it must not stop the other runs."""
     torch.set_num_threads(1)  # two workers with one thread each beat one worker with two
-    start = time.perf_counter()
+    start, origin = time.perf_counter(), {}
     try:
         results = [execute(runs[0], device)] if len(runs) == 1 else execute_together(runs, device)
         splits = data.load(runs[0].dataset)
-        origin = {**origin, "data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+        origin = {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
     except Exception as error:
         if len(runs) > 1:  # alone each shows whether it is the one
-            return [line for run in runs for line in _work([run], device, origin)]
+            return [line for run in runs for line in _work([run], device)]
         results = [error]
     seconds = (time.perf_counter() - start) / len(runs)
-    origin = {**origin, "seconds": round(seconds, 3), "finished": datetime.now(UTC).isoformat(timespec="seconds")}
-    return [{"key": run.key(), "run": run.canonical(), **_outcome(found), "provenance": origin} for run, found in zip(runs, results)]
+    return [_line(run, found, seconds, device, **origin) for run, found in zip(runs, results)]
 
 
-def _outcome(found: dict | Exception) -> dict:
-    if isinstance(found, Exception):
-        return {"error": "".join(traceback.format_exception_only(found)).strip(), "traceback": "".join(traceback.format_exception(found))}
-    return {"metrics": found}
+def _record(ledger: Ledger, work: Callable[[list], list[dict]], tasks: list[list], jobs: int | None, lacking: Callable[[object], bool],
+            whole: str, name: Callable[[object], str], device: str = "cpu", progress: Callable[[int], object] = lambda done: None) -> None:
+    """Spread tasks over workers and append the lines of each to the ledger when it is done. What is not ``lacking`` any more, because
+    another sweep has done it meanwhile, is left out. At last a ``UserError`` names those that failed."""
+    def drawn() -> Iterator[list]:
+        for task in tasks:
+            left = [each for each in task if lacking(each)]
+            progress(len(task) - len(left))
+            if left:
+                yield left
+
+    failed = []
+    with closing(spread(work, drawn(), min(jobs or os.cpu_count() or 1, len(tasks)))) as finished:
+        for task, lines in finished:
+            if isinstance(lines, WorkerDied):
+                lines = [_line(each, lines, 0.0, device) for each in task]
+            ledger.append(*lines)
+            progress(len(task))
+            failed += [f"{name(each)}: {line['error']}" for each, line in zip(task, lines) if "error" in line]
+    if failed:
+        raise UserError(f"{len(failed)} {whole} failed (recorded in {ledger.path}, done again next time): {'; '.join(failed[:3])}")
+
+
+def _in_order(ledger: Ledger, wanted: list) -> list[dict]:
+    """The ledger's lines of ``wanted``, whatever the order in which they finished."""
+    lines = {row["key"]: row for row in ledger.rows()}
+    return [lines[each.key()] for each in wanted if each.key() in lines]
 
 
 def _tasks(runs: list[Run], device: str) -> list[list[Run]]:
@@ -590,11 +615,9 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
     Raises:
         UserError: bad input (before anything runs), or, after all others are done and recorded, the runs that failed.
     """
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
     if device.partition(":")[0] not in ("cpu", "cuda"):
         raise unknown("device", device, ("cpu", "cuda"))
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device.startswith("cuda") and not (torch.cuda.is_available() or os.environ.get("PANNING_SCHEDULER")):
         raise UserError(f"device is {device} but PyTorch sees no CUDA device here; use --device cpu")
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}; it must be at least 1")
@@ -608,25 +631,11 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
             data.load(dataset)  # a missing file is an error of the study, not of every run
         if "agents" in section(study, profile_name):
             teach(study, profile_name, jobs)
-        tasks = _tasks(missing, device)
-        jobs = min(jobs or (1 if device.startswith("cuda") else os.cpu_count() or 1), len(tasks))
-        origin = provenance(device)
-        bar = tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",
-                   mininterval=0.5 if sys.stderr.isatty() else 30)  # a log file wants few lines
-        with bar, parallel_config("loky", n_jobs=jobs, inner_max_num_threads=1):
-            try:
-                for lines in Parallel(return_as="generator_unordered")(delayed(_work)(task, device, origin) for task in tasks):
-                    ledger.append(*lines)
-                    bar.update(len(lines))
-            except TerminatedWorkerError as error:
-                raise UserError(f"a worker of {study} was killed, perhaps for its memory; what is recorded is kept, go on with fewer --jobs") from error
-    failed = [row for row in ledger.failures() if row["key"] in {run.key() for run in wanted}]
-    if failed:
-        named = "; ".join(f"{json.dumps(row['run'])}: {row['error']}" for row in failed[:3])
-        raise UserError(f"{len(failed)} of {len(wanted)} runs of {study} failed (recorded in {ledger.path}, done again next time): {named}")
-    # In the order of the grid, whatever the order in which they finished.
-    keys = {run.key(): position for position, run in enumerate(runs(study, profile_name))}
-    return sorted((row for row in ledger.rows() if row["key"] in keys), key=lambda row: keys[row["key"]])
+        with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",
+                  mininterval=0.5 if sys.stderr.isatty() else 30) as bar:  # a log file wants few lines
+            _record(ledger, partial(_work, device=device), _tasks(missing, device), jobs or (1 if device.startswith("cuda") else None),
+                    lambda run: run.key() not in ledger, f"of {len(wanted)} runs of {study}", lambda run: json.dumps(run.canonical()), device, bar.update)
+    return _in_order(ledger, runs(study, profile_name))
 
 
 def main() -> int:

@@ -1,8 +1,15 @@
 """The ledger: what was recorded stays, whatever happens to the process, the file or the folder."""
 
 import builtins
+import errno
+import fcntl
+import io
 import json
 import multiprocessing
+import os
+import shlex
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -10,8 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from panning_core import ROOT
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger
+from panning_core.ledger import Ledger, main
 
 
 def line(key, **content):
@@ -97,7 +105,7 @@ LINES = [line(f"key {i}", **({"error": "x" * i} if i % 3 == 2 else {"metrics": {
 TEXT = "".join(json.dumps(row) + "\n" for row in LINES).encode()
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)  # it waits for the disk
 @given(st.integers(0, len(TEXT)))
 @pytest.mark.filterwarnings("ignore:.*last line is torn")
 def test_cut_anywhere_it_keeps_every_whole_line_and_can_be_written_on(cut):
@@ -110,6 +118,135 @@ def test_cut_anywhere_it_keeps_every_whole_line_and_can_be_written_on(cut):
         assert ledger.failures() == [row for row in LINES[:whole] if "error" in row]
         ledger.append(line("new"))
         assert [json.loads(text) for text in ledger.path.read_text().splitlines()] == [*LINES[:whole], line("new")]
+
+
+# --- a full disk ---
+
+
+class Full(io.FileIO):
+    """Takes ``room`` bytes, in pieces."""
+
+    room = 0
+
+    def write(self, text):
+        if not Full.room:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written = super().write(text[:min(Full.room, 20)])
+        Full.room -= written
+        return written
+
+
+@pytest.mark.parametrize("room", [0, 1, 70, 200])
+@pytest.mark.filterwarnings("ignore:.*last line is torn")
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_is_one_sentence_and_costs_no_other_line(ledger, monkeypatch, room):
+    ledger.append(line("a"))
+    before = ledger.path.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr("panning_core.ledger.open", lambda path, mode, **named: Full(path, "a+") if mode == "a+b" else open(path, mode, **named), raising=False)
+        Full.room = room
+        with pytest.raises(UserError, match=r"can not be written to .*runs.jsonl \(No space left on device\); what is recorded is kept"):
+            ledger.append(line("b"), line("c"), line("d"))
+        Full.room = 10_000
+    assert ledger.path.read_bytes().startswith(before) and len(ledger.path.read_bytes()) == len(before) + room
+    whole = 1 + room // len(before)
+    assert keys(ledger) == ["a", "b", "c"][:whole]
+    ledger.append(line("b"), line("c"), line("d"))
+    assert keys(ledger) == ["a", "b", "c", "d"] and ledger.path.read_bytes().count(b"\n") == 4
+
+
+# --- once for each key ---
+
+
+def test_what_is_finished_is_not_recorded_again(ledger):
+    ledger.append(line("a", error="first"), line("b"))
+    assert "a" not in ledger and "b" in ledger and "c" not in ledger
+    ledger.append(line("a", metrics={"note": "mentions c"}), line("b", metrics={"n": 2}), line("b", error="late"))
+    assert "a" in ledger and "c" not in ledger
+    assert [json.loads(text)["key"] for text in ledger.path.read_text().splitlines()] == ["a", "b", "a"] and ledger.rows()[0] == line("b")
+
+
+# --- repair ---
+
+
+DAMAGE = [b"<<<<<<< HEAD", b'{"key": "x", "ru']
+
+
+@pytest.fixture
+def damaged(ledger):
+    """Lines 2 and 4 are not runs, and the last one is torn."""
+    ledger.append(line("a"), line("b"), line("c"))
+    first, second, third, _ = ledger.path.read_bytes().split(b"\n")
+    ledger.path.write_bytes(b"\n".join([first, DAMAGE[0], second, DAMAGE[1], b"", third, b'{"key": "d"']))
+    return ledger
+
+
+def run_main(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["ledger", *map(str, arguments)])
+    return main()
+
+
+def test_the_command_that_the_refusal_names_repairs_and_keeps_a_copy(damaged, tmp_path):
+    (tmp_path / "with space").mkdir()
+    damaged.path = damaged.path.rename(tmp_path / "with space" / "runs.jsonl")
+    before = damaged.path.read_bytes()
+    with pytest.warns(UserWarning, match="torn"), pytest.raises(UserError, match="line 2: not a run; `.* --repair` takes it out and keeps a copy") as error:
+        damaged.rows()
+    command = str(error.value).split("`")[1].replace("python", shlex.quote(sys.executable), 1)
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
+    copy = damaged.path.with_name("runs.jsonl.damaged-1")
+    assert done.returncode == 0 and done.stdout == f"{damaged.path}: took out lines 2, 4, 7; the file as it was is {copy}\n", done.stderr
+    assert copy.read_bytes() == before and keys(damaged) == ["a", "b", "c"] and damaged.path.read_bytes().count(b"\n") == 3
+    assert sorted(path.name for path in copy.parent.iterdir()) == ["runs.jsonl", "runs.jsonl.damaged-1"]
+
+
+def test_a_look_changes_nothing_and_a_fine_ledger_is_left_alone(damaged, monkeypatch, capsys, tmp_path):
+    before = damaged.path.read_bytes()
+    assert run_main(monkeypatch, damaged.path) == 1 and "lines 2, 4, 7 damaged; --repair takes out what is" in capsys.readouterr().out
+    assert damaged.path.read_bytes() == before and len(list(damaged.path.parent.iterdir())) == 1
+    damaged.path.write_bytes(json.dumps(line("a")).encode())  # fine, though its newline is missing
+    before = damaged.path.stat()
+    for arguments in ((), ("--repair",)):
+        assert run_main(monkeypatch, damaged.path, *arguments) == 0 and "no line is damaged" in capsys.readouterr().out
+    assert damaged.path.stat() == before and len(list(damaged.path.parent.iterdir())) == 1
+    with pytest.raises(UserError, match="nowhere.jsonl: no such ledger"):
+        run_main(monkeypatch, tmp_path / "nowhere.jsonl", "--repair")
+    assert not (tmp_path / "nowhere.jsonl").exists()
+
+
+def test_a_second_repair_keeps_a_second_copy(damaged):
+    befores = []
+    for number in (1, 2):
+        befores.append(damaged.path.read_bytes())
+        assert damaged.repair() == ([2, 4, 7] if number == 1 else [4], damaged.path.with_name(f"runs.jsonl.damaged-{number}"))
+        assert damaged.repair() is None
+        with damaged.path.open("ab") as file:
+            file.write(b"damaged again\n")
+    assert [damaged.path.with_name(f"runs.jsonl.damaged-{number}").read_bytes() for number in (1, 2)] == befores
+
+
+def repair_often(path, barrier):
+    barrier.wait()
+    for _ in range(60):
+        with open(path, "ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
+                file.write(b"damage\n")
+        Ledger(path).repair()
+
+
+def test_a_repair_during_a_sweep_loses_no_line(ledger):
+    """Who waited for the lock of the file that a repair replaced writes into the new one."""
+    context = multiprocessing.get_context("fork")
+    ledger.append(line("first"))
+    barrier = context.Barrier(2)
+    both = [context.Process(target=write_many, args=(ledger.path, "a", barrier)), context.Process(target=repair_often, args=(ledger.path, barrier))]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(120)
+    assert [process.exitcode for process in both] == [0, 0]
+    ledger.repair()
+    assert keys(ledger) == ["first", *(f"a{number}" for number in range(200))]
 
 
 # --- two processes ---
@@ -152,7 +289,7 @@ def test_a_folder_that_can_not_be_made_is_one_sentence(tmp_path):
 def test_a_read_only_file_is_one_sentence_and_can_still_be_read(ledger, monkeypatch):
     ledger.append(line("a"))
 
-    def refuse(path, mode="r", *rest):
+    def refuse(path, mode="r", **rest):
         raise PermissionError(13, "Permission denied")
 
     with monkeypatch.context() as patch, pytest.raises(UserError, match="Permission denied"):

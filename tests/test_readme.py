@@ -17,7 +17,7 @@ def blocks(language):
 
 def test_python_examples_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, own_agent, variants, gated = blocks("python")
+    first, own_agent, variants, gated = [block for block in blocks("python") if "SLURMCluster" not in block]  # of which test_workers.py tries what it can
     scope = {}
     exec(compile(first, "README.md", "exec"), scope)
     assert "fc1" in capsys.readouterr().out
@@ -46,11 +46,21 @@ def test_shell_commands_are_understood(command):
 
 def test_sweep_command_is_understood():
     """Its study is in the profile; with no jobs allowed it is refused at the last check before the work."""
-    (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core.studies")]
-    arguments = command.split()[1:]
-    assert arguments[2] in studies.profile("quick")
+    commands = [c[c.index("python"):] for c in COMMANDS if "python -m panning_core.studies" in c]
+    assert len(commands) == 2 and all(c.split()[3] in studies.profile(c.split()[5]) for c in commands)
+    arguments = commands[0].split()[1:]
     done = subprocess.run([sys.executable, *arguments[:-1], "0"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: jobs is 0; it must be at least 1\n"
+
+
+def test_commands_for_the_night_and_a_cluster_are_understood(tmp_path):
+    repair, faults = (line.split()[1:] for line in COMMANDS if line.startswith(("python -m panning_core.ledger", "python -m tests.faults")))
+    (tmp_path / "runs.jsonl").write_text("not a run\n")
+    done = subprocess.run([sys.executable, *repair[:2], str(tmp_path / "runs.jsonl"), *repair[3:]], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0 and "took out line 1" in done.stdout
+    for command in (faults, *(["-m", *line.split()] for line in COMMANDS if line.startswith("dask "))):
+        help_ = subprocess.run([sys.executable, *command[:2 if command == faults else 3], "--help"], capture_output=True, text=True, cwd=ROOT)
+        assert help_.returncode == 0 and all(option in help_.stdout for option in command if option.startswith("--"))
 
 
 def test_the_network_of_399_weights_is_there():

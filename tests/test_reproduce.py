@@ -171,6 +171,29 @@ def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
     assert [path.name for path in target.parent.iterdir()] == ["01_a.failed.ipynb"]
 
 
+def test_a_notebook_that_was_stopped_runs_again_even_when_what_it_follows_from_is_as_before(checkout, monkeypatch):
+    """Its tables may already be those of the change that was taken back."""
+    path, ran = checkout.notebook("01_a", PARAMETERS, "1"), []
+
+    def execute(notebook, target, parameters):
+        ran.append(path.read_text())
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        for made in (target, target.parent.parent / "html" / "01_a.html"):
+            made.parent.mkdir(parents=True, exist_ok=True)
+            made.touch()
+
+    monkeypatch.setattr(reproduce, "execute", execute)
+    before = path.read_text()
+    for text, times in ((before, 1), (before, 1), (before.replace('"1"', '"2"'), 2), (before, 3), (before, 3)):
+        path.write_text(text)
+        try:
+            reproduce.run_study("01_a", "tiny", {}, 1, "cpu")
+        except KeyboardInterrupt:
+            pass
+        assert len(ran) == times
+
+
 @pytest.mark.parametrize("change", ["notebook", "core", "ledger", "parameters"])
 def test_a_stamp_is_of_everything_a_page_follows_from(checkout, change):
     checkout.core().notebook("01_a", PARAMETERS)

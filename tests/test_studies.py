@@ -481,6 +481,17 @@ def test_a_study_trains_its_agents_once_and_deploys_them(checkout):
     assert studies.policies.load(names[0]).digest() == first["metrics"]["digest"]
 
 
+def test_an_agent_that_another_sweep_trained_meanwhile_is_not_trained_again(checkout, monkeypatch):
+    from panning_core import agent
+
+    checkout.profile({STUDY: {"agents": [{**AGENTS[0], "seed": 0}]}})
+    ((training,),), ledger = studies.trainings(studies.section(STUDY, "tiny")).values(), Ledger(studies.folder(STUDY, "tiny") / "agents.jsonl")
+    (line,) = studies._learn([training], ledger)
+    assert line in ledger.rows() and not agent.checkpoint(training, ledger.path.parent / "policies").exists()
+    monkeypatch.setattr(agent, "learn", lambda *_: 1 / 0)
+    assert studies._learn([training], ledger) == [] and studies.teach(STUDY, "tiny") == [line]
+
+
 def test_an_agent_that_fails_is_recorded_and_stops_no_other(checkout, monkeypatch):
     from panning_core import agent
 
@@ -600,6 +611,35 @@ def test_nothing_is_done_twice_and_results_come_in_the_order_of_the_grid(checkou
     assert studies.sweep(STUDY, "tiny", 1) == rows and len(counted) == 4 and checkout.ledger(STUDY).read_bytes() == before
     checkout.profile(grid(seed=[1]))
     assert [row["metrics"]["test_accuracy"] for row in studies.sweep(STUDY, "tiny", 1)] == [0.1]  # what the ledger holds besides is left out
+
+
+def test_what_another_sweep_has_finished_meanwhile_is_left_out(checkout, counted, monkeypatch):
+    checkout.profile(grid(seed=[0, 1, 2, 3]))
+    wanted, execute = studies.runs(STUDY, "tiny"), studies.execute
+
+    def and_the_other_sweep(run, device):
+        if run.seed == 0:
+            Ledger(checkout.ledger(STUDY)).append(*({"key": each.key(), "run": each.canonical(), "metrics": {"test_accuracy": 1.0}} for each in wanted[2:]))
+        return execute(run, device)
+
+    monkeypatch.setattr(studies, "execute", and_the_other_sweep)
+    assert [row["metrics"]["test_accuracy"] for row in studies.sweep(STUDY, "tiny", 1)] == [0.0, 0.1, 1.0, 1.0] and [run.seed for run in counted] == [0, 1]
+
+
+def test_a_run_that_kills_its_worker_is_recorded_and_stops_no_other(checkout, counted, monkeypatch):
+    """What the workers really do is told in test_workers.py; here two jobs would be two processes that know no ``counted``."""
+    def spread(work, tasks, jobs):
+        for number, task in enumerate(tasks):
+            yield task, studies.WorkerDied("killed") if number == 1 else work(task)
+
+    monkeypatch.setattr(studies, "spread", spread)
+    checkout.profile(grid(seed=[0, 1, 2]))
+    with pytest.raises(UserError, match=r'1 of 3 runs of 01_tiny failed .*"seed": 1.*WorkerDied: killed'):
+        studies.sweep(STUDY, "tiny", 2)
+    ledger = Ledger(checkout.ledger(STUDY))
+    assert [row["run"].get("seed", 0) for row in ledger.rows()] == [0, 2] and ledger.failures()[0]["error"].endswith("WorkerDied: killed")
+    assert ledger.failures()[0]["provenance"].keys() == ledger.rows()[0]["provenance"].keys() - {"data"}
+    monkeypatch.undo()
 
 
 def test_a_line_says_what_produced_it(checkout):
