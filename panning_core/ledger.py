@@ -36,7 +36,10 @@ class Ledger:
         return [row for key, row in self._read("error").items() if key not in done]
 
     def _read(self, kind: str) -> dict[str, dict]:
-        lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        try:
+            lines = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
+        except OSError as error:
+            raise UserError(f"{self.path} can not be read ({error.strerror}); a ledger is a file of runs, one a line") from error
         if lines[-1] and not _is_run(lines[-1]):
             warnings.warn(f"{self.path}: the last line is torn; its run will be done again", stacklevel=3)
             lines.pop()
@@ -55,9 +58,12 @@ class Ledger:
         """Record ``rows``; a torn end that an earlier process left is mended first.
 
         Raises:
-            UserError: the folder or file can not be written.
+            UserError: the folder or file can not be written, or a number that is not finite.
         """
-        text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+        try:
+            text = "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows).encode()
+        except ValueError as error:
+            raise UserError(f"a line for {self.path} holds a number that is not finite ({error})") from error
         with self._open() as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             file.seek(0)
@@ -93,9 +99,14 @@ class Ledger:
         return len(new)
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON, and never written here")
+
+
 def _is_run(line: bytes) -> bool:
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json.loads(line, parse_constant=_refuse)
+    except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("run"), dict) and ("metrics" in row or "error" in row)
+    return (isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("run"), dict)
+            and (isinstance(row.get("metrics"), dict) or isinstance(row.get("error"), str)))
