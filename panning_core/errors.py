@@ -53,6 +53,11 @@ def whole(kind: str, value: int, least: int = 0) -> int:
     return int(value)
 
 
+def shown(value: object) -> str:
+    """The beginning of what Python calls ``value``, on one line."""
+    return " ".join(repr(value)[:80].split())
+
+
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and -math.inf < value < math.inf

@@ -16,7 +16,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, fraction_kept, pick
+from .errors import UserError, fraction_kept, pick, shown
 from .models import input_shape, linearised, prunable, uses
 
 Mask = dict[str, Tensor]
@@ -34,7 +34,7 @@ def check(model: nn.Module, mask: Mask) -> None:
     """Raise a ``UserError`` that names the difference unless ``mask`` is one of ``model``'s."""
     weights = prunable(model)
     if not isinstance(mask, Mapping) or not all(isinstance(m, Tensor) for m in mask.values()):
-        raise UserError(f"a mask is a dict from names such as {next(iter(weights))} to boolean tensors, not {mask!r:.80}")
+        raise UserError(f"a mask is a dict from names such as {next(iter(weights))} to boolean tensors, not {shown(mask)}")
     if missing := weights.keys() - mask.keys():
         raise UserError(f"the mask is of another network: it lacks {', '.join(sorted(missing))}")
     if extra := mask.keys() - weights.keys():
@@ -238,7 +238,7 @@ def save(mask: Mask, path: str | Path) -> None:
         UserError: something that is no mask, or a place that can not be written to.
     """
     if not (isinstance(mask, Mapping) and mask and all(isinstance(m, Tensor) and m.dtype == torch.bool for m in mask.values())):
-        raise UserError(f"a mask is a dict of boolean tensors, not {mask!r:.80}")
+        raise UserError(f"a mask is a dict of boolean tensors, not {shown(mask)}")
     try:
         with open(path, "wb") as file:  # given a name, NumPy would append .npz to it
             np.savez_compressed(file, **{name: m.cpu().numpy() for name, m in mask.items()})

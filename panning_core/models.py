@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, pick, whole
+from .errors import UserError, pick, shown, whole
 
 Shape = tuple[int, int, int]
 
@@ -154,7 +154,7 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
         UserError: there is none, or ``model`` is no network.
     """
     if not isinstance(model, nn.Module):
-        raise UserError(f"a network is an nn.Module, such as models.build gives, not {model!r:.80}")
+        raise UserError(f"a network is an nn.Module, such as models.build gives, not {shown(model)}")
     if found := {_weight(name): module.weight for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}:
         return found
     raise UserError(f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from . import compaction, data, masks, sparse
 from .data import Split, Splits
-from .errors import UserError, is_number, pick, unknown, whole
+from .errors import UserError, is_number, pick, shown, unknown, whole
 from .masks import Mask
 from .models import check_batch, prunable
 
@@ -266,7 +266,7 @@ def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: 
 def check(model: nn.Module, splits: Splits) -> None:
     """Raise a ``UserError`` unless ``splits`` is a data set that ``model`` can learn."""
     if not isinstance(splits, Splits):
-        raise UserError(f"a data set is what data.load or data.from_arrays gives, not {splits!r:.80}")
+        raise UserError(f"a data set is what data.load or data.from_arrays gives, not {shown(splits)}")
     last = splits.train.y.argmax()[None]
     check_batch(model, splits.train.x[last], splits.train.y[last])
     if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
@@ -278,7 +278,7 @@ def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engin
     masks.check(model, mask)
     check(model, splits)
     if not isinstance(recipe, Recipe):
-        raise UserError(f"a recipe is a training.Recipe, or one of training.RECIPES, not {recipe!r:.80}")
+        raise UserError(f"a recipe is a training.Recipe, or one of training.RECIPES, not {shown(recipe)}")
     pick("engine", engine or "dense", ENGINES)
     try:
         small = compaction.compact(model, mask, fold=False)
