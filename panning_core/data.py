@@ -98,7 +98,7 @@ def _download(make, name: str, train: bool):
     try:
         return make(folder(), train=train, download=True)
     except Exception as error:  # no network, a read-only folder, a damaged file: torchvision raises many kinds
-        raise UserError(f"{name} is missing or damaged in {folder()} and could not be downloaded ({error}); "
+        raise UserError(f"{name} is missing or damaged in {folder()} and could not be downloaded ({' '.join(str(error).split())}); "
                         "set PANNING_DATA to a folder that holds it") from error
 
 
@@ -118,7 +118,7 @@ def _parquet(path: Path) -> Raw:
         except StopIteration:
             raise UserError(f"{file} has columns {list(table)}; it needs an image column (img or image) and a label column") from None
         except Exception as error:  # pyarrow and PIL raise many kinds for a missing or damaged file
-            raise UserError(f"{file} is missing or damaged: {error}; a data set of this kind is a folder in PANNING_DATA with train.parquet and test.parquet") from error
+            raise UserError(f"{file} is missing or damaged: {' '.join(str(error).split())}; a data set of this kind is a folder in PANNING_DATA with train.parquet and test.parquet") from error
         arrays += [images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), table[label].to_numpy()]
     return tuple(arrays)
 

@@ -394,7 +394,7 @@ def expand(grid: list[dict], agents: dict[str, list[agent.Training]] | None = No
 
 
 def _policies(name: str, agents: dict[str, list[agent.Training]]) -> list[str]:
-    if name in agents:
+    if name in list(agents):
         return [training.name() for training in agents[name]]
     known = ["random", *policies.places()]
     if name not in known:

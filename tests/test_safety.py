@@ -236,7 +236,7 @@ def bomb(depth, width=10):
     "!!python/object/apply:os.mkdir [CANARY]", "01_tiny: !!python/object/apply:os.mkdir [CANARY]", "01_tiny: {grid: [!!python/object/new:os.mkdir [CANARY]]}",
     "01_tiny: !!python/name:os.system {}", "01_tiny: {grid: !!python/module:os {}}", "01_tiny: {parameters: {a: !!python/tuple [1]}}",
     "01_tiny: {? !!python/object/apply:os.mkdir [CANARY] : 1}", "01_tiny: &a {grid: [{dataset: digits, model: lenet300, seed: *a}]}", "01_tiny: {grid: &a [*a]}", bomb(12),
-    "[" * 3000, "01_tiny: {grid: [{dataset: ../../digits, model: lenet300}]}", "01_tiny: {grid: [{dataset: digits, model: lenet300, method: panning-agent, policy: ../x.npz}]}",
+    "[" * 1000, "01_tiny: {grid: [{dataset: ../../digits, model: lenet300}]}", "01_tiny: {grid: [{dataset: digits, model: lenet300, method: panning-agent, policy: ../x.npz}]}",
     "01_tiny: {grid: [{dataset: digits, model: lenet300, seed: " + str(list(range(2000))) + ", per_class: " + str(list(range(2000))) + "}]}"],
     ids=lambda text: text[:40])
 def test_a_hostile_profile_is_refused_and_nothing_in_it_runs(checkout, canary, text):
@@ -309,15 +309,16 @@ def test_a_hostile_data_set_is_refused_and_nothing_in_it_runs(monkeypatch, tmp_p
 def test_what_was_downloaded_is_used_only_with_the_right_checksum(monkeypatch, tmp_path):
     """A mirror that serves other files, whole and well-formed: torchvision knows the MD5 sum of every file it downloads."""
     (tmp_path / "mirror").mkdir()
-    for part, n in {"train": 60_000, "t10k": 10_000}.items():
+    for part, n in {"train": 1000, "t10k": 500}.items():
         for name, content in ((f"{part}-images-idx3-ubyte", struct.pack(">IIII", 2051, n, 28, 28) + bytes(n * 784)), (f"{part}-labels-idx1-ubyte", struct.pack(">II", 2049, n) + bytes(n))):
             (tmp_path / "mirror" / f"{name}.gz").write_bytes(gzip.compress(content, 1))
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **_: url)
     monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", lambda url, target, **_: shutil.copy(tmp_path / "mirror" / url.split("/")[-1], target))
     monkeypatch.setenv("PANNING_DATA", str(tmp_path / "data"))
-    with pytest.raises(UserError, match="MNIST is missing or damaged .* could not be downloaded"):
+    with pytest.raises(UserError, match=r"MNIST is missing or damaged .* could not be downloaded \(.* got: File not found or corrupted"):
         data.load("mnist")
     monkeypatch.setattr(torchvision.datasets.MNIST, "resources", [(name, None) for name, _ in torchvision.datasets.MNIST.resources])
-    assert len(data.load("mnist").test) == 10_000  # without the sums it would have been taken
+    assert len(data.load("mnist").test) == 500  # without the sums it would have been taken
     data.load.cache_clear()
 
 
