@@ -266,7 +266,7 @@ def arrays(path: str | Path, most: int) -> dict[str, np.ndarray]:
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Mask:
-    """Read a mask that ``save`` wrote; with ``model`` also check that it is one of that network.
+    """Read a mask that ``save`` wrote; with ``model`` also check that it is one of that network, and put it where the network is.
 
     Raises:
         UserError: a missing or damaged file, something that is not a mask, or another network's mask.
@@ -278,5 +278,6 @@ def load(path: str | Path, model: nn.Module | None = None) -> Mask:
     if not mask or any(m.dtype != torch.bool for m in mask.values()):
         raise UserError(f"{path} is not a mask: a mask is an archive of boolean arrays")
     if model is not None:
+        mask = {name: m.to(next(iter(prunable(model).values())).device) for name, m in mask.items()}
         check(model, mask)
     return mask

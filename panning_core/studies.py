@@ -656,7 +656,8 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
         raise UserError(f"{len(failed)} of {len(wanted)} runs of {study} failed (recorded in {ledger.path}, done again next time): {named}")
     # In the order of the grid, whatever the order in which they finished.
     rows = sorted((row for row in ledger.rows() if row["key"] in keys), key=lambda row: keys[row["key"]])
-    for row, run in zip(rows, wanted):
+    for row in rows:
+        run = wanted[keys[row["key"]]]
         if row["run"] != json.loads(json.dumps(run.canonical())):
             raise UserError(f"{ledger.path}: a line was edited: its key is that of {json.dumps(run.canonical())} and it says {json.dumps(row['run'])}; "
                             "restore the file, or delete that line and its run is done again")
