@@ -49,7 +49,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the headline ratios alone, under three minutes; writes nothing")
     parser.add_argument("--only", metavar="PART", help=f"one of {', '.join(PARTS)}")
     options = parser.parse_args()
-    chosen = {options.only: pick("part", options.only, PARTS)} if options.only else PARTS
+    chosen = {options.only: pick("part", options.only, PARTS)} if options.only is not None else PARTS
     torch.set_num_threads(1)
     parts = {}
     for name, measure in chosen.items():

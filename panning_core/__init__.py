@@ -17,4 +17,4 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def results() -> Path:
     """Where ledgers, tables and figures lie: ``$PANNING_RESULTS`` (relative to the checkout), or ``results/`` in it."""
-    return ROOT / os.environ.get("PANNING_RESULTS", "results")
+    return ROOT / Path(os.environ.get("PANNING_RESULTS") or "results").expanduser()

@@ -26,7 +26,7 @@ from torch import nn
 
 from . import __version__, data, masks, metrics, models, panning
 from .data import Split
-from .errors import UserError, unknown
+from .errors import UserError, unknown, whole
 from .panning import MIXED, OBSERVED, Extremes, Look
 from .policies import Actor
 
@@ -66,8 +66,7 @@ class PanningEnv(gymnasium.Env):
 
     def __init__(self, source: Source, rounds: int = 100, per_class: int = 10, pool: int | None = panning.WARM_UP, faithful: bool = False):
         for name, value in (("rounds", rounds), ("per_class", per_class), ("pool", 1 if pool is None else pool)):
-            if type(value) is not int or value < 1:
-                raise UserError(f"{name} is {value!r}; it must be a whole number from 1")
+            whole(name, value, 1)
         self.source, self.rounds, self.per_class, self.pool, self.faithful = source, rounds, per_class, pool, faithful
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(MIXED),), np.float32)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(OBSERVED),), np.float64)
@@ -375,8 +374,10 @@ def _restore(learner, path: Path) -> dict:
         buffer = learner.replay_buffer
         for name, part in state["buffer"].items():
             getattr(buffer, name)[:len(part)] = part.numpy()
+        if not len(state["buffer"]["rewards"]) == state["steps"] <= buffer.buffer_size:
+            raise ValueError(f"it says {state['steps']} steps and holds {len(state['buffer']['rewards'])}")
         buffer.pos = learner.num_timesteps = state["steps"]
-        learner._n_updates, told = state["updates"], json.loads(state["told"])
+        learner._n_updates, told = int(state["updates"]), json.loads(state["told"])
     except Exception as error:  # torch, zipfile and json raise many kinds for a damaged file
         raise UserError(f"{path} is not a checkpoint of this training ({str(error).partition(chr(10))[0]}); delete it and the training begins again") from error
     return told

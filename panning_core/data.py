@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from . import ROOT
-from .errors import UserError, unknown
+from .errors import UserError, unknown, whole
 
 Raw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # uint8 or float images [n, c, h, w] and labels [n]: train, test
 
+FORMATS = ("PNG", "JPEG")  #: of images in parquet files; for others Pillow may start a program, such as Ghostscript
 VALIDATION_FRACTION = 0.1  #: of the official training images; never trained on, the only data a choice may look at
 
 
@@ -62,7 +63,7 @@ class Splits:
 
 def folder() -> Path:
     """Where data sets lie: ``$PANNING_DATA`` (relative to the checkout), or ``data/`` in it."""
-    return (ROOT / os.environ.get("PANNING_DATA", "data")).resolve()
+    return (ROOT / Path(os.environ.get("PANNING_DATA") or "data").expanduser()).resolve()
 
 
 def _digits() -> Raw:
@@ -97,7 +98,7 @@ def _download(make, name: str, train: bool):
     try:
         return make(folder(), train=train, download=True)
     except Exception as error:  # no network, a read-only folder, a damaged file: torchvision raises many kinds
-        raise UserError(f"{name} is missing or damaged in {folder()} and could not be downloaded ({error}); "
+        raise UserError(f"{name} is missing or damaged in {folder()} and could not be downloaded ({' '.join(str(error).split())}); "
                         "set PANNING_DATA to a folder that holds it") from error
 
 
@@ -113,11 +114,11 @@ def _parquet(path: Path) -> Raw:
             table = pd.read_parquet(file)
             image = next(c for c in ("img", "image") if c in table)
             label = next(c for c in ("label", "fine_label") if c in table)
-            images = np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"]))) for cell in table[image]])
+            images = np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"]), formats=FORMATS)) for cell in table[image]])
         except StopIteration:
             raise UserError(f"{file} has columns {list(table)}; it needs an image column (img or image) and a label column") from None
         except Exception as error:  # pyarrow and PIL raise many kinds for a missing or damaged file
-            raise UserError(f"{file} is missing or damaged: {error}; a data set of this kind is a folder in PANNING_DATA with train.parquet and test.parquet") from error
+            raise UserError(f"{file} is missing or damaged: {' '.join(str(error).split())}; a data set of this kind is a folder in PANNING_DATA with train.parquet and test.parquet") from error
         arrays += [images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), table[label].to_numpy()]
     return tuple(arrays)
 
@@ -164,15 +165,20 @@ def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: s
     Raises:
         UserError: shapes that do not match, labels that are not 0, 1, 2, ..., or values that are not finite.
     """
-    raw = [np.asarray(a) for a in (x_train, y_train, x_test, y_test)]
+    try:
+        raw = [np.asarray(a) for a in (x_train, y_train, x_test, y_test)]
+    except ValueError as error:  # lists of unequal length
+        raise UserError(f"{name}: these are not arrays of images and labels: {error}") from error
     for part, x, y in (("train", *raw[:2]), ("test", *raw[2:])):
-        if x.ndim not in (2, 3, 4) or x.shape[1:] != raw[0].shape[1:]:
+        if x.ndim not in (2, 3, 4) or x.shape[1:] != raw[0].shape[1:] or 0 in x.shape[1:]:
             raise UserError(f"{name}: {part} images have shape {x.shape}; they must be [n, channels, height, width], [n, height, width] "
                             f"or [n, features], alike in train {raw[0].shape} and test {raw[2].shape}")
         if y.shape != (len(x),) or not len(y):
             raise UserError(f"{name}: {part} labels have shape {y.shape} for {len(x)} images; there must be one label for each image")
-        if not np.issubdtype(y.dtype, np.integer) or y.min() < 0:
-            raise UserError(f"{name}: {part} labels must be integers from 0, got {y.dtype} with the smallest {y.min()}")
+        if y.dtype.kind not in "iu" or y.min() < 0:
+            raise UserError(f"{name}: {part} labels must be integers from 0, got {y.dtype} such as {y.min() if y.dtype.kind == 'i' else y[0]}")
+        if x.dtype.kind not in "biuf":
+            raise UserError(f"{name}: {part} images are {x.dtype}; they must be numbers")
         with np.errstate(over="ignore"):
             finite = np.isfinite(x.astype(np.float32)).all()
         if not finite:
@@ -184,6 +190,9 @@ def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: s
     images = [torch.from_numpy(x.reshape(len(x), *shape).astype(np.float32)) for x in (raw[0], raw[2])]
     labels = [torch.from_numpy(y.astype(np.int64)) for y in (raw[1], raw[3])]
     classes = int(max(y.max() for y in labels)) + 1
+    if len(found := labels[0].unique()) != classes:
+        absent = next(label for label, seen in enumerate([*found.tolist(), None]) if label != seen)
+        raise UserError(f"{name}: labels go up to {classes - 1} and no training image has label {absent}; they must be 0, 1, 2, ... without a gap")
 
     order = torch.randperm(len(labels[0]), generator=torch.Generator().manual_seed(0))
     held = max(1, int(len(order) * VALIDATION_FRACTION))
@@ -215,8 +224,7 @@ def balanced_batch(split: Split, per_class: int, generator: torch.Generator) -> 
     Raises:
         UserError: a class with fewer images than asked for.
     """
-    if per_class < 1:
-        raise UserError(f"per_class is {per_class}; a scoring batch needs at least 1 image of every class")
+    whole("per_class", per_class, 1)
     labels = split.y.cpu()
     chosen = []
     for label in range(split.classes):

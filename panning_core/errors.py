@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral, Real
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -25,16 +27,40 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
 
 def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
     """``table[name]``, or a ``UserError`` that names the near names."""
-    if name not in table:
+    if not isinstance(name, str) or name not in table:
         raise unknown(kind, name, table)
     return table[name]
 
 
 def fraction(kind: str, value: float) -> float:
     """``value`` if it lies in [0, 1), else a ``UserError``; for sparsities."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1:
+    if not is_number(value) or not 0 <= value < 1:
         raise UserError(f"{kind} is {value!r}; it must be a fraction in [0, 1), for example 0.9 for nine tenths removed")
     return float(value)
+
+
+def fraction_kept(density: float) -> float:
+    """``density`` if it lies in [0, 1], else a ``UserError``."""
+    if not is_number(density) or not 0 <= density <= 1:
+        raise UserError(f"density is {density!r}; it is the fraction kept, in [0, 1], for example 0.1 for one tenth")
+    return float(density)
+
+
+def whole(kind: str, value: int, least: int = 0) -> int:
+    """``value`` if it is a whole number from ``least``, else a ``UserError``; what no 64-bit machine can count to is none."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2 ** 62:
+        raise UserError(f"{kind} is {value!r}; it must be a whole number from {least}{' to 2^62' if isinstance(value, Integral) and value > least else ''}")
+    return int(value)
+
+
+def shown(value: object) -> str:
+    """The beginning of what Python calls ``value``, on one line."""
+    return " ".join(repr(value)[:80].split())
+
+
+def is_number(value: object) -> bool:
+    """Whether ``value`` is a finite real number; True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and -math.inf < value < math.inf
 
 
 def keywords(function: Callable) -> dict[str, object]:
@@ -52,7 +78,7 @@ def settle(method: str, known: Mapping[str, object], options: Mapping[str, objec
         if name not in known:
             raise unknown(f"option of {method}", name, known) if known else UserError(f"{method} has no options, got {name!r}")
         kind = type(known[name])
-        if type(value) not in ((float, int) if kind is float else (kind,)):
+        if type(value) not in ((float, int) if kind is float else (kind,)) or kind is float and not is_number(value):
             raise UserError(f"option {name} of {method} is {value!r}; it must be {kind.__name__}, like {known[name]!r}")
         if value != known[name]:
             settled[name] = kind(value)

@@ -23,7 +23,7 @@ from torch.nn.utils import parametrize
 
 from . import compaction, masks, training
 from .data import Splits
-from .errors import UserError, pick
+from .errors import UserError, fraction_kept, is_number, pick
 from .masks import Mask
 from .models import prunable
 
@@ -268,9 +268,10 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
     Raises:
         UserError: numbers out of range, a budget that leaves no path, bad input of ``Gates``, or a network that ``compaction`` cannot read.
     """
-    if not 0 < density <= 1 or not min(lr, gate_lr) > 0 or not min(forget, penalty) >= 0:
+    if not fraction_kept(density) or not all(map(is_number, (lr, gate_lr, forget, penalty))) or not min(lr, gate_lr) > 0 or not min(forget, penalty) >= 0:
         raise UserError(f"gates take a density above 0 and at most 1, rates above 0, and forget and penalty of at least 0, got density {density}, lr {lr}, "
                         f"gate_lr {gate_lr}, forget {forget}, penalty {penalty}")
+    training.check(model, splits)
     recipe, generator = training.Recipe(epochs, batch_size, seed=seed), torch.Generator().manual_seed(seed)
     gates = Gates(model, structure, temperature, generator)
     budget, per_epoch = max(1, round(density * gates.count)), math.ceil(len(splits.train) / batch_size)

@@ -48,9 +48,12 @@ class Ledger:
     def _content(self) -> bytes:
         if not self.path.exists():
             return b""
-        with open(self.path, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_SH)  # a line that is just being written is not a torn one
-            return file.read()
+        try:
+            with open(self.path, "rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH)  # a line that is just being written is not a torn one
+                return file.read()
+        except OSError as error:
+            raise UserError(f"{self.path} can not be read ({error.strerror}); a ledger is a file of runs, one a line") from error
 
     def _read(self, kind: str) -> dict[str, dict]:
         lines = self._content().split(b"\n")
@@ -73,9 +76,12 @@ class Ledger:
         """Record ``rows``, but for those whose run is finished already; a torn end that an earlier process left is mended first.
 
         Raises:
-            UserError: the folder or file can not be written, or the disk is full.
+            UserError: the folder or file can not be written, the disk is full, or a number is not finite.
         """
-        lines = [json.dumps(row, allow_nan=False) for row in rows]
+        try:
+            lines = [json.dumps(row, allow_nan=False) for row in rows]
+        except ValueError as error:
+            raise UserError(f"a line for {self.path} holds a number that is not finite ({error})") from error
         with self._open() as file:
             content = file.read()
             text = "".join(line + "\n" for row, line in zip(rows, lines) if not _finished(content, row["key"])).encode()
@@ -144,12 +150,17 @@ class Ledger:
         return len(new)
 
 
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON, and never written here")
+
+
 def _is_run(line: bytes) -> bool:
     try:
-        row = json.loads(line)
-    except ValueError:
+        row = json.loads(line, parse_constant=_refuse)
+    except (ValueError, RecursionError):
         return False
-    return isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("run"), dict) and ("metrics" in row or "error" in row)
+    return (isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("run"), dict)
+            and (isinstance(row.get("metrics"), dict) or isinstance(row.get("error"), str)))
 
 
 def _damaged(content: bytes) -> list[int]:

@@ -5,7 +5,10 @@ A parameter that is not prunable is simply absent. ``Scores`` have the same keys
 
 from __future__ import annotations
 
+import zipfile
 from bisect import bisect_right
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, pick
+from .errors import UserError, fraction_kept, pick, shown
 from .models import input_shape, linearised, prunable, uses
 
 Mask = dict[str, Tensor]
 Scores = dict[str, Tensor]
+LARGEST = 2 ** 30  #: weights of a mask in a file, a byte each
 _STRIDE = 61  # of the sample that tells where a threshold lies; a prime, not to fall in step with the rows of a layer
 
 
@@ -29,6 +33,8 @@ def ones(model: nn.Module) -> Mask:
 def check(model: nn.Module, mask: Mask) -> None:
     """Raise a ``UserError`` that names the difference unless ``mask`` is one of ``model``'s."""
     weights = prunable(model)
+    if not isinstance(mask, Mapping) or not all(isinstance(m, Tensor) for m in mask.values()):
+        raise UserError(f"a mask is a dict from names such as {next(iter(weights))} to boolean tensors, not {shown(mask)}")
     if missing := weights.keys() - mask.keys():
         raise UserError(f"the mask is of another network: it lacks {', '.join(sorted(missing))}")
     if extra := mask.keys() - weights.keys():
@@ -38,6 +44,8 @@ def check(model: nn.Module, mask: Mask) -> None:
             raise UserError(f"the mask is of another network: {name} is {tuple(mask[name].shape)} in the mask, {tuple(weight.shape)} in the network")
         if mask[name].dtype != torch.bool:
             raise UserError(f"the mask's {name} is {mask[name].dtype}; a mask is boolean")
+        if mask[name].device != weight.device:
+            raise UserError(f"the mask's {name} is on {mask[name].device} and the network on {weight.device}; both must be on one device")
 
 
 def flatten(tensors: Mask | Scores) -> Tensor:
@@ -127,10 +135,11 @@ def keep_top(scores: Scores, density: float, scope: str = "global") -> Mask:
             layer stay.
 
     Raises:
-        UserError: density outside [0, 1] or too small for whole units, NaN among the scores, or an unknown scope.
+        UserError: density outside [0, 1] or too small for whole units, what is no scores, NaN among them, or an unknown scope.
     """
-    if not 0 <= density <= 1:
-        raise UserError(f"density is {density!r}; it is the fraction kept, in [0, 1]")
+    fraction_kept(density)
+    if not (isinstance(scores, Mapping) and scores and all(isinstance(s, Tensor) and s.dtype in (torch.float16, torch.float32, torch.float64) for s in scores.values())):
+        raise UserError("scores are a dict of float tensors (float16, float32 or float64), one for each layer; metrics.snip, for example, gives such")
     return pick("scope", scope, SCOPES)(flatten(scores), scores, density)
 
 
@@ -174,6 +183,7 @@ def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str 
     Raises:
         UserError: as ``keep_top``, or not even one path has so few weights.
     """
+    fraction_kept(density)
     total = size(scores)
 
     def living(n: int) -> Mask:
@@ -222,24 +232,52 @@ def invert(scores: Scores) -> Scores:
 
 
 def save(mask: Mask, path: str | Path) -> None:
-    """Write ``mask`` as a compressed NumPy archive; no pickle."""
-    with open(path, "wb") as file:  # given a name, NumPy would append .npz to it
-        np.savez_compressed(file, **{name: m.cpu().numpy() for name, m in mask.items()})
+    """Write ``mask`` as a compressed NumPy archive; no pickle.
+
+    Raises:
+        UserError: something that is no mask, or a place that can not be written to.
+    """
+    if not (isinstance(mask, Mapping) and mask and all(isinstance(m, Tensor) and m.dtype == torch.bool for m in mask.values())):
+        raise UserError(f"a mask is a dict of boolean tensors, not {shown(mask)}")
+    try:
+        with open(path, "wb") as file:  # given a name, NumPy would append .npz to it
+            np.savez_compressed(file, **{name: m.cpu().numpy() for name, m in mask.items()})
+    except (OSError, ValueError) as error:
+        raise UserError(f"the mask can not be written to {path}: {error}") from error
+
+
+def arrays(path: str | Path, most: int) -> dict[str, np.ndarray]:
+    """The arrays of a NumPy archive that unpacks to at most ``most`` bytes, whatever it says of itself; nothing in it is unpickled.
+
+    Raises:
+        Exception: of many kinds, zipfile's, zlib's and NumPy's, for a file that is damaged or something else.
+    """
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > most:
+            raise ValueError("it is too large")
+        for member in archive.infolist():  # a few bytes can claim a huge array, and NumPy makes room for it before it reads
+            with archive.open(member) as file:
+                np.lib.format.read_magic(file)
+                shape, _, kind = np.lib.format.read_array_header_1_0(file)
+            if prod(shape) * kind.itemsize > member.file_size:
+                raise ValueError(f"{member.filename} claims more than it holds")
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Mask:
-    """Read a mask that ``save`` wrote; with ``model`` also check that it is one of that network.
+    """Read a mask that ``save`` wrote; with ``model`` also check that it is one of that network, and put it where the network is.
 
     Raises:
         UserError: a missing or damaged file, something that is not a mask, or another network's mask.
     """
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            mask = {name: torch.from_numpy(archive[name]) for name in archive.files}
-    except Exception as error:  # zipfile, zlib and NumPy raise many kinds for a damaged archive
+        mask = {name: torch.from_numpy(array) for name, array in arrays(path, LARGEST).items()}
+    except Exception as error:  # as ``arrays`` says
         raise UserError(f"{path} is not a readable mask: {error}") from error
     if not mask or any(m.dtype != torch.bool for m in mask.values()):
         raise UserError(f"{path} is not a mask: a mask is an archive of boolean arrays")
     if model is not None:
+        mask = {name: m.to(next(iter(prunable(model).values())).device) for name, m in mask.items()}
         check(model, mask)
     return mask

@@ -16,18 +16,41 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from . import masks, models
 from .errors import UserError
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
 
 Batch = tuple[Tensor, Tensor]
 TEMPERATURE = 200.0  #: divides the logits in the GraSP family and inside Panning (the authors' code)
+
+
+def check(model: nn.Module, mask: Mask, batch: Batch) -> None:
+    """Raise a ``UserError`` unless ``mask`` is one of ``model``'s and ``batch`` is images and labels for it."""
+    masks.check(model, mask)
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise UserError(f"a batch is a pair (images, labels), such as data.balanced_batch gives, not {type(batch).__name__}")
+    models.check_batch(model, *batch)
+
+
+def _checked(score: Callable) -> Callable:
+    """``score`` of (model, mask, batch, ...), with a sentence for bad input; that is looked for when it has failed, so that it costs nothing."""
+    @wraps(score)
+    def checked(model: nn.Module, mask: Mask, batch: Batch, *others, **options):
+        try:
+            return score(model, mask, batch, *others, **options)
+        except Exception as error:
+            if not isinstance(error, UserError):
+                check(model, mask, batch)
+            raise
+    return checked
 
 
 @contextmanager
@@ -41,6 +64,7 @@ def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torc
         yield lambda x, others={}: functional_call(model, {**state, **others}, x), list(leaves.values())
 
 
+@_checked
 def loss(model: nn.Module, mask: Mask, batch: Batch) -> float:
     """Cross-entropy of the sub-network theta * M on the batch, in train mode."""
     with _subnetwork(model, mask) as (forward, _), torch.no_grad():
@@ -56,6 +80,7 @@ class Products(NamedTuple):
     gtg: float  #: g . g over the kept weights: the sub-network's gradient flow
 
 
+@_checked
 def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, hessian: bool = False) -> Products:
     """theta * g and, with ``hessian``, theta * Hg, of the sub-network theta * M, logits divided by ``temperature``.
 
@@ -84,6 +109,7 @@ def gradient_flow(model: nn.Module, mask: Mask, batch: Batch, temperature: float
     return logits.detach(), sum(float((g.double() * numbers(mask[name])).square().sum()) for name, g in zip(prunable(model), gradient))
 
 
+@_checked
 def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores, float]:
     """Signed theta * dR/d|w| at |theta * M|, and R: the sum of the linearised network's outputs on an all-ones input.
 
@@ -177,6 +203,7 @@ def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     return _absolute(synflow_products(model, mask, batch)[0], mask)
 
 
+@_checked
 def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None, *, steps: int = 3, lr: float = 0.1, momentum: float = 0.0,
            parts: int = 1, first_order: bool = False, units: bool = False) -> Scores:
     """|theta M dL(phi_K)/dphi_0|: how much the loss *after* K steps of SGD moves when the weight goes (Alizadeh et al. 2022, section 3).
@@ -217,6 +244,7 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
     return _absolute(products)
 
 
+@_checked
 def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None, *, repeats: int = 5, deviation: float = 0.01) -> Scores:
     """|d/dm sum ||f(Z; theta m) - f(Z; (theta + D) m)||^2|: how much the outputs' answer to a change of the weights, the nuclear norm of the
     neural tangent kernel, moves when the weight goes (Wang et al. 2023). Data-free: Z is Gaussian noise of the batch's shape.

@@ -7,7 +7,7 @@ Plain networks are ``nn.Sequential``, so that another engine can read them layer
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -15,7 +15,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, pick
+from .errors import UserError, pick, shown, whole
 
 Shape = tuple[int, int, int]
 
@@ -132,9 +132,13 @@ def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "p
         init: ``"pytorch"`` (PyTorch's defaults) or ``"panning"`` (the authors').
 
     Raises:
-        UserError: unknown name or initialisation, or images too small for the network.
+        UserError: unknown name or initialisation, numbers out of range, or images too small for the network.
     """
     make, initialise = pick("model", name, MODELS), pick("initialisation", init, INITS)
+    if not isinstance(input_shape, Sequence) or len(input_shape) != 3:
+        raise UserError(f"input_shape is {input_shape!r}; it must be (channels, height, width)")
+    for kind, value, least in (*((each, size, 1) for each, size in zip(("channels", "height", "width"), input_shape)), ("classes", classes, 1), ("seed", seed, 0)):
+        whole(kind, value, least)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = make(tuple(input_shape), classes)
@@ -144,8 +148,34 @@ def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "p
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules."""
-    return {_weight(name): module.weight for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}
+    """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules.
+
+    Raises:
+        UserError: there is none, or ``model`` is no network.
+    """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"a network is an nn.Module, such as models.build gives, not {shown(model)}")
+    if found := {_weight(name): module.weight for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}:
+        return found
+    raise UserError(f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune")
+
+
+def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
+    """Raise a ``UserError`` unless ``model`` answers images ``x`` [n, ...] with a number for each class that is among the labels ``y`` [n]."""
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor) and y.dtype == torch.int64 and y.shape == x.shape[:1] and len(y)):
+        found = " and ".join(f"{each.dtype} {list(each.shape)}" if isinstance(each, Tensor) else type(each).__name__ for each in (x, y))
+        raise UserError(f"images and labels are {found}; they must be tensors [n, channels, height, width] and int64 [n]")
+    if not x.isfinite().all():
+        raise UserError("the images hold values that are not finite numbers")
+    try:
+        with torch.no_grad(), modes(model, training=False):
+            classes = model(x[:1]).shape[1]
+    except Exception as error:  # another shape, dtype or device: PyTorch raises many kinds
+        wanted = f", it takes {list(model.input_shape)}" if hasattr(model, "input_shape") else ""
+        raise UserError(f"the network ({next(model.parameters()).dtype} on {next(model.parameters()).device}{wanted}) can not read images {list(x.shape[1:])} "
+                        f"of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}") from error
+    if not 0 <= int(y.min()) <= int(y.max()) < classes:
+        raise UserError(f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to {classes - 1}")
 
 
 def _weight(name: str) -> str:

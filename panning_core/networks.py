@@ -21,6 +21,9 @@ from .masks import Mask
 from .models import prunable
 
 
+LARGEST = 50_000_000  #: weights of a network that a file can ask for
+
+
 def _numbers(tensor: Tensor) -> list[float | None]:
     """Nine digits are float32 to the bit; JSON has no number for what is not finite."""
     return [float(f"{v:.9g}") if math.isfinite(v) else None for v in tensor.detach().flatten().tolist()]
@@ -52,7 +55,11 @@ def rebuild(card: dict) -> tuple[nn.Module, Mask]:
         UserError: something that ``describe`` has not written.
     """
     try:
-        model = models.build(card["model"], tuple(card["input_shape"]), card["classes"], seed=0)
+        asked = card["model"], tuple(card["input_shape"]), card["classes"]
+        with torch.device("meta"):  # where weights take no memory
+            if (count := sum(w.numel() for w in prunable(models.build(*asked, seed=0)).values())) > LARGEST:
+                raise ValueError(f"it would have {count:,} weights")
+        model = models.build(*asked, seed=0)
         mask = {}
         for name, weight in prunable(model).items():
             left = card["weights"][name]
@@ -67,10 +74,9 @@ def rebuild(card: dict) -> tuple[nn.Module, Mask]:
             if name not in mask:
                 tensor.copy_(_read(card["others"][name], (int, float), tensor.numel()).view(tensor.shape))
         return model, mask
-    except UserError:
-        raise
     except Exception as error:  # a wrong key, kind, length or place: Python and PyTorch raise many kinds
-        raise UserError(f"this is not a network that was recorded here: {type(error).__name__} {error}") from error
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__} "
+        raise UserError(f"this is not a network that was recorded here: {kind}{error}") from error
 
 
 def load(path: str | Path) -> dict:
@@ -81,14 +87,14 @@ def load(path: str | Path) -> dict:
     """
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} is not a readable network: {error}") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not a readable network: {error}; a network is JSON that networks.describe gave") from error
 
 
 def evaluate(card: dict, dataset: str | None = None) -> str:
     """One sentence: how many weights and biases, and the accuracy on the test images of the data set."""
     model, mask = rebuild(card)
-    if not isinstance(name := dataset or card.get("dataset"), str):
+    if not isinstance(name := card.get("dataset") if dataset is None else dataset, str):
         raise UserError("this is not a network that was recorded here: it names no data set; use --dataset")
     splits = data.load(name)
     if splits.input_shape != tuple(card["input_shape"]) or splits.classes != card["classes"]:

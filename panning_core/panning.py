@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import masks, metrics, sparse
-from .errors import UserError
+from .errors import UserError, shown
 from .masks import Mask
 from .metrics import TEMPERATURE, Batch
 from .models import input_shape, uses
@@ -35,7 +35,13 @@ def deviations(scores: Tensor) -> tuple[Tensor, float]:
 
 def coefficients(action: np.ndarray) -> tuple[float, ...]:
     """Of ``MIXED``: action + 1, each in [0, 2]. Three zeros would tie all weights, and the first ones in order would stay: they mean equal shares."""
-    found = tuple((np.clip(np.asarray(action, dtype=float), -1, 1) + 1).tolist())
+    try:
+        numbers = np.asarray(action, dtype=float)
+    except (TypeError, ValueError):
+        numbers = np.empty(0)
+    if numbers.shape != (len(MIXED),) or not np.isfinite(numbers).all():
+        raise UserError(f"a policy answers with three numbers in [-1, 1], not {shown(action)}")
+    found = tuple((np.clip(numbers, -1, 1) + 1).tolist())
     return found if any(found) else (1.0, 1.0, 1.0)
 
 

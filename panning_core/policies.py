@@ -9,14 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from . import results
+from . import masks, results
 from .errors import UserError, unknown
 from .panning import MIXED, OBSERVED
 
@@ -84,22 +83,18 @@ def load(policy: str | Path) -> Actor:
     Raises:
         UserError: an unknown name, or a file that is missing, damaged or something else.
     """
-    path = Path(policy) if isinstance(policy, Path) or policy.endswith(".npz") else places().get(policy)
+    path = Path(policy) if isinstance(policy, Path) or str(policy).endswith(".npz") else places().get(str(policy))
     if path is None:
         raise unknown("policy", policy, places())
     try:
-        with zipfile.ZipFile(path) as archive:
-            if sum(member.file_size for member in archive.infolist()) > LARGEST:
-                raise ValueError("it is too large")
-        with np.load(path, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
+        arrays = masks.arrays(path, LARGEST)
         card = json.loads(arrays.pop("card").tobytes().decode())
         actor = Actor(_layers(arrays), {name: value for name, value in card.items() if name != "digest"})
         if wrong := [name for name, kind in CARD.items() if not isinstance(card.get(name), kind)]:
             raise ValueError(f"its card lacks {', '.join(wrong)}")
         if card.get("digest") != actor.digest():
             raise ValueError("its weights are not those of its card")
-    except Exception as error:  # zipfile, zlib, json and NumPy raise many kinds for a file that is damaged or something else
+    except Exception as error:  # as ``masks.arrays`` says, and json's
         raise UserError(f"{path} is not a policy: {error}; a policy is a file that Actor.save wrote") from error
     return actor
 

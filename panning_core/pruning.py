@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import masks, metrics, policies, topologies
-from .errors import UserError, keywords, pick, settle, unknown
+from .errors import UserError, fraction_kept, is_number, keywords, pick, settle, unknown, whole
 from .masks import Mask
 from .metrics import Batch
 from .models import prunable
@@ -38,6 +38,8 @@ def _stream(batches: Batch | Sequence[Batch] | Iterable[Batch]) -> Iterator[Batc
     """One batch is used in every round, a list of batches in turn, an iterator gives a fresh one each round."""
     if isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[0], Tensor):
         return repeat(batches)
+    if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping | str):
+        raise UserError(f"batches are a pair (images, labels), a list of such pairs or an iterator of them, not {type(batches).__name__}")
     return cycle(batches) if isinstance(batches, Sequence) else iter(batches)
 
 
@@ -51,14 +53,16 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
     """The loop that every pruner shares. Inside it all weights are one vector. ``guard`` may replace a round's mask."""
     asked_for, keep = pick("schedule", schedule, SCHEDULES), pick("scope", scope, masks.SCOPES)
     mask, trace, stream, sight = masks.ones(model), [], _stream(batches), Sight(model)
-    kept = masks.places(masks.flatten(mask))
+    kept, batch = masks.places(masks.flatten(mask)), None
     total = len(kept)
 
     for t in range(1, rounds + 1):
         try:
-            batch = next(stream)
+            last, batch = batch, next(stream)
         except StopIteration:
             raise UserError(f"the batches ended before round {t} of {rounds}; pass a list to use them in turn") from None
+        if batch is not last:
+            metrics.check(model, mask, batch)
         asked = asked_for(density, t, rounds)
         scores, parts, told = scorer(mask, batch, asked)
         if trace:
@@ -267,6 +271,13 @@ def methods() -> list[str]:
     return [*PRUNERS, *(name for name in metrics.METRICS if name not in PRUNERS)]
 
 
+def check_mix(mix: Sequence[float]) -> tuple[float, float, float]:
+    """``mix`` if it is coefficients for Panning, else a ``UserError``."""
+    if not isinstance(mix, tuple | list) or len(mix) != len(MIXED) or not all(is_number(each) and each >= 0 for each in mix) or not any(mix):
+        raise UserError(f"mix is {mix!r}; it needs three coefficients of at least 0, not all 0, for {', '.join(MIXED)}, such as [0.2, 0.5, 0.3]")
+    return tuple(mix)
+
+
 def prune(model: nn.Module, method: str, density: float, batches, rounds: int | None = None, seed: int = 0, *, scope: str = "global",
           schedule: str = "exponential", revive: bool | None = None, mix: tuple[float, float, float] | None = None,
           policy: Policy | str | Path | None = None, options: Mapping[str, object] | None = None, inverted: bool = False,
@@ -300,27 +311,24 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         UserError: an unknown name, a density that keeps nothing or, for the agent and PHEW, less than a path; rounds below 1, a mix, a policy
             or an option where there is none.
     """
-    if method not in PRUNERS and method not in metrics.METRICS:
+    if method not in methods():
         raise unknown("pruner", method, methods())
     pruner = PRUNERS.get(method) or one_shot(method)
-    if isinstance(density, bool) or not isinstance(density, (int, float)) or not 0 < density <= 1:
-        raise UserError(f"density is {density!r}; it is the fraction kept, above 0 and at most 1")
+    fraction_kept(density)
     total = sum(w.numel() for w in prunable(model).values())
     if round(density * total) < 1:
         raise UserError(f"density {density} keeps none of {total:,} weights; the least is {1 / total:.1e}")
-    if rounds is not None and rounds < 1:
-        raise UserError(f"rounds is {rounds}; pruning needs at least 1")
+    whole("rounds", 1 if rounds is None else rounds, 1)
+    whole("seed", seed)
     how = {key: value for key, value in {"rounds": rounds, "revive": revive}.items() if value is not None}
     if mix is not None:
         if method not in MIXING:
             raise UserError(f"a mix belongs to {' or '.join(MIXING)}, not to {method}")
-        if len(mix) != len(MIXED) or min(mix) < 0 or not any(mix):
-            raise UserError(f"mix is {mix}; it needs three coefficients of at least 0, not all 0, for {', '.join(MIXED)}")
-        how["mix"] = mix
+        how["mix"] = check_mix(mix)
     if policy is not None and method != AGENT:
         raise UserError(f"a policy belongs to {AGENT}, not to {method}")
     if method == AGENT:
         policy = policies.SHIPPED if policy is None else policy
-        how["policy"] = policies.load(policy) if isinstance(policy, str | Path) else policy
+        how["policy"] = policy if callable(policy) else policies.load(policy)
     return pruner(model, density, batches, generator=torch.Generator().manual_seed(seed), options=settle(method, options_of(method), options or {}), scope=scope, schedule=schedule,
                   inverted=inverted, observe=observe, effective=effective, **how)

@@ -101,11 +101,14 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
 def reproduce(profile_name: str, only: str | None = None, jobs: int | None = None, device: str = "cpu") -> int:
     """Run a profile; returns the exit code: 0, or 1 if a study failed (the others still run)."""
     sections = studies.profile(profile_name)
-    if only and only not in sections:
+    studies.check_machine(jobs, device)
+    if only is not None and only not in sections:
         raise unknown(f"study in profile {profile_name}", only, sections)
     # The overview reads the others' verdicts, so it runs last; bad input shows before any work.
-    chosen = sorted([only] if only else sections, key=lambda study: (study == OVERVIEW, study))
+    chosen = sorted(sections if only is None else [only], key=lambda study: (study == OVERVIEW, study))
     for study in chosen:
+        if taken := GIVEN & sections[study].get("parameters", {}).keys():
+            raise UserError(f"{sorted(taken)[0]} is a parameter that the runner itself sets; take it out of the parameters of {study} in the profile {profile_name}")
         check_notebook(ROOT / "notebooks" / f"{study}.ipynb", {**sections[study].get("parameters", {}), **dict.fromkeys(GIVEN)})
         studies.runs(study, profile_name)
     results = studies.folder(OVERVIEW, profile_name).parent

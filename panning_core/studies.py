@@ -33,7 +33,7 @@ import torch
 from tqdm import tqdm
 
 from . import ROOT, __version__, data, gates, masks, models, networks, panning, policies, pruning, results, stack, tickets, training, transfer
-from .errors import UserError, command_line, fraction, keywords, pick, settle, unknown
+from .errors import UserError, command_line, fraction, keywords, pick, settle, unknown, whole
 from .ledger import Ledger
 from .toy import Toy
 from .toy import run as run_toy
@@ -107,19 +107,18 @@ class Run:
         if self.mix is not None:
             if self.method not in pruning.MIXING:
                 raise UserError(f"a mix belongs to {' or '.join(pruning.MIXING)}, not to {self.method}")
-            object.__setattr__(self, "mix", tuple(int(v) if v == int(v) else v for v in self.mix))  # 1 and 1.0 are one key
+            object.__setattr__(self, "mix", tuple(int(v) if v == int(v) else v for v in pruning.check_mix(self.mix)))  # 1 and 1.0 are one key
         for kind, value, known in (("data set", self.dataset, data.names()), ("model", self.model, models.MODELS),
                                    ("method", self.method, ["dense", *pruning.methods(), *LEARNERS]), ("initialisation", self.init, models.INITS),
                                    ("schedule", self.schedule, pruning.SCHEDULES), ("scope", self.scope, masks.SCOPES),
                                    ("control", self.control, CONTROLS), ("recipe", self.recipe, training.RECIPES),
                                    ("precision", self.precision, training.PRECISIONS)):
-            if value not in known:
+            if value not in list(known):
                 raise unknown(kind, value, known)
         fraction("sparsity", self.sparsity)
         for name, least in (("seed", 0), ("rounds", 1), ("per_class", 1), ("epochs", 0)):
-            value = getattr(self, name)
-            if not (value is None and name in ("rounds", "epochs") or type(value) is int and value >= least):
-                raise UserError(f"{name} is {value!r}; it must be a whole number from {least}")
+            if (value := getattr(self, name)) is not None or name not in ("rounds", "epochs"):
+                object.__setattr__(self, name, whole(name, value, least))
         for name in ("revive", "fixed_batch", "transfer", "returns", "effective", "network"):
             if not (type(getattr(self, name)) is bool or name == "revive" and self.revive is None):
                 raise UserError(f"{name} is {getattr(self, name)!r}; it must be true or false")
@@ -295,6 +294,7 @@ def _columns(rows: list[dict]) -> dict[str, list]:
 
 
 ENTRIES = {"parameters", "agents", "toys", "grid", "cuda"}
+LARGEST = 100_000  #: values of a profile, and runs of an entry of its grid
 
 
 def profile(name: str) -> dict[str, dict]:
@@ -304,10 +304,27 @@ def profile(name: str) -> dict[str, dict]:
 
     files = {path.stem: path for path in (ROOT / "notebooks" / "profiles").glob("*.yaml")}
     path = pick("profile", name, files)
+    class Strict(yaml.SafeLoader):
+        """YAML itself lets the last of two equal keys win, so that a study would lose its grid without a word."""
+
+        def construct_mapping(self, node, deep=False):
+            keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+            if twice := [key for position, key in enumerate(keys) if key in keys[:position]]:
+                raise yaml.constructor.ConstructorError(None, None, f"{twice[0]!r} is there twice", node.start_mark)
+            return super().construct_mapping(node, deep)
+
     try:
-        content = yaml.safe_load(path.read_text())
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        content = yaml.load(path.read_text(), Strict)
+    except OSError as error:
+        raise UserError(f"{path} can not be read ({error.strerror}); a profile is a text file") from error
+    except Exception as error:  # a YAMLError, and for a damaged text or a value like !!int x, many other kinds
         raise UserError(f"{path} is not YAML: {error}".replace("\n", " ")) from error
+    left, values = LARGEST, [content]
+    while values and left:  # a few lines of anchors can stand for more values than any memory holds, or for themselves
+        value, left = values.pop(), left - 1
+        values += value.values() if isinstance(value, dict) else value if isinstance(value, list | tuple | set) else ()
+    if values:
+        raise UserError(f"{path} holds more than {LARGEST:,} values, or an anchor inside itself")
     known = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
     if not isinstance(content, dict) or not content or not all(isinstance(v, dict) for v in content.values()):
         raise UserError(f"{path} must map each study to its parameters and grid")
@@ -316,6 +333,8 @@ def profile(name: str) -> dict[str, dict]:
             raise unknown(f"study in {path.name}", study, known)
         for entry in section.keys() - ENTRIES:
             raise unknown(f"entry of {study} in {path.name}", entry, ENTRIES)
+        if not isinstance(section.get("parameters", {}), dict):
+            raise UserError(f"parameters of {study} in {path.name} are {section['parameters']!r}; they must be names and values, like {{seeds: 3}}")
     return content
 
 
@@ -363,6 +382,10 @@ def expand(grid: list[dict], agents: dict[str, list[agent.Training]] | None = No
             entry = {**entry, "policy": [policy for name in chosen for policy in _policies(name, agents or {})]}
         axes = {name: pruning.methods() if name == "method" and value == "all" else value if isinstance(value, list) else [value]
                 for name, value in entry.items()}
+        if empty := [name for name, axis in axes.items() if not axis]:
+            raise UserError(f"{empty[0]} of a run is an empty list; it needs at least one value")
+        if (count := math.prod(map(len, axes.values()))) > LARGEST:
+            raise UserError(f"an entry of a grid is {count:,} runs; it may be {LARGEST:,}")
         for values in product(*axes.values()):
             try:
                 run = Run(**dict(zip(axes, values)))
@@ -373,7 +396,7 @@ def expand(grid: list[dict], agents: dict[str, list[agent.Training]] | None = No
 
 
 def _policies(name: str, agents: dict[str, list[agent.Training]]) -> list[str]:
-    if name in agents:
+    if name in list(agents):
         return [training.name() for training in agents[name]]
     known = ["random", *policies.places()]
     if name not in known:
@@ -580,6 +603,10 @@ def _record(ledger: Ledger, work: Callable[[list], list[dict]], tasks: list[list
 def _in_order(ledger: Ledger, wanted: list) -> list[dict]:
     """The ledger's lines of ``wanted``, whatever the order in which they finished."""
     lines = {row["key"]: row for row in ledger.rows()}
+    for each in wanted:
+        if (row := lines.get(each.key())) and row["run"] != (said := json.loads(json.dumps(each.canonical()))):
+            raise UserError(f"{ledger.path}: a line was edited: its key is that of {json.dumps(said)} and it says {json.dumps(row['run'])}; "
+                            "restore the file, or delete that line and its run is done again")
     return [lines[each.key()] for each in wanted if each.key() in lines]
 
 
@@ -607,6 +634,23 @@ def _begins_with_linear(dataset: str, name: str) -> bool:
     return isinstance(next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)), torch.nn.Linear)
 
 
+def check_machine(jobs: int | None, device: str) -> None:
+    """Raise a ``UserError`` unless ``jobs`` processes on ``device`` can be had."""
+    try:
+        index = torch.device(device).index or 0 if device == "cpu" or device.startswith("cuda") else None
+    except RuntimeError:  # such as cuda:x
+        index = None
+    if index is None:
+        raise unknown("device", device, ("cpu", "cuda"))
+    here = not os.environ.get("PANNING_SCHEDULER")  # else it is the cluster's workers that need the device
+    if device != "cpu" and here and not torch.cuda.is_available():
+        raise UserError(f"device is {device} but PyTorch sees no CUDA device here; use --device cpu")
+    if index and here and index >= torch.cuda.device_count():
+        raise UserError(f"device is {device} but PyTorch sees {torch.cuda.device_count()} CUDA devices here, the first of them cuda:0")
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs is {jobs}; it must be at least 1")
+
+
 def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = "cpu") -> list[dict]:
     """Do the runs of a study that its ledger lacks and this device is for, and return the ledger's lines of the study.
 
@@ -615,12 +659,7 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
     Raises:
         UserError: bad input (before anything runs), or, after all others are done and recorded, the runs that failed.
     """
-    if device.partition(":")[0] not in ("cpu", "cuda"):
-        raise unknown("device", device, ("cpu", "cuda"))
-    if device.startswith("cuda") and not (torch.cuda.is_available() or os.environ.get("PANNING_SCHEDULER")):
-        raise UserError(f"device is {device} but PyTorch sees no CUDA device here; use --device cpu")
-    if jobs is not None and jobs < 1:
-        raise UserError(f"jobs is {jobs}; it must be at least 1")
+    check_machine(jobs, device)
     wanted = runs(study, profile_name, device)
     ledger = Ledger(folder(study, profile_name) / "runs.jsonl")
     done = {row["key"] for row in ledger.rows()}
@@ -647,7 +686,9 @@ def main() -> int:
     parser.add_argument("--merge", type=Path, metavar="LEDGER", help="take over the runs of another ledger of this study instead")
     options = parser.parse_args()
     if options.merge:
-        runs(options.study, options.profile)  # the names must be right
+        wanted = {run.key() for run in runs(options.study, options.profile)}  # the names must be right
+        if (rows := Ledger(options.merge).rows()) and wanted.isdisjoint(row["key"] for row in rows):
+            raise UserError(f"{options.merge} holds no run of {options.study} in the profile {options.profile}; it is another study's, or another profile's")
         print(f"{Ledger(folder(options.study, options.profile) / 'runs.jsonl').merge(options.merge)} new runs")
         return 0
     rows = sweep(options.study, options.profile, options.jobs, options.device)

@@ -13,7 +13,7 @@ from torch import nn
 
 from . import masks, training
 from .data import Splits
-from .errors import UserError
+from .errors import fraction_kept, whole
 from .masks import Mask
 from .models import prunable
 
@@ -40,8 +40,8 @@ def iterative_magnitude(model: nn.Module, splits: Splits, density: float, seed: 
 
 
 def _iterate(model: nn.Module, splits: Splits, density: float, seed: int, rounds: int, epochs: int, rewind: bool) -> tuple[Mask, list[dict]]:
-    if rounds < 1:
-        raise UserError(f"rounds is {rounds}; pruning needs at least 1")
+    whole("rounds", rounds, 1)
+    fraction_kept(density)
     initial, mask, trace = copy.deepcopy(model.state_dict()), masks.ones(model), []
     recipe = replace(training.RECIPES["mnist"], seed=seed, epochs=epochs)
     for t in range(1, rounds + 1):

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import masks, pathways
-from .errors import UserError
+from .errors import UserError, is_number, whole
 from .gates import Gates, falling, fit_budget, fit_penalty
 from .models import prunable
 
@@ -47,13 +47,13 @@ class Toy:
     def __post_init__(self):
         for name, least in (("seed", 0), ("steps", 1), ("budget", 1)):
             value = getattr(self, name)
-            if not (name == "budget" and value is None or type(value) is int and value >= least):
-                raise UserError(f"{name} of a toy is {value!r}; it must be a whole number from {least}")
+            if name != "budget" or value is not None:
+                whole(f"{name} of a toy", value, least)
         if self.budget is not None and self.budget > GATES:
             raise UserError(f"budget of a toy is {self.budget}; its network has {GATES} gates")
         for name in ("lr", "penalty", "temperature", "gate_lr"):
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+            if not is_number(value) or not value > 0:
                 raise UserError(f"{name} of a toy is {value!r}; it must be a number above 0")
 
     def canonical(self) -> dict:

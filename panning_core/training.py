@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from . import compaction, data, masks, sparse
 from .data import Split, Splits
-from .errors import UserError, pick, unknown
+from .errors import UserError, is_number, pick, shown, unknown, whole
 from .masks import Mask
-from .models import prunable
+from .models import check_batch, prunable
 
 #: learning-rate factor at step t of ``steps``
 DECAYS: dict[str, Callable[[int, int], float]] = {
@@ -59,11 +59,11 @@ class Recipe:
         if self.precision not in PRECISIONS:
             raise unknown("precision", self.precision, PRECISIONS)
         for name in ("epochs", "batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be at least 1")
+            whole(name, getattr(self, name), 1)
+        whole("seed", self.seed)
         for name in ("lr", "momentum", "weight_decay"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise UserError(f"{name} is {getattr(self, name)}; it must be a number of at least 0")
+            if not is_number(value := getattr(self, name)) or value < 0:
+                raise UserError(f"{name} is {value!r}; it must be a number of at least 0")
         if self.nesterov and not self.momentum:
             raise UserError("nesterov needs a momentum above 0")
 
@@ -236,7 +236,7 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
     Raises:
         UserError: a mask of another network, an unknown engine, or a network the sparse engine can not train.
     """
-    small, trainer = _prepare(model, mask, recipe, engine)
+    small, trainer = _prepare(model, mask, splits, recipe, engine)
     log, = _fit(trainer, splits, recipe)
     if small:
         small.restore(model)
@@ -251,7 +251,7 @@ def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: 
     Returns:
         The table of ``train`` for each network. One whose loss stops being finite ends with that epoch's row.
     """
-    prepared = [_prepare(model, mask, recipe) for model, mask in zip(models, pruned, strict=True)]
+    prepared = [_prepare(model, mask, splits, recipe) for model, mask in zip(models, pruned, strict=True)]
     sharing = [trainer for _, trainer in prepared if isinstance(trainer, Sparse) and trainer.net.reads_pixels()]
     logs = {id(trainer): log for trainer, log in zip(sharing, _fit(Shared(sharing, recipe), splits, recipe) if sharing else [])}
     for _, trainer in prepared:
@@ -263,9 +263,22 @@ def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: 
     return [logs[id(trainer)] for _, trainer in prepared]
 
 
-def _prepare(model: nn.Module, mask: Mask, recipe: Recipe, engine: str | None = None) -> tuple[compaction.Compact | None, Dense | Sparse]:
+def check(model: nn.Module, splits: Splits) -> None:
+    """Raise a ``UserError`` unless ``splits`` is a data set that ``model`` can learn."""
+    if not isinstance(splits, Splits):
+        raise UserError(f"a data set is what data.load or data.from_arrays gives, not {shown(splits)}")
+    last = splits.train.y.argmax()[None]
+    check_batch(model, splits.train.x[last], splits.train.y[last])
+    if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
+        raise UserError(f"{frozen[0]} is frozen and could not learn; call model.requires_grad_(True)")
+
+
+def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None = None) -> tuple[compaction.Compact | None, Dense | Sparse]:
     """The compacted network, None where it can not be read, and what trains it."""
     masks.check(model, mask)
+    check(model, splits)
+    if not isinstance(recipe, Recipe):
+        raise UserError(f"a recipe is a training.Recipe, or one of training.RECIPES, not {shown(recipe)}")
     pick("engine", engine or "dense", ENGINES)
     try:
         small = compaction.compact(model, mask, fold=False)

@@ -564,7 +564,7 @@ def test_a_residual_network_is_learned_too(density):
 
 
 @pytest.mark.parametrize("how, says", [({"density": 1e-9, "epochs": 1}, "a budget of 1 leaves no path"), ({"structure": "units"}, "unknown structure 'units'"),
-                                       ({"temperature": -1.0}, "temperature is -1.0"), ({"epochs": 0}, "epochs is 0; it must be at least 1"), ({"batch_size": 0}, "batch_size is 0")])
+                                       ({"temperature": -1.0}, "temperature is -1.0"), ({"epochs": 0}, "epochs is 0; it must be a whole number from 1"), ({"batch_size": 0}, "batch_size is 0")])
 def test_bad_learning_is_refused_and_leaves_no_gates_behind(how, says, digits):
     model = fresh(digits)
     with pytest.raises(UserError, match=says):

@@ -510,7 +510,7 @@ def test_synflow_that_leaves_float64_is_an_error_that_names_the_network(value):
     with torch.no_grad():
         for weight in models.prunable(model).values():
             weight.fill_(value)
-    batch = torch.zeros(1, 2), None
+    batch = torch.zeros(1, 2, dtype=torch.double), torch.zeros(1, dtype=torch.long)
     with pytest.raises(UserError, match=r"R is (inf|nan) in float64 for this Sequential of 6 prunable layers"):
         metrics.synflow(model, masks.ones(model), batch)
     with pytest.raises(UserError, match="R is (inf|nan)"):

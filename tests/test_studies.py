@@ -164,7 +164,7 @@ def test_a_run_of_two_entries_is_done_once():
     ({"method": "snip", "sparsity": "90 %"}, "sparsity is '90 %'"),
     ({"method": "dense", "sparsity": 0.5}, "a dense run has sparsity 0, nothing to transfer"),
     ({"transfer": True}, "a dense run has sparsity 0, nothing to transfer"),
-    ({"method": "panning", "mix": 3}, "a run needs at least a dataset and a model, and plain values"),
+    ({"method": "panning", "mix": 3}, "mix is 3; it needs three coefficients of at least 0"),
     ({"method": "snip", "mix": [[1, 0, 0]]}, "a mix belongs to panning or panning-product, not to snip"),
     ({"seed": -1}, "seed is -1; it must be a whole number from 0"),
     ({"seed": "a"}, "seed is 'a'"),
@@ -747,8 +747,8 @@ def test_a_results_folder_that_can_not_be_written_is_found_before_any_work(check
 
 def test_a_ledger_of_another_machine_is_merged_by_the_command(checkout, counted, monkeypatch, capsys, tmp_path):
     checkout.profile(grid(seed=[0, 1, 2]))
-    for seed, key in enumerate(run.key() for run in studies.runs(STUDY, "tiny")):
-        Ledger(tmp_path / "other.jsonl").append({"key": key, "run": {**TINY, "seed": seed}, "metrics": {"test_accuracy": 0.5}})
+    for run in studies.runs(STUDY, "tiny"):
+        Ledger(tmp_path / "other.jsonl").append({"key": run.key(), "run": run.canonical(), "metrics": {"test_accuracy": 0.5}})
     assert command_line(monkeypatch, STUDY, "--profile", "tiny", "--merge", str(tmp_path / "other.jsonl")) == 0
     assert "3 new runs" in capsys.readouterr().out
     assert len(studies.sweep(STUDY, "tiny", 1)) == 3 and not counted

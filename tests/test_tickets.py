@@ -122,7 +122,7 @@ def test_a_found_mask_trains_to_more_than_its_shuffle(digits):
     assert accuracies[0] > accuracies[1] + 0.02 and accuracies[0] > 0.8
 
 
-@pytest.mark.parametrize("how, says", [({"rounds": 0}, "rounds is 0; pruning needs at least 1"), ({"rounds": -2}, "rounds is -2"), ({"epochs": 0}, "epochs is 0; it must be at least 1"),
+@pytest.mark.parametrize("how, says", [({"rounds": 0}, "rounds is 0; it must be a whole number from 1"), ({"rounds": -2}, "rounds is -2"), ({"epochs": 0}, "epochs is 0; it must be a whole number from 1"),
                                        ({"density": 1e-9, "rounds": 1, "epochs": 1}, "leaves 0 of 50,200 weights, too few for a path")])
 def test_bad_input_is_named(how, says, digits):
     model = fresh(digits)
