@@ -15,7 +15,7 @@ Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
   bench   how fast it is against plain PyTorch and a straightforward implementation, into
           results/benchmarks (about 20 minutes on one core)
   test    the tests
-  lab     the notebooks in JupyterLab
+  lab     the notebooks in JupyterLab, the playground first
 
   --only STUDY        this study alone; for bench this part: training, memory, agreement, scoring, selection, agent, fixes or grid
   --quick             for bench: the headline ratios in under three minutes, the last line JSON; writes nothing
@@ -163,5 +163,5 @@ case $mode in
     quick | paper) exec "$python" -m panning_core.reproduce "$mode" ${options[@]+"${options[@]}"} ;;
     bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;
-    lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb ;;
+    lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/playground.ipynb ;;
 esac
