@@ -1,9 +1,7 @@
 """The playground in JupyterLab, in a real browser; and that what it shows is what the core gives."""
 
 import json
-import os
 import secrets
-import shutil
 import subprocess
 import sys
 import time
@@ -11,10 +9,11 @@ from contextlib import contextmanager
 
 import psutil
 import pytest
+import torch
 from browser import browser  # noqa: F401, a fixture
 from checkout import Checkout
 
-from panning_core import ROOT
+from panning_core import ROOT, masks
 
 NOTEBOOK = ROOT / "notebooks" / "playground.ipynb"
 LONG = 120_000  # milliseconds; on an idle machine everything below takes a few seconds
@@ -43,3 +42,100 @@ def jupyterlab(checkout, folder):
         server.wait(20)
         for process in psutil.wait_procs(family[1:], 10)[1]:
             process.kill()
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory):
+    """The core and the playground, which trains for 6 epochs here."""
+    made = Checkout(tmp_path_factory.mktemp("playground") / "checkout").core()
+    (made.root / "notebooks" / NOTEBOOK.name).write_text(NOTEBOOK.read_text().replace("epochs = 30", "epochs = 6"))
+    return made
+
+
+@pytest.fixture(scope="module")
+def page(browser, checkout, tmp_path_factory):  # noqa: F811
+    """The playground after Run All Cells, in a window of 1280 x 900."""
+    with jupyterlab(checkout, tmp_path_factory.mktemp("jupyter")) as address:
+        page = browser.new_page(viewport={"width": 1280, "height": 900})
+        page.set_default_timeout(LONG)
+        page.goto(address)
+        page.get_by_text("(ipykernel) | Idle").wait_for()  # before it, running cells asks for a kernel
+        page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        answered(page)
+        yield page
+        page.close()
+
+
+def answered(page):
+    """The seconds that the page says it took, once it shows what is chosen."""
+    text = page.locator(".play:not(.old) .play-status", has_text="answered in").inner_text()
+    return float(text.split()[2])
+
+
+def seen(page):
+    """The numbers, the layers' table, the pictures and the code."""
+    return [page.locator(part).evaluate("e => e.outerHTML") for part in (".play-numbers", ".play table", '.play img[alt^=First]', '.play img[alt^=Force]', ".play pre")]
+
+
+def control(page, words):
+    return page.locator(".widget-inline-hbox").filter(has=page.get_by_text(words, exact=True))
+
+
+def test_another_sparsity_is_answered_with_other_numbers_and_pictures(page):
+    before = seen(page)
+    control(page, "Sparsity").locator(".noUi-handle").focus()
+    for _ in range(3):
+        page.keyboard.press("ArrowRight")
+    page.locator("text=/1,004 of 50,200/").wait_for()
+    seconds = answered(page)
+    after = seen(page)
+    assert "98 %" in after[0] and "sparsity=0.98" in after[-1]
+    assert all(one != two for one, two in zip(before, after))
+    assert 0.15 < seconds < 20  # with its pause; half a second where nothing else runs
+    assert page.evaluate("document.querySelector('.play').scrollWidth <= document.querySelector('.play').clientWidth")
+
+
+def test_training_draws_a_curve_that_grows_with_every_epoch(page):
+    answered(page)
+    page.evaluate("""() => {
+        window.drawn = new Set()
+        const look = () => document.querySelectorAll('.play img[alt^="Test accuracy"]').forEach(each => window.drawn.add(each.src))
+        new MutationObserver(look).observe(document.querySelector('.play'), {subtree: true, childList: true, attributes: true})
+        look()
+    }""")
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.locator(".play-status", has_text="trained in").wait_for()
+    assert page.evaluate("window.drawn.size") == 1 + 6
+    assert page.get_by_role("button", name="Train", exact=True).is_enabled()
+
+
+def test_a_change_while_it_trains_ends_the_training_and_is_answered(page):
+    control(page, "Epochs").locator(".noUi-handle").focus()
+    page.keyboard.press("End")
+    page.get_by_role("button", name="Train", exact=True).click()
+    page.locator(".play-status", has_text="of 100").wait_for()
+    control(page, "Control").locator("select").select_option(label="shuffle")
+    answered(page)
+    assert "shuffle" in seen(page)[-1]
+    assert page.get_by_role("button", name="Train", exact=True).is_enabled()
+
+
+def test_a_user_error_is_a_sentence_in_the_page_and_the_next_choice_is_answered(page):
+    control(page, "Network").locator("select").select_option(label="LeNet-5")
+    assert page.locator(".play-status.wrong").inner_text() == "lenet5 needs images of at least 16x16 pixels, got 8x8; lenet300 takes any size"
+    assert page.get_by_role("button", name="Train", exact=True).is_disabled()
+    control(page, "Network").locator("select").select_option(label="LeNet-300-100")
+    answered(page)
+    assert page.locator(".jp-RenderedText[data-mime-type*=error], .jp-RenderedText[data-mime-type*=stderr]").count() == 0
+
+
+def test_a_saved_mask_is_the_one_that_the_three_lines_give(page, checkout):
+    answered(page)
+    page.get_by_role("button", name="Save mask").click()
+    page.locator(".play-status", has_text="saved").wait_for()
+    (path,) = (checkout.root / "results" / "playground").iterdir()
+    scope = {}
+    exec(page.locator(".play pre").inner_text().replace("epochs=100", "epochs=1"), scope)
+    saved = masks.load(path, scope["pruned"].model)
+    assert all(torch.equal(saved[name], m) for name, m in scope["pruned"].mask.items()) and len(scope["log"]) == 1
