@@ -13,7 +13,7 @@ from panning_core import ROOT, studies
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 STUDIES = [name for name in NOTEBOOKS if name[0].isdigit()]
-QUICK = ["00_overview", "playground"]
+QUICK = ["guide_add_your_own_metric", "playground"]
 READING = {"open", "Path", "read_csv", "read_json"}
 
 
