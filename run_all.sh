@@ -18,7 +18,7 @@ Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
   bench   how fast it is against plain PyTorch and a straightforward implementation, into
           results/benchmarks (about 20 minutes on one core)
   test    the tests
-  lab     the notebooks in JupyterLab
+  lab     the notebooks in JupyterLab, the playground first
 
   --only STUDY        this study alone; for bench this part: training, memory, agreement, scoring, selection, agent, fixes or grid
   --quick             for bench: the headline ratios in under three minutes, the last line JSON; writes nothing
@@ -175,5 +175,5 @@ case $mode in
     verify) exec "$python" -m panning_core.verify "${profile:-quick}" ${options[@]+"${options[@]}"} ;;
     bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;
-    lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/00_overview.ipynb ;;
+    lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/playground.ipynb ;;
 esac

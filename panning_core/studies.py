@@ -176,8 +176,8 @@ class Pruned:
     seconds: float
 
 
-def prune(run: Run, splits: data.Splits) -> Pruned:
-    """The network and the masks of ``run``, on the device of ``splits``."""
+def prune(run: Run, splits: data.Splits, observe: Callable[..., None] | None = None) -> Pruned:
+    """The network and the masks of ``run``, on the device of ``splits``; ``observe`` as in ``pruning.prune``."""
     device = splits.train.x.device
     model = models.build(run.model, splits.input_shape, splits.classes, run.seed, run.init).to(device)
 
@@ -187,13 +187,13 @@ def prune(run: Run, splits: data.Splits) -> Pruned:
     meter = transfer.Transfer(model, next(batches(10_000))) if run.transfer else None
     rewards = panning.Rewards(model, batches(30_000), 1 - run.sparsity, run.rounds or pruning.rounds_of(run.method)) if run.returns else None
 
-    def observe(*seen) -> None:
-        for watching in (meter, rewards):
+    def watch(*seen) -> None:
+        for watching in (meter, rewards, observe):
             if watching is not None:
                 watching(*seen)
 
     start = time.perf_counter()
-    mask, trace = find_mask(run, model, splits, observe)
+    mask, trace = find_mask(run, model, splits, watch)
     seconds = time.perf_counter() - start
     if run.control == "reinitialise":
         fresh = models.build(run.model, splits.input_shape, splits.classes, 20_000 + run.seed, run.init)

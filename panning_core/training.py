@@ -219,7 +219,8 @@ def epochs(split: Split, recipe: Recipe) -> Iterator[Iterator[tuple[Tensor, Tens
     return map(steps, range(recipe.epochs))
 
 
-def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None = None) -> pd.DataFrame:
+def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None = None,
+          observe: Callable[[dict], None] | None = None) -> pd.DataFrame:
     """Train ``model`` in place under ``mask``; afterwards every pruned weight is exactly 0.
 
     What is trained is the network without its dead units, where ``compaction.compact`` can read it; what is removed without
@@ -228,6 +229,7 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
     Args:
         splits: on the model's device. Test accuracy is recorded at every epoch and decides nothing.
         engine: a key of ``ENGINES``; None is ``choose_engine``'s.
+        observe: called after each epoch with its row. What it raises ends the training; the weights of ``model`` are then undefined.
 
     Returns:
         One row an epoch: epoch (from 1), loss (mean over the training images), validation_accuracy, test_accuracy.
@@ -237,7 +239,7 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
         UserError: a mask of another network, an unknown engine, or a network the sparse engine can not train.
     """
     small, trainer = _prepare(model, mask, splits, recipe, engine)
-    log, = _fit(trainer, splits, recipe)
+    log, = _fit(trainer, splits, recipe, observe)
     if small:
         small.restore(model)
     return log
@@ -291,7 +293,7 @@ def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engin
     return small, ENGINES[engine](network, alive, recipe)
 
 
-def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe) -> list[pd.DataFrame]:
+def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe, observe: Callable[[dict], None] | None = None) -> list[pd.DataFrame]:
     """Trains, and returns the table of each network of ``trainer``; its ``attrs`` say which engine it was and its share of the seconds."""
     start = time.perf_counter()
     own, logs = {part: getattr(splits, part) for part in ("train", "validation", "test")}, [[] for _ in range(trainer.count)]
@@ -304,6 +306,8 @@ def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe) -> li
             for k, (log, loss) in enumerate(zip(logs, losses.tolist())):
                 if not log or math.isfinite(log[-1]["loss"]):
                     log.append({"epoch": epoch, "loss": loss, **{f"{part}_accuracy": accuracy(found[:, k], own[part].y) for part, found in logits.items()}})
+            if observe is not None:
+                observe(dict(logs[0][-1]))
             if not any(math.isfinite(log[-1]["loss"]) for log in logs):
                 break
     trainer.store()

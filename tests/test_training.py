@@ -350,6 +350,29 @@ def test_another_networks_mask_is_an_error(digits, residual):
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
+def test_an_observer_sees_every_epoch_and_changes_nothing(digits):
+    rows, model = [], build(digits)
+    log = training.train(model, random_mask(model), digits, SHORT, engine="dense", observe=rows.append)
+    assert pd.DataFrame(rows).equals(log)
+    other, _, _ = trained(digits)
+    assert same_bits(model, other)
+
+
+def test_what_an_observer_raises_ends_the_training(digits):
+    class Enough(Exception):
+        pass
+
+    def observe(row):
+        rows.append(row)
+        if row["epoch"] == 2:
+            raise Enough
+
+    rows, model = [], build(digits)
+    with pytest.raises(Enough):
+        training.train(model, random_mask(model), digits, dataclasses.replace(SHORT, epochs=9), observe=observe)
+    assert [row["epoch"] for row in rows] == [1, 2]
+
+
 def test_an_unknown_engine_offers_near_names(digits):
     model = build(digits)
     with pytest.raises(UserError, match="unknown engine 'dens'; did you mean 'dense'"):
