@@ -35,7 +35,7 @@ GRID = [{"dataset": "digits", "model": "lenet300", "epochs": 2, "method": ["rand
 TOYS = [{"seed": [0, 1, 2, 3, 4, 5], "steps": 40}]
 AGENTS = [{"name": "mine", "networks": ["lenet300/digits"], "init": "pytorch", "steps": 60, "random_steps": 20, "rounds": 5, "pool": 2, "per_class": 2, "width": 8, "seed": [0, 1]}]
 POISON = 3  #: the seed that kills its worker while the fault is on
-PATIENCE = 300  #: seconds
+PATIENCE = 1800  #: seconds; a busy machine may take minutes to start two workers
 #: ledger -> profile, how it is filled, the function that does its tasks
 SUBJECTS = {"runs.jsonl": ("tiny", studies.sweep, "_work"), "toys.jsonl": ("tiny", studies.toys, "_play"), "agents.jsonl": ("agents", studies.teach, "_learn")}
 ORIGINAL = {name: getattr(studies, name) for _, _, name in SUBJECTS.values()}
