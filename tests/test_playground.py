@@ -3,7 +3,6 @@
 import json
 import secrets
 import subprocess
-import sys
 import time
 from contextlib import contextmanager
 
@@ -17,7 +16,6 @@ from panning_core import ROOT, masks
 
 NOTEBOOK = ROOT / "notebooks" / "playground.ipynb"
 LONG = 180_000  # milliseconds; on an idle machine everything below takes a few seconds
-
 
 #: from now on: every text of the status line, and every different picture of the curve
 WATCH = """() => {
@@ -47,11 +45,11 @@ def jupyterlab(checkout, folder):
         yield f"{told['url']}lab/tree/notebooks/playground.ipynb?token={told['token']}"
     finally:
         # The kernels are sessions of their own, and know the server only as their parent.
-        family = [server, *psutil.Process(server.pid).children(recursive=True)] if server.poll() is None else []
+        root = psutil.Process(server.pid) if server.poll() is None else None
+        family = [root, *root.children(recursive=True)] if root else []
         for process in family:
             process.terminate()
-        server.wait(20)
-        for process in psutil.wait_procs(family[1:], 10)[1]:
+        for process in psutil.wait_procs(family, 20)[1]:
             process.kill()
 
 
