@@ -124,12 +124,17 @@ class Ledger:
 
         Returns:
             The numbers of the lines and the path of the copy; None if there were none, and then nothing is done.
+
+        Raises:
+            UserError: no line is a run, so that nothing would be left; or the folder can not be written.
         """
         with self._open() as file:
             content = file.read()
             damaged = _damaged(content)
             if not damaged:
                 return None
+            if len(damaged) == sum(map(bool, content.split(b"\n"))):
+                raise UserError(f"{self.path}: no line of it is a run, so it is no ledger, or nothing of one is left to repair")
             copy = next(path for number in count(1) if not (path := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists())
             part = self.path.with_name(self.path.name + ".part")
             with open(part, "wb") as mended:

@@ -312,8 +312,8 @@ IN_PYTHON = {
     "a parameter that is the runner's": (lambda d: (d.checkout.profile({"01_tiny": {"parameters": {"device": "cuda"}}}), reproduce.reproduce("tiny")), "device is a parameter that the runner itself sets; take it out of the parameters of 01_tiny"),
     # --- ledgers ---
     "a ledger that is a folder": (lambda d: Ledger(d.file("runs.jsonl")).rows(), "runs.jsonl can not be read (Is a directory); a ledger is a file of runs, one a line"),
-    "a ledger in a file": (lambda d: Ledger(d.file("a", "text") / "runs.jsonl").append(LINE), "runs.jsonl (File exists); set PANNING_RESULTS to a folder that can"),
-    "a damaged line": (lambda d: d.ledger(b'{"key": ', LINE).rows(), "runs.jsonl, line 1: not a run; restore the file, or delete that line and its run is done again"),
+    "a ledger in a file": (lambda d: Ledger(d.file("a", "text") / "runs.jsonl").append(LINE), "runs.jsonl (File exists); what is recorded is kept: make room there, or set PANNING_RESULTS to a folder that can"),
+    "a damaged line": (lambda d: d.ledger(b'{"key": ', LINE).rows(), "runs.jsonl, line 1: not a run; `python -m panning_core.ledger "),
     "a line of another file": (lambda d: d.ledger(LINE, b"root:x:0:0", LINE).failures(), "runs.jsonl, line 2: not a run"),
     "a line without results": (lambda d: d.ledger({**LINE, "metrics": None}, LINE).rows(), "runs.jsonl, line 1: not a run"),
     "a line with NaN": (lambda d: d.ledger({**LINE, "metrics": {"test_accuracy": NAN}}, LINE).rows(), "runs.jsonl, line 1: not a run"),
@@ -354,7 +354,7 @@ COMMANDS = {
         "01_tiny --profile tiny --device cpu:7": "error: unknown device 'cpu:7'; did you mean 'cpu'?",
         "01_tiny --profile tiny --merge nowhere.jsonl": "error: nowhere.jsonl: no such ledger",
         "01_tiny --profile tiny --merge .": "error: . can not be read (Is a directory); a ledger is a file of runs, one a line",
-        "01_tiny --profile tiny --merge requirements.txt": "error: requirements.txt, line 1: not a run; restore the file",
+        "01_tiny --profile tiny --merge requirements.txt": "error: requirements.txt, line 1: not a run; ",
         "01_tiny --profile tiny --merge results/paper/04_panning_agent/agents.jsonl": "agents.jsonl holds no run of 01_tiny in the profile tiny",
         "01_tiny 02_other --profile tiny": "error: unrecognized arguments: 02_other"}),
     "./run_all.sh": (reproduce.main, {
@@ -395,7 +395,7 @@ def test_misuse_of_a_command_is_one_sentence_and_exit_code_2(desk, capsys, comma
 
 
 @pytest.mark.parametrize("command, says", [
-    (["./run_all.sh", "papper"], "run_all.sh: unknown argument 'papper', it can be quick, paper, bench, test or lab; see ./run_all.sh --help"),
+    (["./run_all.sh", "papper"], "run_all.sh: unknown argument 'papper', it can be quick, paper, verify, bench, test or lab; see ./run_all.sh --help"),
     (["./run_all.sh", "--only="], "run_all.sh: option --only needs a value; see ./run_all.sh --help"),
     (["./run_all.sh", "--jobs", "1.5"], "run_all.sh: --jobs is a whole number from 1, not '1.5'; see ./run_all.sh --help"),
     (["./run_all.sh", "--device=gpu"], "run_all.sh: --device is cpu or cuda, not 'gpu'; see ./run_all.sh --help"),

@@ -213,6 +213,14 @@ def test_a_look_changes_nothing_and_a_fine_ledger_is_left_alone(damaged, monkeyp
     assert not (tmp_path / "nowhere.jsonl").exists()
 
 
+def test_a_file_that_is_no_ledger_is_not_repaired_away(tmp_path):
+    path = tmp_path / "requirements.txt"
+    path.write_text("torch==2\n\nnumpy==2\n")
+    with pytest.raises(UserError, match="no line of it is a run"):
+        Ledger(path).repair()
+    assert path.read_text() == "torch==2\n\nnumpy==2\n" and [file.name for file in tmp_path.iterdir()] == ["requirements.txt"]
+
+
 def test_a_second_repair_keeps_a_second_copy(damaged):
     befores = []
     for number in (1, 2):

@@ -770,7 +770,7 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(checkout,
     ledger = checkout.ledger(STUDY)
     sweep = subprocess.Popen(**command)
     try:
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 600
         while not (ledger.exists() and ledger.read_bytes().count(b"\n") >= 2):
             assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()[1]
             time.sleep(0.005)
