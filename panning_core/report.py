@@ -81,7 +81,8 @@ class Source(NamedTuple):
     files: tuple[str, ...]
 
 
-def _commit(origin: dict) -> str:
+def commit(origin: dict) -> str:
+    """The commit of a provenance, short, with a ``+`` if the code had been changed since."""
     return (origin["commit"] or "unknown")[:7] + "+" * bool(origin["dirty"])
 
 
@@ -117,9 +118,9 @@ class Study:
         """
         ledgers = {path: self.lines if path.stem == "runs" else Ledger(path).rows() for path in sorted(self.folder.glob("*.jsonl"), key=lambda path: (path.stem != "runs", path.stem))}
         origins = sorted((line["provenance"] for lines in ledgers.values() for line in lines), key=lambda origin: origin["finished"])
-        commits = list(dict.fromkeys(map(_commit, origins)))
+        commits = list(dict.fromkeys(map(commit, origins)))
         counts = ", ".join(f"{len(lines)} {path.stem.removesuffix('s' * (len(lines) == 1))}" for path, lines in ledgers.items())
-        code = "..".join(commit for commit in commits if commit in (commits[0], commits[-1]) or "+" in commit)
+        code = "..".join(each for each in commits if each in (commits[0], commits[-1]) or "+" in each)
         several = map(_torch, origins), (origin["device"] for origin in origins), (origin["data"]["title"] for origin in origins if "data" in origin)
         line = " · ".join([f"{counts} of {self.folder.name}", f"code {code}", *(", ".join(dict.fromkeys(values)) for values in several)])
         return Source(line if origins else "", tuple(f"{path.parent.name}/{path.name}" for path in ledgers))
@@ -135,7 +136,7 @@ class Study:
         if place is None:
             raise UserError(f"{folders[0] / part}.csv is missing; './run_all.sh bench --only {part}' measures it")
         machine = json.loads((place / "machine.json").read_text())[part]
-        line = f"benchmarks/{part}.csv, measured on {machine['date']} · code {_commit(machine)} · {_torch(machine)} · {machine['processor']}"
+        line = f"benchmarks/{part}.csv, measured on {machine['date']} · code {commit(machine)} · {_torch(machine)} · {machine['processor']}"
         return pd.read_csv(place / f"{part}.csv"), machine, Source(line, (f"../benchmarks/{part}.csv",) if place == folders[0] else ())
 
     def setting(self) -> None:

@@ -23,12 +23,12 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from . import ROOT, data, results, studies
+from . import ROOT, data, report, results, studies
 from .errors import UserError, command_line
 from .ledger import Ledger
 
 BUDGET = 60  #: seconds that a run took at most when it was recorded, for the sample to be drawn from
-ROUNDING = 0.01  #: relative difference of a metric that other processors and versions may make: training magnifies the last bit
+ROUNDING = 0.01  #: relative difference of a metric that another processor, version or order of additions may make: training magnifies the last bit
 NOTHING = 1e-12  #: what is smaller is measured against this: a sum that should be 0 is all rounding
 COMPARED = {".csv", ".md", ".png", ".json", ".jsonl"}
 
@@ -121,6 +121,10 @@ def compare(recorded: dict, again: dict) -> tuple[float, str]:
     return worst
 
 
+def _by(origin: dict) -> str:
+    return f"code {report.commit(origin)}, PyTorch {origin['versions']['torch']}, {origin['processor']}"
+
+
 def repeat(study: str, line: dict) -> bool:
     """Do a run again and say how it compares; returns whether it is equal, or as near as rounding explains."""
     torch.set_num_threads(1)  # as in a sweep
@@ -128,9 +132,8 @@ def repeat(study: str, line: dict) -> bool:
     worst, place = compare(line["metrics"], studies.execute(studies.Run(**line["run"]), origin["device"]))
     words = "equal to the bit"
     if worst:
-        here = studies.provenance(origin["device"])
         words = (f"not equal to the bit, {'beyond' if worst > ROUNDING else 'within'} rounding ({100 * ROUNDING:g} %): {place}"
-                 f" (recorded on {origin['processor']}, PyTorch {origin['versions']['torch']}; here {here['processor']}, PyTorch {here['versions']['torch']})")
+                 f" (recorded by {_by(origin)}; here by {_by(studies.provenance(origin['device']))})")
     print(f"  {study} {json.dumps(line['run'])}, {time.perf_counter() - start:.0f} s: {words}", flush=True)
     return worst <= ROUNDING
 

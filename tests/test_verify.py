@@ -106,9 +106,9 @@ def test_metrics_are_compared_one_by_one(recorded, again, worst):
 
 
 def test_a_run_within_rounding_is_told_and_passes(monkeypatch, capsys):
-    origin = {"device": "cpu", "processor": "another", "versions": {"torch": "2.0"}}
+    origin = {"device": "cpu", "processor": "another", "versions": {"torch": "2.0"}, "commit": "a" * 40, "dirty": True}
     line = {"run": {"dataset": "digits", "model": "lenet300"}, "metrics": {"test_accuracy": 0.9}, "provenance": origin}
-    for now, passes, words in ((0.9, True, "equal to the bit"), (0.901, True, "within rounding (1 %): test_accuracy is 0.9 in the ledger and 0.901 here (recorded on another, PyTorch 2.0; here "),
+    for now, passes, words in ((0.9, True, "equal to the bit"), (0.901, True, "within rounding (1 %): test_accuracy is 0.9 in the ledger and 0.901 here (recorded by code aaaaaaa+, PyTorch 2.0, another; here by code "),
                                (0.8, False, "beyond rounding")):
         monkeypatch.setattr(verify.studies, "execute", lambda *_, now=now: {"test_accuracy": now})
         assert verify.repeat("01_a", line) == passes and words in capsys.readouterr().out
