@@ -55,7 +55,7 @@ def test_sweep_command_is_understood():
 
 def test_commands_for_the_night_and_a_cluster_are_understood(tmp_path):
     repair, faults = (line.split()[1:] for line in COMMANDS if line.startswith(("python -m panning_core.ledger", "python -m tests.faults")))
-    (tmp_path / "runs.jsonl").write_text("not a run\n")
+    (tmp_path / "runs.jsonl").write_text('not a run\n{"key": "a", "run": {}, "metrics": {}}\n')
     done = subprocess.run([sys.executable, *repair[:2], str(tmp_path / "runs.jsonl"), *repair[3:]], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0 and "took out line 1" in done.stdout
     for command in (faults, *(["-m", *line.split()] for line in COMMANDS if line.startswith("dask "))):
