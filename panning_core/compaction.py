@@ -121,7 +121,7 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     small = copy.deepcopy(model)
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
-    links = _links(small)
+    links = chains(small)
     if fold:
         for chain, _, _ in links:
             _fold(chain, used, shifts)
@@ -139,7 +139,12 @@ def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module
             yield prefix + name, module
 
 
-def _links(model: nn.Module) -> list[Link]:
+def chains(model: nn.Module) -> list[Link]:
+    """The chains of a network, in the order in which they compute.
+
+    Raises:
+        UserError: a network that compaction cannot read.
+    """
     if type(model) is not nn.Sequential:
         raise UserError(f"compaction cannot read a {type(model).__name__}; it reads an nn.Sequential, nested or not")
     links: list[Link] = []

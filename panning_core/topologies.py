@@ -136,20 +136,19 @@ def _stages(model: nn.Module, strength: np.ndarray) -> list[list[list[tuple[int,
     if any(isinstance(module, compaction.Select) for module in model.modules()):
         raise UserError("PHEW cannot walk through a Select; prune the network before it is made smaller")
     parts = unflatten(torch.from_numpy(strength), prunable(model))
-    chains = compaction._chains(model)  # one, then branch and shortcut of a block, then one again
-    stages, width = [], None
-    for group in (group for i in range(0, len(chains), 3) for group in (chains[i:i + 1], chains[i + 1:i + 3])):
-        ways = []
-        for chain in group:
-            way, units = [], width
-            for part in (parts[f"{name}.weight"] for name, module in chain if isinstance(module, compaction.WEIGHTED)):
-                way.append((part.storage_offset(), part.reshape(len(part), units or part.shape[1], -1).numpy()))
-                units = len(part)
-            if way:
-                ways.append(way)
-        if ways:
-            stages.append(ways)
-            width = units
+    stages, widths, before = [], {}, None
+    for chain, *streams in compaction.chains(model):
+        source, target = streams
+        way, units = [], widths.get(source)
+        for part in (parts[f"{name}.weight"] for name, module in chain if isinstance(module, compaction.WEIGHTED)):
+            way.append((part.storage_offset(), part.reshape(len(part), units or part.shape[1], -1).numpy()))
+            units = len(part)
+        widths[target] = units
+        if way and streams == before and source != target:  # the shortcut beside a branch
+            stages[-1].append(way)
+        elif way:
+            stages.append([way])
+        before = streams
     return stages
 
 
