@@ -24,7 +24,7 @@ def chromium():
         browser.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # each module imports a fixture of its own, and playwright runs once at a time
 def browser():
     with chromium() as made:
         yield made
