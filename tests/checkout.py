@@ -10,6 +10,21 @@ from pathlib import Path
 from panning_core import ROOT
 
 PARAMETERS = 'profile = "none"\njobs = 7\ndevice = "none"'
+SHOWN = """
+import matplotlib.pyplot as plt
+from panning_core import report
+study = report.Study("01_works", profile, jobs, device)
+figure, axes = plt.subplots(figsize=(2, 2))
+axes.plot(study.runs.seed, study.runs.test_accuracy)
+study.figure(figure, "accuracy", "Accuracy of two seeds.")
+study.table(study.runs[["seed", "test_accuracy"]], "seeds", "Two seeds.")
+study.verdict("Digits can be learned.", "holds", "n = 2.", paper="Somebody 2020", n=2, interval="95 %", figure="accuracy")
+"""
+
+
+def state(folder):
+    """Every file under ``folder`` with what it holds and when it was written."""
+    return {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 class Checkout:

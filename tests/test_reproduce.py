@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from checkout import PARAMETERS, Checkout
+from checkout import PARAMETERS, SHOWN, Checkout, state
 
 import panning_core
 from panning_core import ROOT, reproduce, studies
@@ -104,22 +104,6 @@ def test_a_fault_of_the_last_study_shows_before_the_first_has_run(checkout, monk
 
 
 # --- running ---
-
-SHOWN = """
-import matplotlib.pyplot as plt
-from panning_core import report
-study = report.Study("01_works", profile, jobs, device)
-figure, axes = plt.subplots()
-axes.plot(study.runs.seed, study.runs.test_accuracy)
-study.figure(figure, "accuracy", "Accuracy of two seeds.")
-study.table(study.runs[["seed", "test_accuracy"]], "seeds", "Two seeds.")
-study.verdict("Digits can be learned.", "holds", "n = 2.", paper="Somebody 2020", n=2, interval="95 %", figure="accuracy")
-"""
-
-
-def state(folder):
-    """Every file under ``folder`` with what it holds and when it was written."""
-    return {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):

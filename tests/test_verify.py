@@ -1,33 +1,17 @@
 """verify: fine results pass, whatever was changed is found and named, and nothing is touched."""
 
-
 import os
 import shutil
 
 import matplotlib.pyplot as plt
 import pytest
-from checkout import PARAMETERS, Checkout
+from checkout import PARAMETERS, SHOWN, Checkout, state
 from PIL import Image
 
 import panning_core
 from panning_core import studies, verify
 from panning_core.errors import UserError
 from panning_core.ledger import Ledger
-
-SHOWN = """
-import matplotlib.pyplot as plt
-from panning_core import report
-study = report.Study("01_works", profile, jobs, device)
-figure, axes = plt.subplots(figsize=(2, 2))
-axes.plot(study.runs.seed, study.runs.test_accuracy)
-study.figure(figure, "accuracy", "Accuracy of two seeds.")
-study.table(study.runs[["seed", "test_accuracy"]], "seeds", "Two seeds.")
-study.verdict("Digits can be learned.", "holds", "n = 2.", paper="Somebody 2020", n=2, interval="95 %", figure="accuracy")
-"""
-
-
-def state(folder):
-    return {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
 
 
 def replace(path, old, new):
