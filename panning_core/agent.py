@@ -354,9 +354,9 @@ _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "
 
 def _keep(learner, told: dict, path: Path) -> None:
     """Write everything that a leg begins with, whole or not at all. stable-baselines3's own files hold pickles."""
-    buffer = learner.replay_buffer
+    buffer = learner.replay_buffer  # as long as the training; once it is full, its own ``pos`` is 0 again
     state = {"policy": learner.policy.state_dict(), "actor": learner.actor.optimizer.state_dict(), "critic": learner.critic.optimizer.state_dict(),
-             "buffer": {name: torch.from_numpy(getattr(buffer, name)[:buffer.pos]) for name in _BUFFER}, "steps": learner.num_timesteps,
+             "buffer": {name: torch.from_numpy(getattr(buffer, name)[:learner.num_timesteps]) for name in _BUFFER}, "steps": learner.num_timesteps,
              "updates": learner._n_updates, "told": json.dumps(told)}
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
