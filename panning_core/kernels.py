@@ -23,6 +23,7 @@ except ImportError:
     jit = primitive = lambda function: function
 
 NARROW = 8  # samples that are moved together, the fewest of a block
+STRETCH = 512  # floats of an activation from which a gradient is added up at a time, so that they stay in the nearest cache
 STEP = 16  # floats of a vector: one AVX-512 register, two AVX2 registers; every run is a multiple
 FLAGS = ("contract", "reassoc", "nsz")
 
@@ -98,6 +99,46 @@ def total(typing, vector):
         add = cgutils.get_or_insert_function(builder.module, kind, f"llvm.vector.reduce.fadd.v{vector.lanes}f32")
         return builder.call(add, [ir.Constant(ir.FloatType(), -0.0), values[0]], fastmath=FLAGS)
     return types.float32(vector), lower
+
+
+@primitive
+def repeat(typing, vector, times):
+    """``vector`` so many times, one behind the other."""
+    def lower(context, builder, signature, values):
+        kind = ir.VectorType(ir.IntType(32), signature.return_type.lanes)
+        return builder.shuffle_vector(values[0], values[0], ir.Constant(kind, list(range(vector.lanes)) * times.literal_value))
+    return Vector(vector.lanes * times.literal_value)(vector, times), lower
+
+
+@primitive
+def collect(typing, array, start, places, k, count):
+    """``array[start + place:][:STEP]`` for ``count`` places from ``places[k]`` on, one behind the other."""
+    def lower(context, builder, signature, values):
+        table = context.make_array(places)(context, builder, values[2]).data
+        where = [builder.gep(table, [builder.add(values[3], ir.Constant(values[3].type, i))]) for i in range(count.literal_value)]
+        where = [context.cast(builder, builder.load(place), places.dtype, types.intp) for place in where]
+        parts = [builder.load(_pointer(context, builder, array, values[0], builder.add(values[1], place), STEP), align=4) for place in where]
+        while len(parts) > 1:
+            mask = ir.Constant(ir.VectorType(ir.IntType(32), 2 * parts[0].type.count), list(range(2 * parts[0].type.count)))
+            parts = [builder.shuffle_vector(*pair, mask) for pair in zip(parts[::2], parts[1::2])]
+        return parts[0]
+    return Vector(STEP * count.literal_value)(array, types.intp, places, types.intp, count), lower
+
+
+@primitive
+def add_totals(typing, array, index, vector, count):
+    """``array[index + i] += `` the sum over the i-th of ``count`` parts of the vector."""
+    def lower(context, builder, signature, values):
+        sums, width = values[2], vector.lanes // count.literal_value
+        while width > 1:  # halves every part
+            width //= 2
+            lanes = [2 * width * part + lane for part in range(count.literal_value) for lane in range(width)]
+            kind = ir.VectorType(ir.IntType(32), len(lanes))
+            halves = (builder.shuffle_vector(sums, sums, ir.Constant(kind, [lane + shift for lane in lanes])) for shift in (0, width))
+            sums = builder.fadd(*halves, flags=FLAGS)
+        place = _pointer(context, builder, array, values[0], values[1], count.literal_value)
+        builder.store(builder.fadd(builder.load(place, align=4), sums), place, align=4)
+    return types.void(array, types.intp, vector, count), lower
 
 
 @primitive
@@ -178,7 +219,7 @@ def _strip(lanes: int):
     return strip
 
 
-_wide, _half, _narrow = _strip(4 * STEP), _strip(2 * STEP), _strip(STEP)
+_widest, _wide, _half, _narrow = (_strip(times * STEP) for times in (8, 4, 2, 1))
 
 
 @jit
@@ -194,7 +235,10 @@ def gather(y, x, gate, weights, biases, places, starts, lows, highs, run, origin
             here, there = block * y.shape[1] + origin + i * pitch, block * x.shape[1] + i * x_pitch
             low, high = lows[i], highs[i]
             t = 0
-            while t + 4 * STEP <= run:
+            while t + 8 * STEP <= run:
+                _widest(y, x, gate, here + t, there + t, plane, weights, biases, places, starts, low, high, positive, add)
+                t += 8 * STEP
+            if t + 4 * STEP <= run:
                 _wide(y, x, gate, here + t, there + t, plane, weights, biases, places, starts, low, high, positive, add)
                 t += 4 * STEP
             if t + 2 * STEP <= run:
@@ -204,46 +248,55 @@ def gather(y, x, gate, weights, biases, places, starts, lows, highs, run, origin
                 _narrow(y, x, gate, here + t, there + t, plane, weights, biases, places, starts, low, high, positive, add)
 
 
+def _group(count: int):
+    """The gradients of ``count`` weights of one output from one stretch of a batch; together, because they share what is read of dy."""
+    lanes = count * STEP
+
+    @jit
+    def group(dweights, dy, x, places, k, here, there, rows, run, dy_step, x_step):
+        sums = fill(np.float32(0), lanes)
+        for i in range(rows):
+            for t in range(0, run, STEP):
+                gradient = repeat(load(dy, here + i * dy_step + t, STEP), count)
+                sums = madd(sums, gradient, collect(x, there + i * x_step + t, places, k, count))
+        add_totals(dweights, k, sums, count)
+    return group
+
+
+_eight, _four, _two, _one = (_group(count) for count in (8, 4, 2, 1))
+
+
 @jit
 def correlate(dweights, dbiases, dy, x, places, starts, outer, inner, run, plane, origin, dy_steps, x_steps):
     """Adds to the gradients of the weights of ``gather``, and of its biases, which may be none.
 
     Rows are counted by ``outer`` and ``inner``, ``*_steps`` floats apart.
     """
-    rows = max(1, 1024 // run)  # at a time, so that they stay in the nearest cache
-    one = fill(np.float32(1), STEP)
+    most, one = max(1, STRETCH // run), fill(np.float32(1), STEP)
     for o in range(outer):
-        for start in range(0, inner, rows):
-            stop = min(start + rows, inner)
+        for start in range(0, inner, most):
+            rows = min(most, inner - start)
+            origin_dy, there = o * dy_steps[0] + start * dy_steps[1] + origin, o * x_steps[0] + start * x_steps[1]
             for r in range(len(dbiases)):
                 a = fill(np.float32(0), STEP)
-                for i in range(start, stop):
-                    here = o * dy_steps[0] + i * dy_steps[1] + r * plane + origin
+                for i in range(rows):
                     for t in range(0, run, STEP):
-                        a = madd(a, one, load(dy, here + t, STEP))
+                        a = madd(a, one, load(dy, origin_dy + r * plane + i * dy_steps[1] + t, STEP))
                 dbiases[r] += total(a)
             for tile in range(len(starts)):
                 for r in range(starts.shape[1]):
-                    end = starts[tile, r, -1] - 1
-                    for k in range(starts[tile, r, 0], end + 1, 4):  # four weights share what is read of dy
-                        k1, k2, k3 = min(k + 1, end), min(k + 2, end), min(k + 3, end)
-                        a = b = c = d = fill(np.float32(0), STEP)
-                        for i in range(start, stop):
-                            here = o * dy_steps[0] + i * dy_steps[1] + r * plane + origin
-                            there = o * x_steps[0] + i * x_steps[1]
-                            for t in range(0, run, STEP):
-                                gradient = load(dy, here + t, STEP)
-                                a = madd(a, gradient, load(x, there + places[k] + t, STEP))
-                                b = madd(b, gradient, load(x, there + places[k1] + t, STEP))
-                                c = madd(c, gradient, load(x, there + places[k2] + t, STEP))
-                                d = madd(d, gradient, load(x, there + places[k3] + t, STEP))
-                        dweights[k] += total(a)
-                        if k + 1 <= end:
-                            dweights[k + 1] += total(b)
-                        if k + 2 <= end:
-                            dweights[k + 2] += total(c)
-                        if k + 3 <= end:
-                            dweights[k + 3] += total(d)
+                    here, k, end = origin_dy + r * plane, starts[tile, r, 0], starts[tile, r, -1]
+                    while k + 8 <= end:
+                        _eight(dweights, dy, x, places, k, here, there, rows, run, dy_steps[1], x_steps[1])
+                        k += 8
+                    if k + 4 <= end:
+                        _four(dweights, dy, x, places, k, here, there, rows, run, dy_steps[1], x_steps[1])
+                        k += 4
+                    if k + 2 <= end:
+                        _two(dweights, dy, x, places, k, here, there, rows, run, dy_steps[1], x_steps[1])
+                        k += 2
+                    if k < end:
+                        _one(dweights, dy, x, places, k, here, there, rows, run, dy_steps[1], x_steps[1])
 
 
 @jit
@@ -330,16 +383,16 @@ def fetch(y, x, turned, groups, y_index, x_index, lanes):
 @jit
 def relayout(y, x, y_index, x_index, y_lanes, x_lanes, n, add):
     """Copies (or adds) ``x_index[f]`` of ``n`` samples of x to ``y_index[f]`` of y, for every f; lanes without a sample become 0."""
-    lanes, one, zero = max(y_lanes, x_lanes), np.float32(1), fill(np.float32(0), NARROW)
+    lanes, one, zero = max(y_lanes, x_lanes), np.float32(1), fill(np.float32(0), STEP)
     end = (n + y_lanes - 1) // y_lanes * y_lanes
     for start in range(0, end, lanes):
         stop = min(start + lanes, end)
-        for sample in range(start, stop, NARROW):
+        for sample in range(start, stop, STEP):
             here = sample // y_lanes * y.shape[1] + sample % y_lanes
             there = sample // x_lanes * x.shape[1] + sample % x_lanes
             for f in range(len(y_index)):
-                value = load(x, there + x_index[f], NARROW) if sample < n else zero
-                store(y, here + y_index[f], madd(value, one, load(y, here + y_index[f], NARROW)) if add else value)
+                value = load(x, there + x_index[f], STEP) if sample < n else zero
+                store(y, here + y_index[f], madd(value, one, load(y, here + y_index[f], STEP)) if add else value)
 
 
 @jit
@@ -347,11 +400,11 @@ def pool(y, x, window, corners, lanes):
     """The largest x of each window: ``corners[f, 0]`` of y reads ``corners[f, 1] + window`` of x."""
     for block in range(len(y)):
         for f in range(len(corners)):
-            for lane in range(0, lanes, NARROW):
+            for lane in range(0, lanes, STEP):
                 there = block * x.shape[1] + corners[f, 1] + lane
-                best = load(x, there, NARROW)
+                best = load(x, there, STEP)
                 for step in window:
-                    best = larger(best, load(x, there + step, NARROW))
+                    best = larger(best, load(x, there + step, STEP))
                 store(y, block * y.shape[1] + corners[f, 0] + lane, best)
 
 
@@ -360,12 +413,12 @@ def unpool(dx, dy, x, y, window, corners, lanes):
     """Gives the gradient of each window to its first largest x, and 0 to the others."""
     for block in range(len(y)):
         for f in range(len(corners)):
-            for lane in range(0, lanes, NARROW):
+            for lane in range(0, lanes, STEP):
                 here = block * y.shape[1] + corners[f, 0] + lane
                 there = block * x.shape[1] + corners[f, 1] + lane
-                rest, best = load(dy, here, NARROW), load(y, here, NARROW)
+                rest, best = load(dy, here, STEP), load(y, here, STEP)
                 for step in window:
-                    given = take(rest, load(x, there + step, NARROW), best)
+                    given = take(rest, load(x, there + step, STEP), best)
                     store(dx, there + step, given)
                     rest = madd(rest, np.float32(-1), given)
 
@@ -375,10 +428,10 @@ def average(y, x, window, corners, lanes):
     """The mean x of each window; places as in ``pool``."""
     for block in range(len(y)):
         for f in range(len(corners)):
-            for lane in range(0, lanes, NARROW):
-                mean = fill(np.float32(0), NARROW)
+            for lane in range(0, lanes, STEP):
+                mean = fill(np.float32(0), STEP)
                 for step in window:
-                    mean = madd(mean, np.float32(1 / len(window)), load(x, block * x.shape[1] + corners[f, 1] + lane + step, NARROW))
+                    mean = madd(mean, np.float32(1 / len(window)), load(x, block * x.shape[1] + corners[f, 1] + lane + step, STEP))
                 store(y, block * y.shape[1] + corners[f, 0] + lane, mean)
 
 
@@ -387,9 +440,9 @@ def unaverage(dx, dy, window, corners, lanes):
     """Gives every x of a window its share of the gradient."""
     for block in range(len(dy)):
         for f in range(len(corners)):
-            for lane in range(0, lanes, NARROW):
-                share = madd(fill(np.float32(0), NARROW), np.float32(1 / len(window)),
-                             load(dy, block * dy.shape[1] + corners[f, 0] + lane, NARROW))
+            for lane in range(0, lanes, STEP):
+                share = madd(fill(np.float32(0), STEP), np.float32(1 / len(window)),
+                             load(dy, block * dy.shape[1] + corners[f, 0] + lane, STEP))
                 for step in window:
                     store(dx, block * dx.shape[1] + corners[f, 1] + lane + step, share)
 

@@ -54,6 +54,9 @@ class Signal:
         (rows, columns), (channels, self.height, width) = self.margin, self.shape
         self.run, self.pitch = width * self.lanes, (width + 2 * columns) * self.lanes
         self.plane = (self.height + 2 * rows) * self.pitch
+        if self.height > 1 < self.lanes:  # an odd number of cache lines, or the rows of many channels compete for the same places in the nearest cache
+            unit = max(self.lanes, STEP)
+            self.plane = (-(-self.plane // unit) | 1) * unit
         self.origin, self.size = rows * self.pitch + columns * self.lanes, -(-channels * self.plane // STEP) * STEP
         self.is_local = all(reader.level == self.level for reader in self.readers)
         if self.gradient_is_local is None:
@@ -247,7 +250,7 @@ class Taps(Step):
         low, high = (down[self.used].min(), down[self.used].max()) if len(values) else (0, 0)
         rows = high - low + 1
         # So many input channels at a time that what a run of y reads stays in the nearest cache, if each channel of y has enough weights there.
-        tile = max(TILE // (4 * STEP * rows), FEW * x.shape[0] * y.shape[0] // max(len(values), 1), 1)
+        tile = max(TILE // (8 * STEP * rows), FEW * x.shape[0] * y.shape[0] // max(len(values), 1), 1)
         tiles = -(-x.shape[0] // tile)
         of_row, of_column = ((i // tile * y.shape[0] + o) * rows for o, i in zip(out, inside))
         keys = of_row, of_column + down - low
@@ -567,7 +570,7 @@ class SparseNet:
             out = self._taps(signal, shape, module, mask)
             return out, out.shape
         if signal is self.input:
-            signal = self._relayout(signal, np.arange(prod(shape)) if self.selected is None else self.selected, shape, NARROW)
+            signal = self._relayout(signal, np.arange(prod(shape)) if self.selected is None else self.selected, shape, STEP)
         norm = self._end(signal, Norm)
         if isinstance(module, nn.ReLU):
             if norm is None:
@@ -842,7 +845,7 @@ class Level:
 
 def lanes_for(*widths: int) -> int:
     """The fewest lanes, a power of 2, for which rows of these widths are whole vectors, and one of the first width fills the registers."""
-    lanes = NARROW
+    lanes = STEP
     while widths[0] * lanes < 4 * STEP or any(width * lanes % STEP for width in widths):
         lanes *= 2
     return lanes
