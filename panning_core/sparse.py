@@ -19,6 +19,7 @@ from __future__ import annotations
 import operator
 import time
 import weakref
+from collections.abc import Callable
 from math import prod
 
 import numpy as np
@@ -90,7 +91,11 @@ class Signal:
 
 
 # ---------------------------------------------------------------------------------------------------------------- steps
-# A step reads ``source`` and writes ``out``, for the samples a to b of a batch, forward and backward.
+# A step reads ``source`` and writes ``out``. ``forward`` and ``backward`` tell what is to be called for the samples a to b of a batch;
+# they are asked once, and the calls made again for every batch, because a small network is done before Python has put them together.
+
+Calls = list[tuple[Callable[..., object], tuple]]
+
 
 class Step:
     """What all steps share. ``add`` says that another reader of ``source`` has written its gradient before."""
@@ -114,13 +119,13 @@ class Relayout(Step):
         used = np.flatnonzero(self.index >= 0)
         self.here, self.there = self.out.places()[used], self.source.places()[self.index[used]]
 
-    def forward(self, a: int, b: int) -> None:
+    def forward(self, a: int, b: int) -> Calls:
         x, y = self.source, self.out
-        kernels.relayout(y.values(a, b), x.values(a, b), self.here, self.there, y.lanes, x.lanes, b - a, False)
+        return [(kernels.relayout, (y.values(a, b), x.values(a, b), self.here, self.there, y.lanes, x.lanes, b - a, False))]
 
-    def backward(self, a: int, b: int) -> None:
+    def backward(self, a: int, b: int) -> Calls:
         x, y = self.source, self.out
-        kernels.relayout(x.gradients(a, b), y.gradients(a, b), self.there, self.here, x.lanes, y.lanes, b - a, self.add)
+        return [(kernels.relayout, (x.gradients(a, b), y.gradients(a, b), self.there, self.here, x.lanes, y.lanes, b - a, self.add))]
 
 
 class Fetch(Relayout):
@@ -137,9 +142,12 @@ class Fetch(Relayout):
         self.groups = np.unique(np.minimum(self.there // NARROW * NARROW, last))
         self.turned = np.zeros(len(pixels) * self.out.lanes, np.float32)
 
-    def forward(self, a: int, b: int) -> None:
-        y = self.out
-        kernels.fetch(y.values(a, b), self.source.value[a:b], self.turned, self.groups, self.here, self.there, y.lanes)
+    def forward(self, a: int, b: int) -> Calls:
+        return [(self.fetch, (self.out.values(a, b), a, b))]
+
+    def fetch(self, values: np.ndarray, a: int, b: int) -> None:
+        """From the images that are the source's value now."""
+        kernels.fetch(values, self.source.value[a:b], self.turned, self.groups, self.here, self.there, self.out.lanes)
 
 
 class Pool(Step):
@@ -157,12 +165,12 @@ class Pool(Step):
         self.corners = np.stack([self.out.places(), corner.ravel()], 1)
         self.window = tuple(i * x.pitch + j * x.lanes for i in range(kh) for j in range(kw))
 
-    def forward(self, a: int, b: int) -> None:
-        kernels.pool(self.out.values(a, b), self.source.values(a, b), self.window, self.corners, self.out.lanes)
+    def forward(self, a: int, b: int) -> Calls:
+        return [(kernels.pool, (self.out.values(a, b), self.source.values(a, b), self.window, self.corners, self.out.lanes))]
 
-    def backward(self, a: int, b: int) -> None:
+    def backward(self, a: int, b: int) -> Calls:
         x, y = self.source, self.out
-        kernels.unpool(x.gradients(a, b), y.gradients(a, b), x.values(a, b), y.values(a, b), self.window, self.corners, y.lanes)
+        return [(kernels.unpool, (x.gradients(a, b), y.gradients(a, b), x.values(a, b), y.values(a, b), self.window, self.corners, y.lanes))]
 
 
 class Average(Pool):
@@ -172,11 +180,11 @@ class Average(Pool):
         super().prepare()
         self.window = np.array(self.window)
 
-    def forward(self, a: int, b: int) -> None:
-        kernels.average(self.out.values(a, b), self.source.values(a, b), self.window, self.corners, self.out.lanes)
+    def forward(self, a: int, b: int) -> Calls:
+        return [(kernels.average, (self.out.values(a, b), self.source.values(a, b), self.window, self.corners, self.out.lanes))]
 
-    def backward(self, a: int, b: int) -> None:
-        kernels.unaverage(self.source.gradients(a, b), self.out.gradients(a, b), self.window, self.corners, self.out.lanes)
+    def backward(self, a: int, b: int) -> Calls:
+        return [(kernels.unaverage, (self.source.gradients(a, b), self.out.gradients(a, b), self.window, self.corners, self.out.lanes))]
 
 
 class Relu(Step):
@@ -185,11 +193,11 @@ class Relu(Step):
     def __init__(self, source: Signal):
         super().__init__(source, source, source.level)
 
-    def forward(self, a: int, b: int) -> None:
-        kernels.relu(self.out.values(a, b).reshape(-1))
+    def forward(self, a: int, b: int) -> Calls:
+        return [(kernels.relu, (self.out.values(a, b).reshape(-1),))]
 
-    def backward(self, a: int, b: int) -> None:
-        kernels.unrelu(self.out.gradients(a, b).reshape(-1), self.out.values(a, b).reshape(-1))
+    def backward(self, a: int, b: int) -> Calls:
+        return [(kernels.unrelu, (self.out.gradients(a, b).reshape(-1), self.out.values(a, b).reshape(-1)))]
 
 
 class Taps(Step):
@@ -270,21 +278,24 @@ class Taps(Step):
         else:
             self.biases = np.zeros(self.out.shape[0], np.float32)
 
-    def forward(self, a: int, b: int) -> None:
+    def forward(self, a: int, b: int) -> Calls:
         x, y = self.source, self.out
-        kernels.gather(y.values(a, b), x.values(a, b), EMPTY, self.weights, self.biases, *self.ahead, y.run, *y.geometry, x.pitch,
-                       y.positive, False)
+        return [(kernels.gather, (y.values(a, b), x.values(a, b), EMPTY, self.weights, self.biases, *self.ahead, y.run, *y.geometry, x.pitch,
+                                  y.positive, False))]
 
-    def backward(self, a: int, b: int) -> None:
+    def backward(self, a: int, b: int) -> Calls:
         x, y = self.source, self.out
         dy = y.gradients(a, b)
         outer, inner = (1, len(dy)) if self.flat else (len(dy), y.height)
-        kernels.correlate(self.dweights, self.dbiases, dy, x.values(a, b), *self.ahead[:2], outer, inner, y.run, y.plane, y.origin, *self.steps)
+        calls = [(kernels.correlate, (self.dweights, self.dbiases, dy, x.values(a, b), *self.ahead[:2], outer, inner, y.run, y.plane, y.origin,
+                                      *self.steps))]
         if x.trains:
-            kernels.pick(self.turned, self.weights, self.order)
+            if a == 0:  # for the whole batch
+                calls.append((kernels.pick, (self.turned, self.weights, self.order)))
             gate = x.values(a, b) if x.positive else EMPTY
-            kernels.gather(x.gradients(a, b), dy, gate, self.turned, self.no_biases, *self.back, x.run, *x.geometry, y.pitch,
-                           False, self.add)
+            calls.append((kernels.gather, (x.gradients(a, b), dy, gate, self.turned, self.no_biases, *self.back, x.run, *x.geometry, y.pitch,
+                                           False, self.add)))
+        return calls
 
     def store(self) -> None:
         dense = np.zeros(self.module.weight.numel(), np.float32)
@@ -303,22 +314,21 @@ class Moments(Step):
         source.gradient_is_local = True
         self.sums, self.squares = np.zeros((2, source.shape[0]))
 
-    def forward(self, a: int, b: int) -> None:
+    def forward(self, a: int, b: int) -> Calls:
         z = self.source
         values = z.values(a, b)
-        self._clear(values, a, b)
-        kernels.moments(self.sums, self.squares, values, z.height, z.run, *z.geometry)
+        return [*self._clear(values, a, b), (kernels.moments, (self.sums, self.squares, values, z.height, z.run, *z.geometry))]
 
-    def backward(self, a: int, b: int) -> None:
+    def backward(self, a: int, b: int) -> Calls:
         z, y = self.source, self.norm.out
         dz = z.gradients(a, b)
-        kernels.centre(dz, y.gradients(a, b), z.values(a, b), *self.norm.slopes, z.height, z.run, z.geometry, y.geometry)
-        self._clear(dz, a, b)
+        return [(kernels.centre, (dz, y.gradients(a, b), z.values(a, b), *self.norm.slopes, z.height, z.run, z.geometry, y.geometry)),
+                *self._clear(dz, a, b)]
 
-    def _clear(self, array: np.ndarray, a: int, b: int) -> None:
+    def _clear(self, array: np.ndarray, a: int, b: int) -> Calls:
         """Only samples may count, so the lanes that hold none become 0."""
-        if (b - a) % self.source.lanes:
-            array[-1].reshape(-1, self.source.lanes)[:, (b - a) % self.source.lanes:] = 0
+        empty = array[-1].reshape(-1, self.source.lanes)[:, (b - a) % self.source.lanes:]
+        return [(empty.fill, (0,))] if (b - a) % self.source.lanes else []
 
 
 class Norm(Step):
@@ -331,6 +341,9 @@ class Norm(Step):
         self.moments, self.module, self.other, self.positive = moments, module, None, False
         moments.norm, self.size = weakref.proxy(self), 2 * z.shape[0]
         self.running = [module.running_mean.numpy().copy(), module.running_var.numpy().copy()]
+        self.sums, self.products = np.zeros((2, z.shape[0]))
+        self.mean, *self.factors = np.zeros((3, z.shape[0]), np.float32)
+        self.slopes = np.zeros((3, z.shape[0]), np.float32)
         self.batches = 0
 
     def plus(self, other: Signal) -> None:
@@ -345,17 +358,16 @@ class Norm(Step):
     def begin(self, samples: int | None) -> None:
         """Called before the level, with the size of the batch in training."""
         if samples is None:
-            self.mean, variance = self.running
+            mean, variance = self.running
         else:
             count, m = samples * prod(self.out.shape[1:]), self.moments
-            self.mean = m.sums / count
-            variance = np.maximum(m.squares / count - self.mean ** 2, 0)
-            self.seen = self.mean, variance * count / max(count - 1, 1)
-            self.count, m.sums[:], m.squares[:] = count, 0, 0
-            self.sums, self.products = np.zeros((2, len(variance)))
+            mean = m.sums / count
+            variance = np.maximum(m.squares / count - mean ** 2, 0)
+            self.seen = mean, variance * count / max(count - 1, 1)
+            self.count, m.sums[:], m.squares[:], self.sums[:], self.products[:] = count, 0, 0, 0, 0
         self.inverse = 1 / np.sqrt(variance + self.module.eps)
         scale = self.gamma * self.inverse
-        self.factors = scale.astype(np.float32), (self.beta - self.mean * scale).astype(np.float32)
+        self.mean[:], self.factors[0][:], self.factors[1][:] = mean, scale, self.beta - mean * scale
 
     def remember(self) -> None:
         """Lets the running statistics follow those of the batch."""
@@ -368,18 +380,19 @@ class Norm(Step):
         self.dgamma[:], self.dbeta[:] = self.products * self.inverse, self.sums
         scale = self.gamma * self.inverse
         slope = -scale * self.inverse ** 2 * self.products / self.count
-        self.slopes = tuple(v.astype(np.float32) for v in (scale, slope, -scale * self.sums / self.count - slope * self.mean))
+        self.slopes[:] = scale, slope, -scale * self.sums / self.count - slope * self.seen[0]
 
-    def forward(self, a: int, b: int) -> None:
+    def forward(self, a: int, b: int) -> Calls:
         z, y, other = self.source, self.out, self.other
         more = (EMPTY, NOWHERE) if other is None else (other.values(a, b), other.geometry)
-        kernels.normalise(y.values(a, b), z.values(a, b), more[0], *self.factors, self.positive, y.height, y.run, y.geometry, z.geometry, more[1])
+        return [(kernels.normalise, (y.values(a, b), z.values(a, b), more[0], *self.factors, self.positive, y.height, y.run, y.geometry, z.geometry,
+                                     more[1]))]
 
-    def backward(self, a: int, b: int) -> None:
+    def backward(self, a: int, b: int) -> Calls:
         z, y, other = self.source, self.out, self.other
         more = (EMPTY, NOWHERE) if other is None else (other.gradients(a, b), other.geometry)
-        kernels.unnormalise(y.gradients(a, b), y.values(a, b), z.values(a, b), more[0], self.mean.astype(np.float32), self.sums, self.products,
-                            self.positive, self.add, y.height, y.run, y.geometry, z.geometry, more[1])
+        return [(kernels.unnormalise, (y.gradients(a, b), y.values(a, b), z.values(a, b), more[0], self.mean, self.sums, self.products,
+                                       self.positive, self.add, y.height, y.run, y.geometry, z.geometry, more[1]))]
 
     def store(self) -> None:
         with torch.no_grad():
@@ -695,18 +708,18 @@ class SparseNet:
         for level in self.levels:
             level.begin(n)
             for a, b in level.parts(n):
-                level.forward(a, b)
+                level.run("forward", a, b)
                 if level is self.levels[-1]:
                     scores, gradient = (array.reshape(len(array), -1, self.output.lanes) for array in (self.output.values(a, b), self.output.gradients(a, b)))
                     if told is not None:
                         told.append(scores.copy())
                     loss += kernels.cross_entropy(gradient, scores, labels[a:b], n, temperature)
-                    level.backward(a, b)
+                    level.run("backward", a, b)
         for level in reversed(self.levels[:-1]):
             level.finish()
             for a, b in level.parts(n):
-                level.repeat(a, b)
-                level.backward(a, b)
+                level.run("repeat", a, b)
+                level.run("backward", a, b)
         return loss
 
     def logits(self, x: Tensor) -> Tensor:
@@ -722,7 +735,7 @@ class SparseNet:
         for level in self.levels:
             level.begin(None)
             for a, b in level.parts(n):
-                level.forward(a, b, training=False)
+                level.run("predict", a, b)
                 if level is self.levels[-1]:
                     part = torch.from_numpy(self.output.values(a, b)).unflatten(1, (-1, self.output.lanes))
                     scores.append(part.mT.flatten(0, 1)[:b - a].clone())
@@ -741,6 +754,8 @@ class SparseNet:
     def _allocate(self, samples: int) -> None:
         if samples > self.capacity:
             self.capacity, part = samples, max(level.part for level in self.levels)
+            for level in self.levels:
+                level.calls.clear()
             wanted = [(signal, name, shape) for signal in self.signals for name, shape in signal.arrays(samples, part).items()]
             # One array for all, because the system hands out a large one in fewer and larger pages.
             flat = np.zeros(sum(prod(shape) for *_, shape in wanted) + STEP, np.float32)
@@ -772,6 +787,7 @@ class Together:
         for net in nets:
             net.levels[0].steps.remove(net.fetches[0])
             net.first[0].source = fetch.out
+            net.capacity = 0  # it has read other arrays so far
         self.pixels = self.first.pixels
 
     def step(self, x: Tensor, y: Tensor, *how: float) -> np.ndarray:
@@ -800,14 +816,15 @@ class Together:
         for net in self.nets[1:]:
             net._allocate(len(x))
         self.first._take(x)
-        self.first.fetches[0].forward(0, len(x))
+        fetch = self.first.fetches[0]
+        fetch.fetch(fetch.out.values(0, len(x)), 0, len(x))
 
 
 class Level:
     """The steps between two batch normalisations, a few samples at a time."""
 
     def __init__(self, steps: list[Step]):
-        self.steps = steps
+        self.steps, self.calls = steps, {}
         self.back = [step for step in reversed(steps) if step.source.trains or isinstance(step, Taps)]
         signals = {step.out for step in steps}
         granule = max(signal.lanes for signal in signals)
@@ -827,20 +844,14 @@ class Level:
             if isinstance(step, Moments):
                 step.norm.finish()
 
-    def forward(self, a: int, b: int, training: bool = True) -> None:
-        for step in self.steps:
-            if training or not isinstance(step, Moments):
-                step.forward(a, b)
-
-    def repeat(self, a: int, b: int) -> None:
-        """Computes again what was not kept."""
-        for step in self.steps:
-            if step.out.is_local:
-                step.forward(a, b)
-
-    def backward(self, a: int, b: int) -> None:
-        for step in self.back:
-            step.backward(a, b)
+    def run(self, way: str, a: int, b: int) -> None:
+        """Makes the calls for the samples a to b, ``"forward"`` in training, to ``"predict"``, to ``"repeat"`` what was not kept, or ``"backward"``."""
+        if (way, a, b) not in self.calls:
+            steps = {"forward": self.steps, "predict": [step for step in self.steps if not isinstance(step, Moments)],
+                     "repeat": [step for step in self.steps if step.out.is_local], "backward": self.back}[way]
+            self.calls[way, a, b] = [call for step in steps for call in (step.backward if way == "backward" else step.forward)(a, b)]
+        for function, arguments in self.calls[way, a, b]:
+            function(*arguments)
 
 
 def lanes_for(*widths: int) -> int:
