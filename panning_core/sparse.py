@@ -4,7 +4,7 @@ A masked dense layer multiplies by its zeros; here a pruned weight costs nothing
 one surviving weight is one multiply-add of a whole run of samples, forward and in both gradients (``kernels``).
 
 **Layout.** An activation is stored in blocks of ``lanes`` samples, [channel][row][column][lane], with the fewest lanes for
-which a row fills the registers: the fewer, the more of an image stays in the cache. A ``Linear`` is a convolution of a
+which a row is whole cache lines and fills the registers: the fewer, the more of an image stays in the cache. A ``Linear`` is a convolution of a
 1x1 image. Padding is a margin of zeros around the image, also around its gradient: the gradient of a convolution's input
 is then a convolution too, with the weights sorted by input. A convolution with stride s is one with stride 1 over s*s
 times as many channels, one for each phase of a pixel.
@@ -499,6 +499,8 @@ class SparseNet:
         if kernels.numba is None:
             refuse("numba is not installed")
         self.steps: list[Step] = []
+        # Of a row: as many as fill the registers; twice as many without convolutions, where fewer samples at a time spare no cache.
+        self.vectors = 4 if any(isinstance(module, nn.Conv2d) for module in model.modules()) else 8
         self.selected: np.ndarray | None = None  # the pixels that come out of a Select
         self.output = self._read(model, mask)
         self._fuse()
@@ -576,7 +578,7 @@ class SparseNet:
             if signal is self.input:
                 self.selected = module.index.numpy()
                 return signal, shape
-            return self._relayout(signal, module.index.numpy(), shape, lanes_for(1)), shape
+            return self._relayout(signal, module.index.numpy(), shape, lanes_for(self.vectors, 1)), shape
         if isinstance(module, (nn.Linear, nn.Conv2d)):
             if isinstance(module, nn.Linear) and shape[1:] != (1, 1):
                 refuse("Linear without Flatten before it is not supported")
@@ -629,7 +631,7 @@ class SparseNet:
         if signal is self.input and isinstance(module, nn.Linear):  # reads single pixels of the whole image
             inputs, shape = self.selected, (prod(self.input.shape), 1, 1)
         if stride == (1, 1):
-            lanes = lanes_for(out[2], shape[2])
+            lanes = lanes_for(self.vectors, out[2], shape[2])
             if signal is self.input or signal.shape != shape or signal.lanes != lanes:
                 signal = self._relayout(signal, np.arange(prod(shape)), shape, lanes)
         else:
@@ -637,7 +639,7 @@ class SparseNet:
             channel, phase_y, phase_x, y, x = np.indices((shape[0], *stride, *inside))
             y, x = y * stride[0] + phase_y - padding[0], x * stride[1] + phase_x - padding[1]
             index = np.where((0 <= y) & (y < shape[1]) & (0 <= x) & (x < shape[2]), (channel * shape[1] + y) * shape[2] + x, -1)
-            signal = self._relayout(signal, index, (shape[0] * prod(stride), *inside), lanes_for(out[2], inside[1]))
+            signal = self._relayout(signal, index, (shape[0] * prod(stride), *inside), lanes_for(self.vectors, out[2], inside[1]))
             padding = (0, 0)
         return self._add(Taps(signal, out, module, mask, stride, padding, inputs))
 
@@ -854,9 +856,9 @@ class Level:
             function(*arguments)
 
 
-def lanes_for(*widths: int) -> int:
-    """The fewest lanes, a power of 2, for which rows of these widths are whole vectors, and one of the first width fills the registers."""
+def lanes_for(vectors: int, *widths: int) -> int:
+    """The fewest lanes, a power of 2, for which rows of these widths are whole vectors, and one of the first width is at least so many."""
     lanes = STEP
-    while widths[0] * lanes < 4 * STEP or any(width * lanes % STEP for width in widths):
+    while widths[0] * lanes < vectors * STEP or any(width * lanes % STEP for width in widths):
         lanes *= 2
     return lanes
