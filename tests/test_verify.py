@@ -69,6 +69,18 @@ def test_fine_results_verify_and_every_change_is_named(made, tmp_path, monkeypat
     assert told[3].endswith("3 of 6 files are the same when made again from the ledgers") and told[-1] == "tiny: NOT verified"
 
 
+def test_runs_that_only_a_cuda_device_does_may_be_missing(made):
+    one = {"dataset": "digits", "model": "lenet300", "method": "random", "sparsity": 0.5, "epochs": 1}
+    made.profile({"01_works": {"grid": [{**one, "seed": [0, 1]}], "cuda": [{**one, "epochs": 2, "seed": [0, 1]}]}})
+    lines = [{"key": run.key(), "run": run.canonical(), "metrics": {}} for run in studies.runs("01_works", "tiny")]
+    ledger = Ledger(made.ledger("01_works"))
+    ledger.append(*lines[1:3])
+    with pytest.raises(UserError, match="lacks 1 of 2 runs"):
+        verify.ledger_lines("tiny")
+    ledger.append(lines[0])
+    assert len(verify.ledger_lines("tiny")["01_works"]) == 3
+
+
 def test_a_ledger_that_lacks_runs_is_named_before_any_work(made):
     with pytest.raises(UserError, match="runs.jsonl lacks 2 of 2 runs, so there is nothing to verify yet; './run_all.sh tiny' does them"):
         verify.verify("tiny")
