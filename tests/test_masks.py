@@ -1,5 +1,6 @@
 """Masks: exact counts, ties, the effective part against a plain graph search, controls, files."""
 
+import io
 import itertools
 import pickle
 import zipfile
@@ -517,3 +518,15 @@ def test_a_pickle_is_refused_and_not_run(tmp_path):
     with np.load(tmp_path / "object.npz", allow_pickle=True) as archive:
         assert archive["fc1.weight"] is not None
     assert Trap.sprung  # the trap works where pickles are read
+
+
+def test_a_damaged_member_is_refused_where_numpy_would_not_read_to_its_end(tmp_path):
+    path, kept = tmp_path / "mask.npz", io.BytesIO()
+    np.save(kept, np.ones(8, bool))
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("fc.weight.npy", kept.getvalue() + bytes(100_000))
+    whole = path.read_bytes()
+    path.write_bytes(whole.replace(b"\1" * 8, b"\1\0" * 4))  # the checksum is that of what stood there before
+    np.load(path)["fc.weight"]
+    with pytest.raises(UserError, match="mask.npz is not a readable mask: fc.weight.npy is damaged"):
+        masks.load(path)
