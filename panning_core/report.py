@@ -288,12 +288,21 @@ def render(notebooks: list[Path]) -> Path:
         for cell in content["cells"]:
             if cell["cell_type"] == "markdown":
                 parts.append(_demote("".join(cell["source"]), first=path == notebooks[0]))
-            for output in cell.get("outputs", []):
-                if item := output.get("data", {}).get(MIME):
-                    parts.append(_markdown(item, path.parent))
+            parts += [_markdown(item, path.parent) for item in items(cell)]
     target = notebooks[0].parent.parent / "README.md"
     _write(target, "\n\n".join(parts) + "\n")
     return target
+
+
+def items(*cells: dict) -> list[dict]:
+    """The tables, figures and verdicts that executed cells show."""
+    data = (output.get("data", {}) for cell in cells for output in cell.get("outputs", []))
+    return [found[MIME] for found in data if MIME in found]
+
+
+def is_whole(notebook: Path) -> bool:
+    """Whether an executed notebook is there with every file that it shows."""
+    return notebook.exists() and all((notebook.parent / item["file"]).exists() for item in items(*json.loads(notebook.read_text())["cells"]) if "file" in item)
 
 
 def _demote(text: str, first: bool) -> str:

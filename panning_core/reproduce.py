@@ -88,7 +88,7 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
     target = studies.folder(study, profile_name) / f"{study}.ipynb"
     mark = target.parent.parent / "html" / f"{study}.stamp"
     now = stamp(study, profile_name, section)
-    if target.exists() and mark.exists() and mark.read_text() == now:
+    if mark.exists() and mark.read_text() == now and report.is_whole(target):
         return
     mark.unlink(missing_ok=True)  # tables and figures change from here on, and who is stopped on the way must begin again
     print(f"{study}: running the notebook", file=sys.stderr)

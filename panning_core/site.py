@@ -132,13 +132,8 @@ def _varying(settings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _origins(lines: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame([{"seconds": f"{line['provenance']['seconds']:.4g}", "commit": _commit(line["provenance"]), "device": line["provenance"]["device"],
+    return pd.DataFrame([{"seconds": f"{line['provenance']['seconds']:.4g}", "commit": report.commit(line["provenance"]), "device": line["provenance"]["device"],
                           "line": line["line"]} for line in lines])
-
-
-def _commit(origin: dict) -> str:
-    """Short, with a + where the code had been changed since."""
-    return (origin["commit"] or "unknown")[:10] + "+" * bool(origin["dirty"])
 
 
 def _spaced(name: str) -> str:
@@ -195,8 +190,7 @@ class Site:
 
     def items(self, study: str) -> list[dict]:
         """The tables, figures and verdicts that a notebook shows."""
-        outputs = [output for cell in self.notebooks[study]["cells"] for output in cell.get("outputs", [])]
-        return [output["data"][report.MIME] for output in outputs if report.MIME in output.get("data", {})]
+        return report.items(*self.notebooks[study]["cells"])
 
     def pages(self) -> dict[str, str]:
         """The site: name of a file -> its HTML."""
@@ -226,7 +220,7 @@ class Site:
         """What the runs of a study, or of all for the overview, were made with and on."""
         lines = [line for name in (self.names if study == OVERVIEW else [study]) for ledger in ("runs", *OTHERS) for line in self.lines(name, ledger)]
         origins = [line["provenance"] for line in lines]
-        found = {"runs": [f"{len(lines):,}"] * bool(lines), "code": map(_commit, origins), "data": [o["data"]["title"] for o in origins if "data" in o],
+        found = {"runs": [f"{len(lines):,}"] * bool(lines), "code": map(report.commit, origins), "data": [o["data"]["title"] for o in origins if "data" in o],
                  "versions": [f"PyTorch {o['versions']['torch']} on Python {o['versions']['python']}" for o in origins],
                  "device": [f"{o['device']} ({o['processor']}, {o['threads']} thread)" for o in origins]}
         return {name: ", ".join(dict.fromkeys(words)) for name, words in found.items()}

@@ -7,7 +7,7 @@ import pytest
 from checkout import PARAMETERS, SHOWN, Checkout, state
 
 import panning_core
-from panning_core import ROOT, reproduce, studies
+from panning_core import ROOT, report, reproduce, studies
 from panning_core.errors import UserError
 
 GIVEN = dict.fromkeys(["profile", "jobs", "device"])
@@ -155,17 +155,18 @@ def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
     assert [path.name for path in target.parent.iterdir()] == ["01_a.failed.ipynb"]
 
 
-def test_a_notebook_that_was_stopped_runs_again_even_when_what_it_follows_from_is_as_before(checkout, monkeypatch):
-    """Its tables may already be those of the change that was taken back."""
+def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_what_it_follows_from_is_as_before(checkout, monkeypatch):
+    """Its tables may already be those of the change that was taken back, or have been deleted."""
     path, ran = checkout.notebook("01_a", PARAMETERS, "1"), []
+    figure = checkout.root / "results" / "tiny" / "01_a" / "a.png"
 
     def execute(notebook, target, parameters):
         ran.append(path.read_text())
         if len(ran) == 2:
             raise KeyboardInterrupt
-        for made in (target, target.parent.parent / "html" / "01_a.html"):
-            made.parent.mkdir(parents=True, exist_ok=True)
-            made.touch()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(json.dumps({"cells": [{"outputs": [{"data": {report.MIME: {"file": figure.name}}}, {"name": "stderr"}]}, {"source": "# Text"}]}))
+        figure.touch()
 
     monkeypatch.setattr(reproduce, "execute", execute)
     before = path.read_text()
@@ -176,6 +177,9 @@ def test_a_notebook_that_was_stopped_runs_again_even_when_what_it_follows_from_i
         except KeyboardInterrupt:
             pass
         assert len(ran) == times
+    figure.unlink()
+    reproduce.run_study("01_a", "tiny", {}, 1, "cpu")
+    assert len(ran) == 4 and figure.exists()
 
 
 @pytest.mark.parametrize("change", ["notebook", "core", "ledger", "parameters"])

@@ -238,15 +238,15 @@ def test_the_runs_page_has_a_row_for_every_run_in_the_words_of_the_tables(pages)
     assert list(runs) == ["key", "data", "network", "method", "sparsity", "seed", "rounds", "control", "epochs", "current",
                           "test accuracy (%)", "effective weights", "seconds", "commit", "device", "line"]
     assert list(runs.line) == [str(line) for line in range(2, len(LINES) + 2)]  # line 1 is the failure
-    assert list(runs.iloc[0])[1:] == ["digits", "LeNet-300-100", "SNIP", "90 %", "0", "", "none", "7", "no", "50.00", "1,234", "1.5", "0123456789", "cpu", "2"]
-    assert set(runs[runs.seed == "1"].commit) == {"0123456789+"} and list(runs.current) == ["no", *["yes"] * 10]
+    assert list(runs.iloc[0])[1:] == ["digits", "LeNet-300-100", "SNIP", "90 %", "0", "", "none", "7", "no", "50.00", "1,234", "1.5", "0123456", "cpu", "2"]
+    assert set(runs[runs.seed == "1"].commit) == {"0123456+"} and list(runs.current) == ["no", *["yes"] * 10]
     assert list(toys) == ["key", "seed", "test error", "edges", "seconds", "commit", "device", "line"] and list(toys.key) == ["3" * 8, "4" * 8]
 
 
 def test_a_page_says_what_its_runs_were_made_with(pages):
     for name in ("index.html", "01_tiny.html", "01_tiny.runs.html"):
         foot = BeautifulSoup(pages[name], "html.parser").find("footer").get_text(" ")
-        for words in ("0123456789, 0123456789+", "PyTorch 2.15.0 on Python 3.11.0", "cpu (x86_64, 1 thread)", "digits"):
+        for words in ("0123456, 0123456+", "PyTorch 2.15.0 on Python 3.11.0", "cpu (x86_64, 1 thread)", "digits"):
             assert words in foot, (name, words)
 
 
