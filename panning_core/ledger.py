@@ -186,6 +186,9 @@ def main() -> int:
     if not options.file.is_file():
         raise UserError(f"{options.file}: no such ledger")
     ledger = Ledger(options.file)
+    content = options.file.read_bytes()
+    if content.strip() and len(_damaged(content)) == sum(map(bool, content.split(b"\n"))):
+        raise UserError(f"{options.file} is no ledger: none of its lines is a run")
     if options.repair and (done := ledger.repair()):
         print(f"{options.file}: took out {_named(done[0])}; the file as it was is {done[1]}")
     elif damaged := ledger.damaged():
@@ -197,7 +200,7 @@ def main() -> int:
 
 
 def _named(numbers: list[int]) -> str:
-    return f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers))}"
+    return f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:10]))}" + f" and {len(numbers) - 10} more" * (len(numbers) > 10)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ class Study:
         for line in self.lines:
             run, origin = studies.Run(**line["run"]), line["provenance"]
             rows.append({"data": origin["data"]["title"], "network": MODELS.get(run.model, run.model), "initialisation": run.init,
-                         "epochs (published)": f"{line['metrics']['epochs'] and run.training_recipe().epochs} ({dataclasses.replace(run, epochs=None).training_recipe().epochs})",
+                         "epochs (published)": f"{run.training_recipe().epochs if line['metrics']['epochs'] else 'none, pruned only'} ({dataclasses.replace(run, epochs=None).training_recipe().epochs})",
                          "seed": run.seed, "engine": line["metrics"]["engine"], "device": f"{origin['device']}, PyTorch {origin['versions']['torch']}"})
         frame = pd.DataFrame(rows)
         keys = [c for c in frame.columns if c not in ("seed", "engine")]
@@ -156,10 +156,10 @@ class Study:
     def table(self, frame: pd.DataFrame, name: str, caption: str, source: Source | None = None) -> None:
         """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not this study's own ledgers."""
         _write(self.folder / f"{name}.csv", frame.to_csv(index=False))
-        text = frame.to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
+        text = frame.map(lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell).to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
         _write(self.folder / f"{name}.md", text + "\n")
         item = self._item("table", f"{name}.md", caption, source)
-        _display(item, {"text/markdown": f"*{caption}*<br>\n<small>{item['provenance']}</small>\n\n{text}"})
+        _display(item, {"text/markdown": f"{_italic(caption)}<br>\n<small>{item['provenance']}</small>\n\n{text}"})
 
     def figure(self, figure: plt.Figure, name: str, caption: str, source: Source | None = None) -> None:
         """Show ``figure`` and save it as ``name.png``, which holds its source as text; ``source`` as in ``table``."""
@@ -228,9 +228,12 @@ def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, metho
         estimates = [interval(100 * group.test_accuracy) for group in groups]
         shift = min(0.05, 0.5 / len(methods)) * (place - (len(methods) - 1) / 2)  # side by side, so that intervals do not hide each other
         at = [levels.index(g.sparsity.iloc[0]) + shift for g in groups] if x == "sparsity" else [g.effective_density.mean() for g in groups]
-        errors = [[max(e.mean - e.low, 0) for e in estimates], [max(e.high - e.mean, 0) for e in estimates]]
-        axes.errorbar(at, [e.mean for e in estimates], errors, label=method_name(method), color=COLOURS.get(method), marker=MARKERS.get(method, "o"),
-                      markersize=5, linewidth=1.4, capsize=2)
+        points = pd.DataFrame({"at": at, "mean": [e.mean for e in estimates], "below": [max(e.mean - e.low, 0) for e in estimates],
+                               "above": [max(e.high - e.mean, 0) for e in estimates]})
+        dead = (points["at"] == 0) & (x != "sparsity")  # on no line: between them and the live ones lies nothing that was measured
+        for part, line in ((points[~dead], "-"), (points[dead], "")):
+            axes.errorbar(part["at"], part["mean"], [part.below, part.above], label=method_name(method) if line else None, color=COLOURS.get(method),
+                          marker=MARKERS.get(method, "o"), markersize=5, linestyle=line, linewidth=1.4, capsize=2)
     if len(dense):
         axes.axhline(100 * dense.test_accuracy.mean(), color="black", linestyle="--", linewidth=1.2, label="dense")
     if x == "sparsity":
@@ -310,11 +313,15 @@ def _demote(text: str, first: bool) -> str:
     return text if first else "\n".join("#" + line if line.startswith("#") else line for line in text.splitlines())
 
 
+def _italic(text: str) -> str:
+    return f"*{text.replace('*', chr(92) + '*')}*"
+
+
 def _markdown(item: dict, folder: Path) -> str:
     if item["kind"] == "verdict":
         return f"> **Claim** ({item['paper']}). {item['claim']}\n>\n> **{item['verdict']}.** {item['evidence']}"
     source = " · ".join([item["provenance"], *(f"[{file}]({file})" for file in item["ledgers"])])
-    caption = f"*{item['caption']}*" + f"<br>\n<sub>{source}</sub>" * bool(source)
+    caption = _italic(item["caption"]) + f"<br>\n<sub>{source}</sub>" * bool(source)
     if item["kind"] == "figure":
         return f"![{item['caption']}]({folder.name}/{item['file']})\n\n{caption}"
     table = (folder / item["file"]).read_text()

@@ -34,7 +34,7 @@ def interval(values: Sequence[float], confidence: float = 0.95) -> Estimate:
     Raises:
         ValueError: no values, or one that is not finite.
     """
-    values = np.asarray(values, dtype=float)
+    values = np.sort(np.asarray(values, dtype=float))  # the same values give the same interval, in whatever order
     if not values.size or not np.isfinite(values).all():
         raise ValueError(f"an interval needs finite values, got {values}")
     mean = float(values.mean())

@@ -21,7 +21,7 @@ from torch import nn
 
 import panning_core
 from benchmarks import __main__ as benchmarks
-from panning_core import ROOT, agent, compaction, data, errors, gates, masks, metrics, models, networks, policies, pruning, reproduce, stack, studies, tickets, toy, training
+from panning_core import ROOT, agent, compaction, data, errors, gates, ledger, masks, metrics, models, networks, policies, pruning, reproduce, stack, studies, tickets, toy, training
 from panning_core.errors import UserError
 from panning_core.ledger import Ledger
 
@@ -374,6 +374,10 @@ COMMANDS = {
         "NETWORK --dataset digit": "error: unknown data set 'digit'; did you mean 'digits'?",
         "NETWORK --dataset ''": "error: unknown data set ''; known: ",
         "NETWORK --dataset digits": "error: the network reads images [1, 28, 28] of 10 classes; scikit-learn digits has [1, 8, 8] of 10"}),
+    "python -m panning_core.ledger": (ledger.main, {
+        "": "error: the following arguments are required: file",
+        "nowhere.jsonl": "error: nowhere.jsonl: no such ledger",
+        "README.md --repair": "error: README.md is no ledger: none of its lines is a run"}),
     "python -m benchmarks": (benchmarks.main, {
         "--only trainin": "error: unknown part 'trainin'; did you mean 'training'?",
         "--only ''": "error: unknown part ''; known: agent, agreement",

@@ -1,6 +1,6 @@
 """Intervals and tests over seeds: against literal cases, slow definitions and brute force."""
 
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,10 @@ def test_an_interval_holds_the_mean_lies_within_the_values_and_is_the_same_again
     assert found.n == len(values) and found.mean == pytest.approx(np.mean(values))
     assert min(values) - 1e-9 <= found.low <= found.mean + 1e-9 and found.mean - 1e-9 <= found.high <= max(values) + 1e-9
     assert interval(values) == found
+
+
+def test_an_interval_does_not_hang_on_the_order_of_the_values():
+    assert len({interval(values) for values in permutations([28.25, 11.35, 19.95])}) == 1
 
 
 @pytest.mark.parametrize("n, covered", [(3, 0.73), (5, 0.85)])
