@@ -32,8 +32,8 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
         panel.axhline(1, color="black", linewidth=1.2)
         if np.isfinite(start := crossovers.get(name, np.nan)):
             panel.axvline(1 - start, color="grey", linestyle=":", linewidth=1.2)
-            panel.annotate(f"sparse engine from {report.percent(start)}", (1 - start, 0.02), xycoords=("data", "axes fraction"), rotation=90, fontsize=8,
-                           xytext=(3, 0), textcoords="offset points", color="grey")
+            panel.annotate(f"sparse engine from {report.percent(start)}", (1 - start, 0.97), xycoords=("data", "axes fraction"), rotation=90, fontsize=8,
+                           xytext=(3, 0), textcoords="offset points", color="grey", verticalalignment="top")
         panel.set(xscale="log", yscale="log", xlabel="sparsity (%)", title=report.MODELS.get(name, name), xlim=(0.6, 0.8 * (1 - frame.sparsity.max())))
         shown = [s for s in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999) if s <= frame.sparsity.max()]
         panel.set_xticks([1 - s for s in shown], [f"{100 * s:g}" for s in shown])
