@@ -22,7 +22,7 @@ except ImportError:
     numba = None
     jit = primitive = lambda function: function
 
-NARROW = 8  # samples that are moved together, the fewest of a block
+NARROW = 8  # pixels and samples that are transposed together
 STRETCH = 512  # floats of an activation from which a gradient is added up at a time, so that they stay in the nearest cache
 STEP = 16  # floats of a vector: one AVX-512 register, two AVX2 registers; every run is a multiple
 FLAGS = ("contract", "reassoc", "nsz")

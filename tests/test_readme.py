@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 
+import pandas as pd
 import pytest
 
 from panning_core import ROOT, masks, networks, studies
@@ -67,6 +68,12 @@ def test_the_network_of_399_weights_is_there():
     (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core.networks")]
     model, mask = networks.rebuild(networks.load(ROOT / command.split()[-1]))
     assert masks.count(mask) == masks.count(masks.effective(model, mask)) <= 399 and masks.size(mask) == 266_200
+
+
+def test_the_tally_of_claims_is_that_of_the_report():
+    found = pd.concat([pd.read_csv(path) for path in (ROOT / "results" / "paper").glob("*/verdicts.csv")]).verdict.value_counts()
+    told = re.search(r"Of (\d+) tested, (\d+) hold, (\d+) hold in part, (\d+) fail and (\d+) are undecided", README)
+    assert list(map(int, told.groups())) == [found.sum(), *(found.get(word, 0) for word in ("holds", "holds in part", "fails", "undecided"))]
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
