@@ -217,12 +217,12 @@ def modes(model: nn.Module, training: bool) -> Iterator[None]:
     """Inside, every module is in train or eval mode; afterwards each has its own mode again."""
     others = [module for module in model.modules() if module.training != training]
     for module in others:
-        module.training = training
+        vars(module)["training"] = training
     try:
         yield
     finally:
         for module in others:
-            module.training = not training
+            vars(module)["training"] = not training
 
 
 @contextmanager
@@ -252,15 +252,16 @@ def linearised(model: nn.Module, weights: dict[str, Tensor], paths: bool = False
         elif next(module.parameters(recurse=False), None) is not None:
             raise UserError(f"paths cannot be followed through {name or 'the network'}, a {type(module).__name__} with parameters; "
                             "known are Conv2d, Linear and BatchNorm")
-    # An attribute of the instance hides the class's method; deleting it shows the method again.
+    # An attribute of the instance hides the class's method; deleting it shows the method again. By way of ``vars``, because this is done in
+    # every round of a pruner and ``nn.Module`` looks through parameters, buffers and submodules first.
     for module, forward in forwards.items():
-        module.forward = forward
+        vars(module)["forward"] = forward
     try:
         with modes(model, training=False):
             yield
     finally:
         for module in forwards:
-            del module.forward
+            del vars(module)["forward"]
 
 
 def _identity(x: Tensor) -> Tensor:

@@ -46,6 +46,7 @@ class Signal:
         self.readers: list = []  # the steps that read it, in their order
         self.positive = False  # its step ends, and the gradient of its readers begins, with a ReLU
         self.gradient_is_local: bool | None = None  # None: as the values
+        self.in_place = False  # the gradient takes the place of the values
 
     def widen(self, margin: tuple[int, int]) -> None:
         self.margin = tuple(map(max, self.margin, margin))
@@ -73,7 +74,7 @@ class Signal:
         def shape(local: bool) -> tuple[int, int]:
             return -(-(min(part, samples) if local else samples) // self.lanes), self.size
 
-        return {"value": shape(self.is_local)} | ({"gradient": shape(self.gradient_is_local)} if self.trains else {})
+        return {"value": shape(self.is_local)} | ({"gradient": shape(self.gradient_is_local)} if self.trains and not self.in_place else {})
 
     def _cut(self, array: np.ndarray, local: bool, a: int, b: int) -> np.ndarray:
         return array[:-(-(b - a) // self.lanes)] if local else array[a // self.lanes:-(-b // self.lanes)]
@@ -83,7 +84,7 @@ class Signal:
         return self._cut(self.value, self.is_local, a, b)
 
     def gradients(self, a: int, b: int) -> np.ndarray:
-        return self._cut(self.gradient, self.gradient_is_local, a, b)
+        return self.values(a, b) if self.in_place else self._cut(self.gradient, self.gradient_is_local, a, b)
 
     @property
     def geometry(self) -> tuple[int, int, int]:
@@ -235,6 +236,7 @@ class Taps(Step):
         if x.trains:
             places = y.origin + row * y.plane, -down * y.pitch - right * y.lanes
             self.back, self.order = self._arrange(x, y, (0, self.column), (row, 0), -down, places, ranks, True)
+            x.in_place = x.positive and x.readers == [self] and len(self.back[1]) == 1 and x.level == self.level
             self.no_biases, self.turned = np.zeros(x.shape[0], np.float32), np.empty(len(self.where), np.float32)
         # Rows are counted within a block; those of images of one row over the blocks, because more rows at a time are faster.
         self.flat = y.height == 1
@@ -504,6 +506,7 @@ class SparseNet:
         self.selected: np.ndarray | None = None  # the pixels that come out of a Select
         self.output = self._read(model, mask)
         self._fuse()
+        self._overwrite()
 
         self.steps.sort(key=lambda step: step.level)
         self.signals = list(dict.fromkeys(step.out for step in self.steps))
@@ -618,6 +621,12 @@ class SparseNet:
             if others and all(isinstance(other, Taps) for other in others) and self._end(signal, Taps):
                 signal.positive, signal.readers = True, others
                 self.steps.remove(step)
+
+    def _overwrite(self) -> None:
+        """Spares gradients their memory where nobody needs the values once a pool, which tells its winners from them, gives it all of them."""
+        for step in self.steps:
+            if type(step) is Pool and step.source.readers == [step] and self._end(step.source, Taps):
+                step.source.in_place = all(size % k == 0 for size, k in zip(step.source.shape[1:], step.kernel))
 
     def _relayout(self, signal: Signal, index: np.ndarray, shape: Shape, lanes: int) -> Signal:
         return self._add((Fetch if signal is self.input else Relayout)(signal, index.ravel(), shape, lanes))
@@ -753,17 +762,24 @@ class SparseNet:
         self.input.value = (x if x.shape[1:] == self.read.shape else self.pixels(x)).contiguous().numpy()
         self._allocate(samples)
 
-    def _allocate(self, samples: int) -> None:
+    def _wanted(self, samples: int) -> list[tuple[Signal, str, tuple[int, int]]]:
+        """The arrays for a batch of so many samples: of which signal, their names and shapes."""
+        part = max(level.part for level in self.levels)
+        return [(signal, name, shape) for signal in self.signals for name, shape in signal.arrays(samples, part).items()]
+
+    def room(self, samples: int) -> np.ndarray:
+        """Memory for them; one array, because the system hands out a large one in fewer and larger pages."""
+        return np.zeros(sum(prod(shape) for *_, shape in self._wanted(samples)) + STEP, np.float32)
+
+    def _allocate(self, samples: int, room: np.ndarray | None = None) -> None:
+        """Makes sure that a batch of so many samples has its arrays, in ``room`` if it is given."""
         if samples > self.capacity:
-            self.capacity, part = samples, max(level.part for level in self.levels)
+            self.capacity, room = samples, self.room(samples) if room is None else room
             for level in self.levels:
                 level.calls.clear()
-            wanted = [(signal, name, shape) for signal in self.signals for name, shape in signal.arrays(samples, part).items()]
-            # One array for all, because the system hands out a large one in fewer and larger pages.
-            flat = np.zeros(sum(prod(shape) for *_, shape in wanted) + STEP, np.float32)
-            start = -flat.ctypes.data // flat.itemsize % STEP  # a vector that begins in one cache line and ends in the next is slower
-            for signal, name, shape in wanted:
-                setattr(signal, name, flat[start:start + prod(shape)].reshape(shape))
+            start = -room.ctypes.data // room.itemsize % STEP  # a vector that begins in one cache line and ends in the next is slower
+            for signal, name, shape in self._wanted(samples):
+                setattr(signal, name, room[start:start + prod(shape)].reshape(shape))
                 start += prod(shape)
 
 
@@ -815,8 +831,10 @@ class Together:
             net.store()
 
     def _take(self, x: Tensor) -> None:
-        for net in self.nets[1:]:
-            net._allocate(len(x))
+        if len(x) > self.first.capacity:  # the others work in one room, which stays in the cache: none needs its arrays when another's turn has come
+            room = max((net.room(len(x)) for net in self.nets[1:]), key=len, default=None)
+            for net in self.nets[1:]:
+                net._allocate(len(x), room)
         self.first._take(x)
         fetch = self.first.fetches[0]
         fetch.fetch(fetch.out.values(0, len(x)), 0, len(x))
