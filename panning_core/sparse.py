@@ -236,7 +236,7 @@ class Taps(Step):
         if x.trains:
             places = y.origin + row * y.plane, -down * y.pitch - right * y.lanes
             self.back, self.order = self._arrange(x, y, (0, self.column), (row, 0), -down, places, ranks, True)
-            x.in_place = x.positive and x.readers == [self] and len(self.back[1]) == 1 and x.level == self.level
+            x.in_place = x.positive and x.readers == [self] and len(self.back[1]) == 1
             self.no_biases, self.turned = np.zeros(x.shape[0], np.float32), np.empty(len(self.where), np.float32)
         # Rows are counted within a block; those of images of one row over the blocks, because more rows at a time are faster.
         self.flat = y.height == 1
@@ -611,6 +611,7 @@ class SparseNet:
             norm = self._end(signal, Norm)
             if norm and norm.other is None and not norm.positive and not signal.readers and other.trains and other.shape == signal.shape:
                 norm.plus(other)
+                self.steps.append(self.steps.pop(self.steps.index(norm)))  # what it adds is there before, also if it is of the same level
                 return signal, shape
         refuse("an addition that does not follow a BatchNorm2d is not supported")
 

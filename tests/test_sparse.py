@@ -6,6 +6,7 @@ import importlib.util
 import sys
 import weakref
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -138,6 +139,40 @@ def test_starts_with_a_pool_and_ends_with_a_convolution():
     relu = nn.ReLU()
     model = small(nn.MaxPool2d((3, 2)), relu, nn.Conv2d(2, 6, 3), relu, nn.Conv2d(6, 5, (3, 2)), nn.Flatten(), shape=(2, 15, 9))
     compare(model, random_mask(model, 0.6), [70] * 50, classes=5)
+
+
+def test_pools_on_either_side_of_a_relu():
+    """A pool's gradient may take the place of what it read, but not where a ReLU or another pool still needs that."""
+    model = small(
+        nn.Conv2d(2, 6, 3), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 5, 3, padding=1), nn.MaxPool2d(2), nn.MaxPool2d((1, 3)), nn.ReLU(),
+        nn.Flatten(), nn.Linear(30, 7), shape=(2, 14, 26))
+    for density in (1.0, 0.3):
+        compare(model, random_mask(model, density), [40] * 49 + [9], lr=0.02, classes=7)
+
+
+class Forked(nn.Module):
+    """Two convolutions read what one has written."""
+
+    input_shape = (3, 8, 8)
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.relu = nn.Conv2d(3, 8, 3, padding=1), nn.ReLU()
+        self.left, self.right = (nn.Conv2d(8, 6, 3, padding=1, bias=False) for _ in range(2))
+        self.left_norm, self.right_norm = nn.BatchNorm2d(6), nn.BatchNorm2d(6)
+        self.pool, self.flatten, self.fc = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.relu(self.stem(x))
+        return self.fc(self.flatten(self.pool(self.left_norm(self.left(x)) + self.right_norm(self.right(x)))))
+
+
+def test_a_fork_after_a_relu():
+    torch.manual_seed(0)
+    model = Forked()
+    for density in (1.0, 0.3):
+        compare_normalised(model, random_mask(model, density), [64] * 48 + [37, 5], lr=0.01)
 
 
 @pytest.mark.parametrize("density", [1.0, 0.5, 0.1])
@@ -328,6 +363,22 @@ def test_networks_together_learn_the_same_bits_as_alone():
     convolutional = models.build("lenet5", (1, 28, 28), 10, 0)
     with pytest.raises(UserError, match="begin with a Linear"):
         Together([SparseNet(convolutional, random_mask(convolutional, 0.1))])
+
+
+def test_a_network_that_diverges_harms_no_other():
+    """They work in the same memory, and of a batch that fills no whole block old numbers remain beside the samples."""
+    def nets():
+        for seed in range(4):
+            model = models.build("lenet300", (1, 28, 28), 10, seed)
+            with torch.no_grad():
+                model.fc1.weight.mul_(float("nan") if seed == 2 else 1)
+            yield SparseNet(model, random_mask(model, 0.02, seed))
+
+    alone, together = list(nets()), Together(list(nets()))
+    for x, y in batches([128, 37, 5], (1, 28, 28)):
+        losses = together.step(together.pixels(x), y, 0.1, 0.9, 5e-4, False)
+        assert np.array_equal(losses, [net.step(x, y, 0.1, 0.9, 5e-4) for net in alone], equal_nan=True)
+    assert np.isnan(losses).tolist() == [False, False, True, False]
 
 
 @pytest.mark.parametrize("layers, reason", [
