@@ -610,7 +610,7 @@ class SparseNet:
         for (signal, shape), (other, _) in ((one, two), (two, one)):
             norm = self._end(signal, Norm)
             if norm and norm.other is None and not norm.positive and not signal.readers and other.trains and other.shape == signal.shape:
-                norm.plus(other)
+                norm.plus(other if other.lanes == signal.lanes else self._relayout(other, np.arange(prod(shape)), shape, signal.lanes))
                 self.steps.append(self.steps.pop(self.steps.index(norm)))  # what it adds is there before, also if it is of the same level
                 return signal, shape
         refuse("an addition that does not follow a BatchNorm2d is not supported")
