@@ -9,6 +9,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -95,9 +96,13 @@ def _torchvision(name: str):
 
 
 def _download(make, name: str, train: bool):
+    new = [path for path in (folder() / make.__name__ / "raw", folder() / make.__name__, folder()) if not path.exists()]
     try:
         return make(folder(), train=train, download=True)
     except Exception as error:  # no network, a read-only folder, a damaged file: torchvision raises many kinds
+        for path in new:  # it makes them before it knows
+            with suppress(OSError):
+                path.rmdir()
         raise UserError(f"{name} is missing or damaged in {folder()} and could not be downloaded ({' '.join(str(error).split())}); "
                         "set PANNING_DATA to a folder that holds it") from error
 

@@ -52,13 +52,20 @@ class Actor:
         return hashlib.sha256(b"".join(a.tobytes() for layer in self.layers for a in layer)).hexdigest()[:12]
 
     def save(self, path: str | Path) -> None:
-        """Write a file that ``load`` reads."""
+        """Write a file that ``load`` reads.
+
+        Raises:
+            UserError: a place that can not be written to.
+        """
         card = json.dumps({**self.card, "digest": self.digest()}, sort_keys=True)
-        part = Path(path).with_name(Path(path).name + ".part")
-        with open(part, "wb") as file:  # whole or not at all: another process may be about to read it
-            np.savez_compressed(file, card=np.frombuffer(card.encode(), np.uint8),
-                                **{f"{kind}{i}": a for i, layer in enumerate(self.layers) for kind, a in zip(("weight", "bias"), layer)})
-        os.replace(part, path)
+        part = Path(f"{path}.part")
+        try:
+            with open(part, "wb") as file:  # whole or not at all: another process may be about to read it
+                np.savez_compressed(file, card=np.frombuffer(card.encode(), np.uint8),
+                                    **{f"{kind}{i}": a for i, layer in enumerate(self.layers) for kind, a in zip(("weight", "bias"), layer)})
+            os.replace(part, path)
+        except OSError as error:
+            raise UserError(f"the policy can not be written to {path}: {error}") from error
 
 
 class Random:

@@ -182,10 +182,10 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         parts = {name: masks.flatten(getattr(products, name)) for name in used if name != "synflow"}
         return {name: (part, _mass(part)) for name, part in parts.items()}, Look(products.loss, products.gtg)
 
-    def mixed(start: Tensor, parts: Parts, mix: tuple[float, ...]) -> tuple[Tensor, list[str]]:
+    def mixed(start: Tensor, parts: dict[str, Tensor], mix: tuple[float, ...]) -> tuple[Tensor, list[str]]:
         """start + a * s + b * t + ..., or start * s^a * t^b * ..., of the normalised parts with a coefficient; and the events."""
         events = []
-        for name, (part, _) in parts.items():
+        for name, part in parts.items():
             if weight := mix[MIXED.index(name)]:
                 distance, unit = deviations(part)
                 if not unit:
@@ -205,12 +205,12 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         mix = choose(asked, mask, batch, look, synflow)
         if mix not in of_mix:
             of_mix.clear()
-            of_mix[mix] = mixed(neutral.expand(masks.size(mask)), parts, mix)
+            of_mix[mix] = mixed(neutral.expand(masks.size(mask)), {name: part for name, (part, _) in parts.items()}, mix)
         scores, events = of_mix[mix]
         if synflow is not None:
-            own = {"synflow": (synflow, _mass(synflow))}
-            scores, more = mixed(scores, own, mix)
-            parts, events = {**own, **parts}, more + events
+            scores, more = mixed(scores, {"synflow": synflow}, mix)
+            # In place, as nobody asks for its sign any more: other memory would not be in the cache, and takes longer than the sum.
+            parts, events = {"synflow": (synflow, float(synflow.abs_().sum())), **parts}, more + events
         return scores, parts, {"mix": mix, "events": events}
 
     def guard(new: Mask, old: Mask, batch: Batch, scores: Tensor, keep: Callable[[Tensor], Mask]) -> tuple[Mask, list[str]]:

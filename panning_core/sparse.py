@@ -236,7 +236,7 @@ class Taps(Step):
         if x.trains:
             places = y.origin + row * y.plane, -down * y.pitch - right * y.lanes
             self.back, self.order = self._arrange(x, y, (0, self.column), (row, 0), -down, places, ranks, True)
-            x.in_place = x.positive and x.readers == [self] and len(self.back[1]) == 1
+            x.in_place = x.positive and x.readers == [self] and len(self.back[1]) == 1  # in one tile, which reads the gate where it then writes
             self.no_biases, self.turned = np.zeros(x.shape[0], np.float32), np.empty(len(self.where), np.float32)
         # Rows are counted within a block; those of images of one row over the blocks, because more rows at a time are faster.
         self.flat = y.height == 1

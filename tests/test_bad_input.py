@@ -228,6 +228,7 @@ IN_PYTHON = {
     "a policy with a slip": (lambda d: policies.load("genral-1"), "unknown policy 'genral-1'; did you mean 'general-1'?"),
     "a number for a policy": (lambda d: d.prune(method="panning-agent", policy=3), "unknown policy 3; known: general-1"),
     "a policy file that is missing": (lambda d: policies.load("no/such.npz"), "no/such.npz is not a policy: [Errno 2]"),
+    "a policy saved to nowhere": (lambda d: policies.load("general-1").save(d.folder / "no" / "policy.npz"), "policy.npz: [Errno 2] No such file or directory"),
     "half a policy file": (lambda d: policies.load(d.saved(lambda content: content[:len(content) // 2])), "given.npz is not a policy: File is not a zip file; a policy is a file that Actor.save wrote"),
     "a mask for a policy": (lambda d: policies.load(d.archive(**{"fc1.weight": np.ones((3, 7), bool)})), "given.npz is not a policy: 'card'; a policy is a file that Actor.save wrote"),
     "a policy that answers with words": (lambda d: d.prune(method="panning-agent", policy=lambda seen: "abc", rounds=2), "a policy answers with three numbers in [-1, 1], not 'abc'"),

@@ -322,6 +322,21 @@ def test_what_was_downloaded_is_used_only_with_the_right_checksum(monkeypatch, t
     data.load.cache_clear()
 
 
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_a_download_that_fails_leaves_no_empty_folders(name, monkeypatch, tmp_path):
+    def fail(*_):
+        raise OSError("no network")
+
+    monkeypatch.setattr(torchvision.datasets.utils, "_get_redirect_url", lambda url, **_: url)
+    monkeypatch.setattr(torchvision.datasets.utils, "_urlretrieve", fail)
+    (tmp_path / "there").mkdir()
+    for folder in ("there", "not there"):
+        monkeypatch.setenv("PANNING_DATA", str(tmp_path / folder))
+        with pytest.raises(UserError, match="could not be downloaded"):
+            data.load(name)
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
 @pytest.mark.parametrize("cls, folder", [("CIFAR10", "cifar-10-batches-py"), ("CIFAR100", "cifar-100-python")])
 def test_the_pickles_of_cifar_are_read_only_with_the_right_checksum(monkeypatch, tmp_path, canary, cls, folder):
     made = getattr(torchvision.datasets, cls)
