@@ -63,7 +63,7 @@ Masks of SynFlow and Panning on {', '.join(report.MODELS.get(n, n) for n, networ
     "selection": "Keeping the top 2 % of so many scores. `ratio`: `masks.keep_top` against a full sort.",
     "agent": "Milliseconds a step of the agent's environment. `ratio`: a whole episode of ours against the straightforward implementation, of which "
              "`rounds_measured` rounds were run and scaled; the pool of batches is drawn before the clock starts.",
-    "fixes": "Choices in the agent's environment and learner, and what difference they make; `otherwise` is the authors' code, but in the last row.",
+    "fixes": "Departures from the authors' environment, and what difference each makes.",
     "grid": "A whole grid through `studies.sweep`; `seconds` on the clock, the others summed over the runs."}
 HIDDEN = ["macs_dense", "flops", "matrix_peak", "effective_density", "ratio_low", "ratio_high"]
 

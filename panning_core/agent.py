@@ -12,7 +12,7 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
@@ -26,7 +26,7 @@ from torch import nn
 
 from . import __version__, data, masks, metrics, models, panning
 from .data import Split
-from .errors import UserError, unknown, whole
+from .errors import UserError, pick, unknown, whole
 from .panning import MIXED, OBSERVED, Extremes, Look
 from .policies import Actor
 
@@ -47,30 +47,29 @@ class PanningEnv(gymnasium.Env):
 
     The dense network never changes, so whatever depends on a batch alone is computed once for each batch of a pool.
 
-    Besides that pool, four things are not as in the authors' code, which ``faithful`` gives back; ``python -m benchmarks --only fixes`` measures
-    what each does:
-
-    - the loss is a float64, theirs a float32, whose steps are coarse against the differences that are observed;
-    - the extremes that are the unit of loss and gTg are those of the pool; theirs grow with every batch, so that the same mask earns ever more;
-    - reaching the last round truncates the episode, theirs terminates it; what a learner makes of that is ``Training.bootstrap``;
-    - three coefficients of 0 mean equal shares; theirs tie all weights and keep the first ones in order, which kills the network.
+    What it observes and pays is the authors'. ``departures``, keys of ``panning.DEPARTURES``, name the things in which it is
+    nevertheless another environment; with none, and no pool, it is theirs.
 
     Args:
         source: draws the network and its images, in ``reset``. As long as it returns the same network, its pool is kept.
         rounds: of an episode at most, K.
         per_class: images of each class in a batch.
-        pool: batches, drawn for each network (and again in a reset with a seed); None draws a fresh one for every step, as the authors do.
+        pool: batches, drawn for each network (and again in a reset with a seed); 0 draws a fresh one for every step, as the authors do.
     """
 
     metadata = {"render_modes": []}
 
-    def __init__(self, source: Source, rounds: int = 100, per_class: int = 10, pool: int | None = panning.WARM_UP, faithful: bool = False):
-        for name, value in (("rounds", rounds), ("per_class", per_class), ("pool", 1 if pool is None else pool)):
-            whole(name, value, 1)
-        self.source, self.rounds, self.per_class, self.pool, self.faithful = source, rounds, per_class, pool, faithful
+    def __init__(self, source: Source, rounds: int = 100, per_class: int = 10, pool: int = panning.WARM_UP,
+                 departures: Collection[str] = panning.DEFAULT):
+        for name, value, least in (("rounds", rounds, 1), ("per_class", per_class, 1), ("pool", pool, 0)):
+            whole(name, value, least)
+        for name in departures:
+            pick("departure", name, panning.DEPARTURES)
+        self.source, self.rounds, self.per_class, self.pool, self.departures = source, rounds, per_class, pool, frozenset(departures)
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(MIXED),), np.float32)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(OBSERVED),), np.float64)
         self.steps, self.model = 0, None
+        self.known: list[Look] = []  # what an earlier environment of this network has seen, for extremes that never stop growing
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
         """Begin an episode; ``options={"sparsity": ...}`` sets its target, which is drawn otherwise.
@@ -94,7 +93,7 @@ class PanningEnv(gymnasium.Env):
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         if np.shape(action) != self.action_space.shape:
             raise UserError(f"an action has {len(MIXED)} numbers, for {', '.join(MIXED)}; got {action!r}")
-        mix = np.clip(np.asarray(action, dtype=float), -1, 1) + 1 if self.faithful else panning.coefficients(action)
+        mix = panning.coefficients(action) if "shares" in self.departures else np.clip(np.asarray(action, dtype=float), -1, 1) + 1
         distance, unit = panning.deviations(self.synflow)
         scores = distance.mul_(float(mix[0]) / unit) if unit else torch.zeros_like(distance)
         for weight, normal in zip(mix[1:], self.dense.normal):
@@ -105,27 +104,25 @@ class PanningEnv(gymnasium.Env):
         self.mask = masks.SCOPES["global"](scores, self.mask, max(density, 1 / len(scores)))
         self._score()
         effective = self.sight.effective_sparsity(self.mask, self.synflow)
-        observation = self._observe(self._exact(self.sight.look(self.mask, self.batch)), effective)
+        observation = self._observe(self.sight.look(self.mask, self.batch), effective)
         dead, last = effective == 1, self.t == self.rounds
         reward = panning.reward(observation) - (self.rounds - i if dead else 0)
         self.steps += 1
-        return observation, reward, dead or last and self.faithful, last and not dead and not self.faithful, self._info(effective)
+        truncates = "end" in self.departures
+        return observation, reward, dead or last and not truncates, last and not dead and truncates, self._info(effective)
 
     def _draw_target(self) -> float:
         low = 0.8 if self.steps < EXPLORING else self.np_random.choice([0.9, 0.98])
         return float(self.np_random.uniform(low, 1))
 
-    def _exact(self, look: Look) -> Look:
-        return Look(float(np.float32(look.loss)), look.gtg) if self.faithful else look
-
     def _take(self, model: nn.Module, split: Split) -> None:
         """Another network: everything that depends on it and a batch alone."""
         generator = torch.Generator().manual_seed(int(self.np_random.integers(2 ** 31)))
         self.model, self.ones = model, masks.ones(model)
-        self.sight, self.flow = panning.Sight(model), metrics.synflow_of(model)
+        self.sight, self.flow = panning.Sight(model, self.departures), metrics.synflow_of(model)
         self._fresh = data.balanced_batches(split, self.per_class, generator)
         self._pool = [self._prepare(batch) for _, batch in zip(range(self.pool or panning.WARM_UP), self._fresh)]
-        self.extremes = Extremes([dense.look for dense in self._pool])
+        self.extremes = Extremes([*self.known, *(dense.look for dense in self._pool)], "extremes" in self.departures)
 
     def _prepare(self, batch: metrics.Batch) -> _Dense:
         products = metrics.products(self.model, self.ones, batch, metrics.TEMPERATURE, hessian=True)
@@ -133,14 +130,12 @@ class PanningEnv(gymnasium.Env):
         for scores in (products.snip, products.grasp):
             distance, unit = panning.deviations(masks.flatten(scores))
             normal.append(distance.div_(unit) if unit else torch.zeros_like(distance))
-        return _Dense(batch, normal, self._exact(Look(products.loss, products.gtg)))
+        return _Dense(batch, normal, self.sight.seen(products.loss, products.gtg))
 
     def _score(self) -> None:
         """A new batch, and SynFlow on the mask."""
-        self.dense = self._prepare(next(self._fresh)) if self.pool is None else self._pool[self.np_random.integers(self.pool)]
+        self.dense = self._pool[self.np_random.integers(self.pool)] if self.pool else self._prepare(next(self._fresh))
         self.batch = self.dense.batch
-        if self.faithful:
-            self.extremes.include(self.dense.look)
         self.synflow = self.flow(self.mask, self.batch)[0]
 
     def _observe(self, sub: Look, effective: float) -> np.ndarray:
@@ -176,7 +171,7 @@ class Training:
         init: a key of ``models.INITS``.
         redraw: a new initialisation (and one of ``networks``) in every episode, else the same network all the time.
         steps: of the environment.
-        rounds, per_class, pool, faithful: as in ``PanningEnv``; faithful draws a fresh batch for every step.
+        rounds, per_class, pool, departures: as in ``PanningEnv``.
         bootstrap: a truncated episode has a value beyond its end. Not by default: the agent sees the clock and nothing follows (Pardo et al. 2018);
             and as every reward is negative, the value of going on for ever would make dying pay.
         lr, gamma, tau, batch_size, width: of TD3 (Fujimoto et al. 2018), actor and critics having two hidden layers.
@@ -192,7 +187,7 @@ class Training:
     rounds: int = 100
     per_class: int = 10
     pool: int = 32
-    faithful: bool = False
+    departures: tuple[str, ...] = panning.DEFAULT
     bootstrap: bool = False
     lr: float = 2e-4
     gamma: float = 0.99
@@ -214,6 +209,10 @@ class Training:
                                 f"{', '.join(models.MODELS)} and the data sets {', '.join(data.names())}")
         if self.init not in list(models.INITS):
             raise unknown("initialisation", self.init, models.INITS)
+        departures = self.departures if isinstance(self.departures, list | tuple) else (self.departures,)
+        for name in departures:
+            pick("departure", name, panning.DEPARTURES)
+        object.__setattr__(self, "departures", tuple(sorted(set(departures))))
         for field in fields(self)[1:]:
             value, kind = getattr(self, field.name), type(field.default)
             if kind is float and type(value) is int:
@@ -221,7 +220,7 @@ class Training:
             if type(value) is not kind:
                 raise UserError(f"{field.name} is {value!r}; it must be {'a whole number' if kind is int else f'a {kind.__name__}'}")
             if kind in (int, float):
-                least, most = 0 if kind is float or field.name in ("seed", "random_steps") else 1, 1 if field.name in ("gamma", "tau") else 2 ** 31
+                least, most = 0 if kind is float or field.name in ("seed", "random_steps", "pool") else 1, 1 if field.name in ("gamma", "tau") else 2 ** 31
                 if not least <= value <= most:
                     raise UserError(f"{field.name} is {value!r}; it must be from {least} to {most}")
         if self.random_steps >= self.steps:
@@ -230,8 +229,9 @@ class Training:
             raise UserError("several networks need redraw: true; one network without it is the same all the time")
 
     def canonical(self) -> dict:
-        """The fields that are not at their default."""
-        return {f.name: list(v) if isinstance(v := getattr(self, f.name), tuple) else v for f in fields(self) if getattr(self, f.name) != f.default}
+        """The fields that are not at their default; ``recorded`` reads them."""
+        usual = {f.name: f.default for f in fields(self)} | {"departures": panning.FIRST}  # as before they had names
+        return {name: list(value) if isinstance(value, tuple) else value for name in usual if (value := getattr(self, name)) != usual[name]}
 
     def key(self) -> str:
         """SHA-256 of the canonical JSON."""
@@ -257,7 +257,12 @@ class Training:
         return lambda draw: build(self.networks[draw.integers(len(self.networks))], int(draw.integers(2 ** 31)))
 
     def environment(self, seed: int | None = None) -> PanningEnv:
-        return PanningEnv(self.source(seed), self.rounds, self.per_class, None if self.faithful else self.pool, self.faithful)
+        return PanningEnv(self.source(seed), self.rounds, self.per_class, self.pool, self.departures)
+
+
+def recorded(run: dict) -> Training:
+    """The training of a ledger's line."""
+    return Training(**{"departures": panning.FIRST, **run})
 
 
 def episode(env: PanningEnv, act: Callable[[np.ndarray], np.ndarray], sparsity: float, seed: int | None = None) -> dict:
@@ -293,7 +298,7 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
     from stable_baselines3.common.noise import NormalActionNoise
 
     t = training
-    path, told = checkpoint(t, folder), {"episodes": [], "evaluations": [], "seconds": 0.0}
+    path, told = checkpoint(t, folder), {"episodes": [], "evaluations": [], "seconds": 0.0, "extremes": []}
 
     def evaluate() -> None:
         actor, held_out = _actor(learner, {}), t.environment(HELD_OUT)
@@ -320,16 +325,19 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
         while learner.num_timesteps < t.steps:
             start, leg = time.perf_counter(), learner.num_timesteps // LEG
             env = t.environment()
-            env.steps = learner.num_timesteps
+            env.steps, env.known = learner.num_timesteps, [Look(*look) for look in told["extremes"]]
             learner.set_env(env)
             learner.set_random_seed(int(np.random.SeedSequence([t.seed, leg]).generate_state(1)[0]))
             learner.learn(min(LEG, t.steps - learner.num_timesteps), watch, reset_num_timesteps=False)
             evaluate()
+            told["extremes"] = [] if t.redraw else [env.extremes.low, env.extremes.high]
             told["seconds"] += time.perf_counter() - start
             _keep(learner, told, path)
     versions = {"panning_core": __version__, **{package: version(package) for package in ("torch", "gymnasium", "stable-baselines3")}}
-    return _actor(learner, {"trained_on": list(t.networks), "steps": t.steps, "seed": t.seed, "seconds": round(told["seconds"], 1),
-                            "training": asdict(t), "versions": versions}), told
+    card = {"trained_on": list(t.networks), "steps": t.steps, "seed": t.seed, "seconds": round(told["seconds"], 1), "training": asdict(t), "versions": versions}
+    if not t.redraw:  # where it is applied to its own network, its units go on from here
+        card |= {"network": models.fingerprint(t.source()(None)[0]), "extremes": told["extremes"]}
+    return _actor(learner, card), told
 
 
 def _actor(learner, card: dict) -> Actor:

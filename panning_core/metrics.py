@@ -99,14 +99,15 @@ def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.
                     float(nn.functional.cross_entropy(logits.detach().double(), y)), sum(float(f @ f) for f in (part.double().flatten() for part in flow)))
 
 
-def gradient_flow(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0) -> tuple[Tensor, float]:
-    """The logits [n, classes] of the sub-network theta * M, and g . g over its kept weights: ``gtg`` of ``products`` without the products."""
+def gradient_flow(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, kept_only: bool = True) -> tuple[Tensor, float]:
+    """The logits [n, classes] of the sub-network theta * M, and g . g over its kept weights (``gtg`` of ``products`` without the products) or over all."""
     x, y = batch
     # The layout in which convolutions are fastest; the products keep another, because their committed masks hang on the last bit.
     with _subnetwork(model, mask, torch.channels_last) as (forward, leaves):
         logits = forward(x)
         gradient = torch.autograd.grad(nn.functional.cross_entropy(logits / temperature, y), leaves)
-    return logits.detach(), sum(float((g.double() * numbers(mask[name])).square().sum()) for name, g in zip(prunable(model), gradient))
+    counted = (g.double() * numbers(mask[name]) if kept_only else g.double() for name, g in zip(prunable(model), gradient))
+    return logits.detach(), sum(float(g.square().sum()) for g in counted)
 
 
 @_checked

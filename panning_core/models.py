@@ -6,6 +6,7 @@ Plain networks are ``nn.Sequential``, so that another engine can read them layer
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -158,6 +159,14 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     if found := {_weight(name): module.weight for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}:
         return found
     raise UserError(f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune")
+
+
+def fingerprint(model: nn.Module) -> str:
+    """SHA-256 of the prunable weights as they are now, 12 hex digits."""
+    digest = hashlib.sha256()
+    for weight in prunable(model).values():
+        digest.update(weight.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:

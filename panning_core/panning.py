@@ -6,7 +6,7 @@ gTg of the dense and of the sub-network on the same batch (logits / 200, train m
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable, Iterator
 from functools import cached_property
 from typing import NamedTuple
 
@@ -22,6 +22,16 @@ from .models import input_shape, uses
 
 MIXED = ("synflow", "snip", "grasp")  #: the order of coefficients and actions
 OBSERVED = ("dense loss", "dense gtg", "r_loss", "r_gtg", "effective sparsity", "scheduled sparsity", "progress")
+#: how an environment may depart from the authors'; ``python -m benchmarks --only fixes`` measures what each does
+DEPARTURES = {
+    "end": "the last round truncates an episode; theirs terminates it",
+    "extremes": "units are those of a fixed pool of dense batches; theirs grow with every look at a dense or sub-network",
+    "kept": "gTg of a sub-network is over its kept weights; theirs over all prunable ones",
+    "loss": "the loss is a float64; theirs a float32, whose steps are coarse against the differences that are observed",
+    "shares": "three coefficients of 0 mean equal shares; theirs tie all weights and keep the first ones in order, which kills the network",
+}
+DEFAULT = ("end", "loss", "shares")  #: what an agent sees and earns is the authors'
+FIRST = tuple(DEPARTURES)  #: of the policy general-1 and of all else that was recorded before departures had names
 WARM_UP = 10  #: dense batches whose extremes are the units of loss and gTg
 SPARSE_BELOW = 0.75  #: share of the multiply-adds that survive under which the sparse engine looks at a sub-network, its construction included
 
@@ -49,14 +59,15 @@ class Look(NamedTuple):
     """What a network does on a batch."""
 
     loss: float  #: cross-entropy of logits / 200, float64
-    gtg: float  #: squared norm of its gradient with respect to the kept weights
+    gtg: float  #: squared norm of its gradient with respect to the kept weights, or to all
 
 
 class Sight:
-    """Looks at the sub-networks theta * M of one network; its weights are not to change meanwhile."""
+    """Looks at the sub-networks theta * M of one network; its weights are not to change meanwhile. ``departures`` as in ``DEPARTURES``."""
 
-    def __init__(self, model: nn.Module):
+    def __init__(self, model: nn.Module, departures: Collection[str] = FIRST):
         self.model, self.transparent = model, metrics.sees_every_path(model)
+        self.kept_only, self.exact = "kept" in departures, "loss" in departures
 
     @cached_property
     def _times(self) -> dict[str, int] | None:
@@ -73,12 +84,16 @@ class Sight:
     def look(self, mask: Mask, batch: Batch) -> Look:
         """The sub-network on a batch. The loss is that of float32 logits in float64: batches differ by 1e-5, fifty steps of a float32."""
         x, y = batch
-        if self._is_sparse(mask):
+        if self.kept_only and self._is_sparse(mask):
             net = sparse.SparseNet(self.model, mask)
             logits, gtg = net.flow(net.pixels(x), y, TEMPERATURE)
         else:
-            logits, gtg = metrics.gradient_flow(self.model, mask, batch, TEMPERATURE)
-        return Look(float(nn.functional.cross_entropy(logits.double() / TEMPERATURE, y)), gtg)
+            logits, gtg = metrics.gradient_flow(self.model, mask, batch, TEMPERATURE, self.kept_only)
+        return self.seen(float(nn.functional.cross_entropy(logits.double() / TEMPERATURE, y)), gtg)
+
+    def seen(self, loss: float, gtg: float) -> Look:
+        """A look with its loss in the precision of this sight."""
+        return Look(loss if self.exact else float(np.float32(loss)), gtg)
 
     def effective_sparsity(self, mask: Mask, synflow: Tensor | None = None, kept: Tensor | None = None) -> float:
         """1 - effective density. ``synflow``, the products of SynFlow's pass on this mask if there was one, has followed the paths already;
@@ -90,24 +105,26 @@ class Sight:
 
 
 class Extremes:
-    """The least and the largest loss and gTg of dense batches; their distance is the unit of what an agent sees."""
+    """The least and the largest loss and gTg that were seen; their distance is the unit of what an agent sees.
 
-    def __init__(self, looks: list[Look]):
+    As in the authors' code they take in every look at a dense or a sub-network, so that the unit never stops growing, unless ``fixed``.
+    """
+
+    def __init__(self, looks: Iterable[Look], fixed: bool = True):
+        looks, self.fixed = list(looks), fixed
         self.low, self.high = Look(*map(min, zip(*looks))), Look(*map(max, zip(*looks)))
 
-    def include(self, look: Look) -> None:
-        """As the authors' code does with every dense batch, so that their unit never stops growing."""
-        self.low, self.high = Look(*map(min, self.low, look)), Look(*map(max, self.high, look))
-
     def observe(self, dense: Look, sub: Look, effective: float, scheduled: float, progress: float) -> np.ndarray:
-        """What an agent sees [7], in the order of ``OBSERVED``: numbers near 1 at most, but where a sub-network leaves the range of dense batches."""
+        """What an agent sees [7], in the order of ``OBSERVED``: numbers of at most 1, but where fixed extremes are left."""
+        if not self.fixed:
+            self.low, self.high = Look(*map(min, self.low, dense, sub)), Look(*map(max, self.high, dense, sub))
         loss, gtg = ((high - low) or 1.0 for low, high in zip(self.low, self.high))  # one image has no spread
         return np.array([(dense.loss - self.low.loss) / loss, (dense.gtg - self.low.gtg) / gtg, abs(sub.loss - dense.loss) / loss,
                          abs(sub.gtg - dense.gtg) / gtg / 5, effective, scheduled, progress])
 
 
-def resampled(sight: Sight, batch: Batch) -> Extremes:
-    """Extremes where one batch is all there is: of as many batches drawn from its images with replacement, always the same ones.
+def resampled(sight: Sight, batch: Batch, known: Iterable[Look] = (), fixed: bool = True) -> Extremes:
+    """Extremes where one batch is all there is: of as many batches drawn from its images with replacement, always the same ones, and of what is known.
 
     As many of each class as before: batches that are not balanced differ several times as much, and an agent has learned in the other unit.
     """
@@ -117,7 +134,7 @@ def resampled(sight: Sight, batch: Batch) -> Extremes:
     for _ in range(WARM_UP):
         draw = torch.cat([members[torch.randint(len(members), (len(members),), generator=generator).to(y.device)] for members in classes])
         looks.append(sight.look(masks.ones(sight.model), (x[draw], y[draw])))
-    return Extremes(looks)
+    return Extremes([*known, *looks], fixed)
 
 
 def reward(observation: np.ndarray) -> float:
@@ -135,14 +152,15 @@ class Rewards(list[float]):
         batches: gives the batches; the first ``WARM_UP`` of them are used in turn.
         density: the fraction kept in the end; scheduled is density^(t / rounds) after round t.
         rounds: of the pruner.
+        departures: of the environment, as in ``DEPARTURES``.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterator[Batch], density: float, rounds: int):
+    def __init__(self, model: nn.Module, batches: Iterator[Batch], density: float, rounds: int, departures: Collection[str] = FIRST):
         super().__init__()
-        self.sight, self.density, self.rounds = Sight(model), density, rounds
+        self.sight, self.density, self.rounds = Sight(model, departures), density, rounds
         self.batches = [next(batches) for _ in range(WARM_UP)]
         self.looks = [self.sight.look(masks.ones(model), batch) for batch in self.batches]
-        self.extremes, self.over = Extremes(self.looks), False
+        self.extremes, self.over = Extremes(self.looks, "extremes" in departures), False
 
     def __call__(self, t: int, old: Mask, new: Mask, batch: Batch) -> None:
         if self.over:

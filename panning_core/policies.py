@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import nn
 
 from . import masks, results
 from .errors import UserError, unknown
-from .panning import MIXED, OBSERVED
+from .models import fingerprint
+from .panning import FIRST, MIXED, OBSERVED, Look
 
 #: what an agent sees [7] -> what it does [3], each in [-1, 1]
 Policy = Callable[[np.ndarray], np.ndarray]
@@ -46,6 +48,16 @@ class Actor:
             x = np.maximum(weight @ x + bias, 0)
         weight, bias = self.layers[-1]
         return np.tanh(weight @ x + bias)
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """Of the environment that it was trained in, keys of ``panning.DEPARTURES``."""
+        return tuple(self.card["training"].get("departures", FIRST))
+
+    def known(self, model: nn.Module) -> list[Look]:
+        """The extremes that it was trained to read, if it was trained on this very network."""
+        same = "network" in self.card and self.card["network"] == fingerprint(model)
+        return [Look(*look) for look in self.card["extremes"]] if same else []
 
     def digest(self) -> str:
         """SHA-256 of the weights, 12 hex digits."""

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import masks, metrics, policies, topologies
+from . import masks, metrics, panning, policies, topologies
 from .errors import UserError, fraction_kept, is_number, keywords, pick, settle, unknown, whole
 from .masks import Mask
 from .metrics import Batch
@@ -133,12 +133,15 @@ def _by_stage(table: Sequence[tuple[float, tuple[float, ...]]]):
 
 
 def _by_policy(model: nn.Module, policy: Policy, rounds: int):
-    """The coefficients that a policy chooses from what it sees of the sub-network."""
-    sight, extremes, t, scheduled = Sight(model), None, 0, 0.0
+    """The coefficients that a policy chooses from what it sees of the sub-network, in the units that it was trained in."""
+    departures = getattr(policy, "departures", panning.DEFAULT)
+    known = policy.known(model) if hasattr(policy, "known") else []
+    sight, extremes, t, scheduled = Sight(model, departures), None, 0, 0.0
 
     def choose(asked: float, mask: Mask, batch: Batch, dense: Look, synflow: Tensor) -> tuple[float, ...]:
         nonlocal extremes, t, scheduled
-        extremes = extremes or resampled(sight, batch)
+        extremes = extremes or resampled(sight, batch, known, "extremes" in departures)
+        dense = sight.seen(*dense)
         sub = sight.look(mask, batch) if t else dense
         effective = sight.effective_sparsity(mask, synflow) if t else 0.0
         observation = extremes.observe(dense, sub, effective, scheduled, t / rounds)
@@ -162,17 +165,18 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
     theta * Hg(theta M) with the dense weights theta, as in FORCE; and the form ``"masked"`` multiplies their absolute values
     and SynFlow's, each to the power of its coefficient: what is ranked is a weighted sum of logarithms.
 
-    With a policy no round leaves a dead network: where the mix would, SynFlow decides, and where that would too, the
+    With a policy no round leaves a dead network, unless the option ``guard`` is false, as in the authors' code: where the mix would, SynFlow decides, and where that would too, the
     mix with one path kept whatever its scores. The trace names both. (A stage table is left to die: that is its finding.)
     """
     table = ((1.0, tuple(mix)),) if mix is not None else STAGES[form]
     masked = form == "masked" or options.get("masked", False)
+    guarded = policy is not None and options.get("guard", True)
     used = [name for name, column in zip(MIXED, zip(*(row for _, row in table))) if any(column)]
     choose = _by_stage(table)
     if policy is not None:
         used, choose = list(MIXED), _by_policy(model, policy, rounds)
         count = round(density * sum(w.numel() for w in prunable(model).values()))
-        if count < len(prunable(model)) and count < (least := masks.count(one_path(model))):
+        if guarded and count < len(prunable(model)) and count < (least := masks.count(one_path(model))):
             raise UserError(f"density {density} keeps {count} weights and a path through this network takes {least}: none could live")
     dense_mask, dense, synflow_of, flow = masks.ones(model), {}, metrics.synflow_of(model), (None, None)
     neutral = torch.tensor(0.0 if form == "sum" else 1.0, dtype=torch.double, device=next(model.parameters()).device)
@@ -238,7 +242,7 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
             return new, ["neither the mix nor SynFlow would have left a path: one was kept"]
         raise UserError(f"no mask with a path keeps {masks.count(new)} weights here; use scope 'global', allow weights to return, or a larger density")
 
-    return _run(model, scorer, density, batches, rounds=rounds, guard=guard if policy is not None else None, **how)
+    return _run(model, scorer, density, batches, rounds=rounds, guard=guard if guarded else None, **how)
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -251,6 +255,8 @@ def one_shot(metric: str) -> Callable:
 
 MIXING = ("panning", "panning-product", "panning-masked")  #: take coefficients
 AGENT = "panning-agent"  #: takes a policy
+#: of Panning's forms, and their defaults
+OPTIONS = {"panning": {"masked": False}, "panning-product": {"masked": False}, AGENT: {"guard": True}}
 
 #: name -> pruner; the iterative ones take 100 rounds, SynFlow's and Panning's published number, NTK-SAP its 20; ``prune`` also takes any other metric's
 #: name, one-shot
@@ -276,8 +282,8 @@ def rounds_of(method: str) -> int:
 
 def options_of(method: str) -> dict[str, object]:
     """The options of a method and their defaults: those of its metric, and Panning's own."""
-    if method in ("panning", "panning-product"):
-        return {"masked": False}
+    if method in OPTIONS:
+        return OPTIONS[method]
     pruner = PRUNERS.get(method) or one_shot(method)
     return keywords(metrics.METRICS[pruner.args[0]]) if pruner.func is _with_metric else {}
 

@@ -19,16 +19,21 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from . import ROOT, studies
+from . import ROOT, statistics, studies
 from .errors import UserError, pick
 from .ledger import Ledger
 from .statistics import interval
 
 MIME = "application/vnd.panning+json"  #: marks an output of a notebook that belongs into the report
-VERDICTS = {"holds": "✔", "holds in part": "◐", "fails": "✘", "undecided": "?"}
+VERDICTS = {"holds": "✔", "holds in part": "◐", "no worse": "≈", "fails": "✘", "undecided": "?", "not judged": "–"}
 OWN = "this study"  #: the ``paper`` of a claim that nobody has published
-COLUMNS = ["paper", "claim", "verdict", "interval", "n", "figure", "evidence"]  #: of ``verdicts.csv``
+#: of ``verdicts.csv``
+COLUMNS = ["paper", "claim", "verdict", "interval", "n", "rule", "family", "figure", "evidence"]
+MARKED = {"better": "▲", "no worse": "≈", "worse": "▼", "open": "", "few": ""}  #: outcomes in tables
+#: outcomes in sentences
+SAID = {"better": "better in", "no worse": "not worse by what matters in", "worse": "worse in", "open": "open in", "few": "too few seeds in"}
 
 #: How tables and figures show a method, in the order in which they list them: its name, colour and marker.
 LOOKS = {
@@ -76,13 +81,45 @@ def percent(sparsity: float) -> str:
     return f"{100 * sparsity:.6g} %"
 
 
+def seeds(runs: pd.DataFrame) -> str:
+    """``"10 seeds"``, or how few and how many where it hangs on the method and sparsity."""
+    counts = runs.groupby(["method", "sparsity"]).seed.nunique()
+    least, most = counts.min(), counts.max()
+    return f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
+
+
+def fate(metrics: dict) -> str:
+    """What became of a run's network, by its curve.
+
+    ``dead``: no path was left. ``plateau``: the loss never moved by more than a fiftieth, and it guesses. ``collapsed``: in the end it has less than half of
+    its best validation accuracy, or its loss is no number. ``trained``: none of these. ``untrained``: it was not to be trained.
+    """
+    if metrics.get("effective_weights") == 0:
+        return "dead"
+    if "curve" not in metrics:
+        return "untrained"
+    losses, accuracies = metrics["curve"]["loss"], metrics["curve"]["validation_accuracy"]
+    if None in losses:
+        return "collapsed"
+    if min(losses) > 0.98 * max(losses) and max(accuracies) < 0.5:
+        return "plateau"
+    return "collapsed" if accuracies[-1] < max(accuracies) / 2 else "trained"
+
+
+def fates(found: pd.Series) -> str:
+    """The fates of some runs in a cell of a table; "" where all were trained."""
+    counts = found.value_counts()
+    return ", ".join(f"{counts[name]} {name}" for name in ("dead", "plateau", "collapsed") if name in counts)
+
+
 def tidy(lines: list[dict]) -> pd.DataFrame:
-    """One row a run: its key, every field of the run, defaults filled in, and every single-valued metric."""
+    """One row a run: its key, every field of the run, defaults filled in, every single-valued metric, and its ``fate``."""
     rows = []
     for line in lines:
         run = studies.Run(**line["run"])
         fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
-        rows.append({"key": line["key"], **fields, **{k: v for k, v in line["metrics"].items() if not isinstance(v, (dict, list))}})
+        found = {k: v for k, v in line["metrics"].items() if not isinstance(v, (dict, list))}
+        rows.append({"key": line["key"], **fields, **found, "fate": fate(line["metrics"])})
     return pd.DataFrame(rows)
 
 
@@ -161,7 +198,7 @@ class Study:
         rows = []
         for line in self.lines:
             run, origin = studies.Run(**line["run"]), line["provenance"]
-            rows.append({"data": origin["data"]["title"], "network": MODELS.get(run.model, run.model), "initialisation": run.init,
+            rows.append({"data": origin["data"]["title"], "network": MODELS.get(run.model, run.model), "initialisation": run.init, "input": run.normalisation,
                          "epochs (published)": f"{run.training_recipe().epochs if line['metrics']['epochs'] else 'none, pruned only'} ({dataclasses.replace(run, epochs=None).training_recipe().epochs})",
                          "seed": run.seed, "engine": line["metrics"]["engine"], "device": f"{origin['device']}, PyTorch {origin['versions']['torch']}"})
         frame = pd.DataFrame(rows)
@@ -196,24 +233,109 @@ class Study:
         """Save ``text`` beside the tables, as the file ``name``."""
         _write(self.folder / name, text + "\n")
 
-    def verdict(self, claim: str, verdict: str, evidence: str, *, paper: str, n: int, interval: str, figure: str) -> None:
+    def verdict(
+        self,
+        claim: str,
+        verdict: str,
+        evidence: str,
+        *,
+        paper: str,
+        n: int,
+        interval: str,
+        figure: str,
+        rule: str,
+        family: int = 1,
+    ) -> None:
         """Record the verdict on ``claim``. All of them lie in ``verdicts.csv``.
 
         Args:
+            verdict: a key of ``VERDICTS``; below ``statistics.LEAST`` repetitions it becomes "not judged".
             evidence: all that was measured, in sentences.
             paper: whose claim it is, such as "Kang et al. 2022", or ``OWN``.
             n: seeds, or whatever else was repeated.
             interval: the estimate on which the verdict hangs, with its unit: of several, the one least favourable to the claim.
             figure: name of the figure or table of this study that shows it; of two with this name, the figure.
+            rule: how the numbers became the verdict.
+            family: how many comparisons were adjusted together.
 
         Raises:
             UserError: no such verdict, or no such figure or table was shown.
         """
+        verdict = verdict if n >= statistics.LEAST else "not judged"
         mark = f"{pick('verdict', verdict, VERDICTS)} {verdict}"
-        item = {"paper": paper, "claim": claim, "verdict": verdict, "interval": interval, "n": int(n), "figure": pick("figure or table", figure, self._shown), "evidence": evidence}
+        file = pick("figure or table", figure, self._shown)
+        item = {"paper": paper, "claim": claim, "verdict": verdict, "interval": interval, "n": int(n), "rule": rule, "family": int(family), "figure": file, "evidence": evidence}
         self._verdicts.append(item)
-        _write(self.folder / "verdicts.csv", pd.DataFrame(self._verdicts).to_csv(index=False))
-        _display({"kind": "verdict", **item, "verdict": mark}, {"text/html": f"<blockquote><p>{claim} ({paper})</p><p><strong>{mark}</strong>. {evidence}</p></blockquote>"})
+        _write(self.folder / "verdicts.csv", pd.DataFrame(self._verdicts)[COLUMNS].to_csv(index=False))
+        small = f"{rule}; family of {family}; n = {n}"
+        html = f"<blockquote><p>{claim} ({paper})</p><p><strong>{mark}</strong>. {evidence}</p><p><small>{small}</small></p></blockquote>"
+        _display({"kind": "verdict", **item, "verdict": mark}, {"text/html": html})
+
+    def judge(
+        self,
+        claim: str,
+        cells: pd.DataFrame,
+        figure: str,
+        paper: str = OWN,
+        kind: str = "better",
+        every: bool = False,
+        unit: str = "points",
+        after: str = "",
+    ) -> None:
+        """Record what ``statistics.verdict`` says of ``claim`` in these cells of one family, and nothing where there are none.
+
+        Args:
+            cells: of ``statistics.compare`` or ``compare_errors``, made one family by ``statistics.judged``.
+            kind, every: as in ``statistics.verdict``.
+            unit: a key of ``UNITS``.
+            after: more evidence, in sentences.
+        """
+        if not len(cells):
+            return
+        worst = statistics.decisive(cells)
+        self.verdict(
+            claim, statistics.verdict(cells, kind, every), f"{tally(cells, unit)}{after}", paper=paper,
+            n=int(cells.n.min()), interval=told(worst, unit), figure=figure, rule=statistics.RULE, family=int(worst.family),
+        )  # fmt: skip
+
+    def differences(
+        self, cells: pd.DataFrame, name: str, caption: str, source: Source | None = None
+    ) -> None:
+        """Show cells of ``statistics.compare`` as a table: a row a rival, a column a sparsity, and the verdict below each."""
+        marked = [f"{100 * r.difference:+.2f} {MARKED[r.outcome]}".strip() for r in cells.itertuples()]
+        table = cells.assign(cell=marked, rival=cells.rival.map(method_name))
+        table = table.pivot(index="rival", columns="sparsity", values="cell")
+        table = table.reindex(dict.fromkeys(cells.rival.map(method_name))).fillna("")
+        words = {level: statistics.verdict(part, every=True) for level, part in cells.groupby("sparsity")}
+        table.loc["better than all of these?"] = pd.Series(words)
+        table.columns = [percent(level) for level in table.columns]
+        legend = f"Points of accuracy, paired over n = {cells.n.min()} seeds; positive: better. ▲ better and ▼ worse, Holm over all {len(cells)}; ≈ not worse by what matters."
+        self.table(table.rename_axis("minus").reset_index(), name, f"{caption} {legend}", source)
+
+
+#: unit -> its value and interval in words, of a difference
+UNITS = {
+    "points": lambda d, low, high: f"{100 * d:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]",
+    "errors": lambda d, low, high: f"{np.exp(-d):.2f} times the errors [{np.exp(-high):.2f}, {np.exp(-low):.2f}]",
+    "returns": lambda d, low, high: f"{d:+.2f} of return [{low:+.2f}, {high:+.2f}]",
+}
+
+
+def told(cell: pd.Series, unit: str = "points") -> str:
+    """A cell of ``statistics.compare`` in words."""
+    place = f" at {percent(cell['sparsity'])}" if "sparsity" in cell else ""
+    p = f", p = {cell['p_holm']:.2g}"
+    return UNITS[unit](cell["difference"], cell["low"], cell["high"]) + f" against {method_name(cell['rival'])}{place}{p}"
+
+
+def tally(cells: pd.DataFrame, unit: str = "points", most: int = 4) -> str:
+    """Cells in sentences: how many have which outcome, and the ``most`` that are least favourable."""
+    counts = cells.outcome.value_counts()
+    words = [f"{SAID[outcome]} {counts[outcome]}" for outcome in reversed(statistics.OUTCOMES) if outcome in counts]
+    listed = "; ".join(told(cell, unit) for _, cell in statistics.ranked(cells).head(most).iterrows())
+    if len(cells) <= most:
+        return f"{listed}; n = {cells.n.min()} seeds."
+    return f"Of {len(cells)} comparisons {', '.join(words)}; n = {cells.n.min()} seeds. Least favourable: {listed}."
 
 
 def verdicts(study: str, profile: str) -> pd.DataFrame:
@@ -222,13 +344,15 @@ def verdicts(study: str, profile: str) -> pd.DataFrame:
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
 
-def accuracy_table(runs: pd.DataFrame, rows: str = "method", columns: str = "sparsity", value: str = "test_accuracy") -> pd.DataFrame:
-    """Mean and 95 % interval over seeds in per cent, one row for each value of ``rows`` and a column for each of ``columns``."""
+def accuracy_table(runs: pd.DataFrame, rows: str = "method", columns: str = "sparsity", value: str = "test_accuracy", order: Sequence[str] = ()) -> pd.DataFrame:
+    """Mean and 95 % interval over seeds in per cent, one row for each value of ``rows`` (in this ``order``) and a column for each of ``columns``."""
     def cell(values: pd.Series) -> str:
         mean, low, high, n = interval(values)
+        low, high = max(low, 0), min(high, 1)  # Student's interval knows no ends of the scale
         return f"{100 * mean:.2f} [{100 * low:.2f}, {100 * high:.2f}]" if n > 1 else f"{100 * mean:.2f}"
 
     cells = runs.groupby([rows, columns], sort=False)[value].apply(cell).unstack(columns)
+    cells = cells.reindex([row for row in order if row in cells.index]) if order else cells
     cells = cells[sorted(cells.columns)] if columns == "sparsity" else cells
     cells.columns = [percent(c) if columns == "sparsity" else c for c in cells.columns]
     cells.index = [method_name(i) if rows == "method" else i for i in cells.index]
@@ -266,6 +390,32 @@ def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, metho
         axes.set_xticks([0, *ticks], ["0", *(f"{100 * t:g} %" for t in ticks)], minor=False)
         axes.set_xlabel("effective density (kept weights on a path / all), logarithmic")
     axes.set_ylabel("test accuracy, last epoch (%)")
+
+
+def estimates(frame: pd.DataFrame, labels: Sequence[str], column: str = "variant") -> plt.Figure:
+    """Test error of each of ``labels`` (values of ``column``), a row each and a panel for each sparsity: mean and interval, the first in red.
+
+    Logarithmic, because a control that kills the network would squeeze all others together.
+    """
+    levels = sorted(frame.sparsity.unique())
+    size = (5.2 * len(levels) + 2, 0.32 * len(labels) + 1.4)
+    figure, axes = plt.subplots(1, len(levels), figsize=size, sharey=True, squeeze=False)
+    for panel, level in zip(axes[0], levels):
+        for place, label in enumerate(labels):
+            part = frame[(frame[column] == label) & (frame.sparsity == level)]
+            if not len(part):
+                continue
+            e = interval(100 * (1 - part.test_accuracy))
+            low, high = min(max(e.low, 0.1), e.mean), min(e.high, 100)
+            colour = "#d62728" if place == 0 else "#1f77b4"
+            panel.errorbar(e.mean, place, xerr=[[e.mean - low], [high - e.mean]], fmt="o", capsize=3, color=colour)
+        panel.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5), xscale="log")
+        panel.set(title=f"sparsity {percent(level)}", xlabel="test error, last epoch (%), logarithmic; left is better")
+        wide = panel.get_xlim()[1] > 3 * panel.get_xlim()[0]
+        panel.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=12) if wide else MaxNLocator(5))
+        panel.xaxis.set_major_formatter("{x:g}")
+        panel.xaxis.set_minor_locator(NullLocator())
+    return figure
 
 
 def network_axes(axes: plt.Axes, weights: Sequence[np.ndarray], inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> None:
@@ -336,7 +486,7 @@ def _italic(text: str) -> str:
 
 def _markdown(item: dict, folder: Path) -> str:
     if item["kind"] == "verdict":
-        return f"> **Claim** ({item['paper']}). {item['claim']}\n>\n> **{item['verdict']}.** {item['evidence']}"
+        return f"> **Claim** ({item['paper']}). {item['claim']}\n>\n> **{item['verdict']}.** {item['evidence']}\n>\n> <sub>{item['rule']}; family of {item['family']}; n = {item['n']}</sub>"
     source = " · ".join([item["provenance"], *(f"[{file}]({file})" for file in item["ledgers"])])
     caption = _italic(item["caption"]) + f"<br>\n<sub>{source}</sub>" * bool(source)
     if item["kind"] == "figure":

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import re
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from urllib.parse import quote
@@ -25,7 +26,7 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from . import ROOT, agent, report, studies
+from . import ROOT, agent, data, report, studies
 from .ledger import Ledger
 from .toy import Toy
 
@@ -34,8 +35,8 @@ GUIDE = "guide_add_your_own_metric"
 #: What a column of labels says of the runs behind its row. "rival" or "subject" say nothing: a difference stands on the runs of two methods.
 FACETS = {"data": "data", "network": "network", "method": "method", "pruned by": "method", "variant": "method", "pruner": "method",
           "sparsity": "sparsity", "control": "control"}
-OTHERS = {"agents": agent.Training, "toys": Toy}  #: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
-MARKS = {"✔": "holds", "◐": "part", "✘": "fails", "?": "open", "–": "open"}  #: what a verdict begins with, and the class of its colour
+OTHERS = {"agents": agent.recorded, "toys": lambda run: Toy(**run)}  #: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
+MARKS = {"✔": "holds", "◐": "part", "≈": "part", "✘": "fails", "?": "open", "–": "open"}  #: what a verdict begins with, and the class of its colour
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -118,9 +119,9 @@ def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:
     return pd.concat([known, _varying(others), results, _origins(lines)], axis=1).astype(str)
 
 
-def other_table(lines: list[dict], kind: type) -> pd.DataFrame:
-    """The same of an agents' or toys' ledger, whose settings are the fields of the dataclass ``kind``."""
-    settings = pd.DataFrame([dataclasses.asdict(kind(**line["run"])) for line in lines])
+def other_table(lines: list[dict], kind: Callable[[dict], object]) -> pd.DataFrame:
+    """The same of an agents' or toys' ledger; ``kind`` makes the dataclass of a line's settings."""
+    settings = pd.DataFrame([dataclasses.asdict(kind(line["run"])) for line in lines])
     results = pd.DataFrame([{name: _word(value) for name, value in line["metrics"].items() if not isinstance(value, (dict, list))} for line in lines])
     keys = pd.Series([line["key"][:8] for line in lines], name="key")
     return pd.concat([keys, _varying(settings), results.rename(columns=_spaced), _origins(lines)], axis=1).astype(str)
@@ -267,6 +268,7 @@ class Site:
         given = {"current": "yes"} if "current" in runs else {}
         for part in Path(file).stem.split("_"):
             given |= {"network": report.MODELS[part]} if part in report.MODELS else {"data": titles[part]} if part in titles else {}
+            given |= {"normalisation": part} if part in data.NORMALISATIONS and "normalisation" in runs else {}
 
         def facets(row: dict, header: str) -> dict[str, str] | None:
             if header in FACETS or header.startswith("published") or number(row[header]) is None:
@@ -318,7 +320,7 @@ class Site:
         """What the template needs for a table, figure or verdict beyond its item."""
         more = {"runs": f"{source}.runs.html" if (source := self.source(study, item.get("provenance", ""))[0]) else None}
         if item["kind"] == "verdict":
-            return more | {"shown": self.link(f"{study}/{item.get('figure')}.png") or self.link(f"{study}/{item.get('figure')}.md")}
+            return more | {"shown": self.link(f"{study}/{item['figure']}")}
         path = self.folder(study) / item["file"]
         if item["kind"] == "figure":
             return more | {"image": base64.b64encode(path.read_bytes()).decode()}

@@ -67,7 +67,8 @@ class Run:
         transfer: also record the expressive force transfer of every round.
         precision: of the training, as in ``training.Recipe``.
         policy: of the method ``"panning-agent"``: ``"random"``, or a key of ``policies.places()``; None is ``policies.SHIPPED``.
-        returns: also record what the agent's environment pays for the masks of every round.
+        returns: also record what the agent's environment pays for the masks of every round: ``"authors"`` as the authors' pays, true in fixed units and
+            over kept weights, as before ``panning.DEPARTURES`` had names.
         options: of the method, a dict: the keyword-only arguments of its metric or learner. Kept as pairs (name, value), without those at their default.
         effective: as in ``pruning.prune``; learners always count so.
         network: also record the trained network, as ``networks.describe`` writes it.
@@ -98,7 +99,7 @@ class Run:
     transfer: bool = False
     precision: str = "fp32"
     policy: str | None = None
-    returns: bool = False
+    returns: bool | str = False
     options: tuple[tuple[str, object], ...] = ()
     effective: bool = False
     network: bool = False
@@ -133,8 +134,8 @@ class Run:
             if (value := getattr(self, name)) is not None or name in ("seed", "per_class"):
                 object.__setattr__(self, name, whole(name, value, least))
         for name in ("revive", "fixed_batch", "transfer", "returns", "effective", "network"):
-            if not (type(getattr(self, name)) is bool or name == "revive" and self.revive is None):
-                raise UserError(f"{name} is {getattr(self, name)!r}; it must be true or false")
+            if not (type(value := getattr(self, name)) is bool or (name, value) in (("revive", None), ("returns", "authors"))):
+                raise UserError(f"{name} is {value!r}; it must be true or false{' or authors' * (name == 'returns')}")
         try:
             options = dict(self.options)
         except (TypeError, ValueError):
@@ -204,7 +205,10 @@ def prune(run: Run, splits: data.Splits, observe: Callable[..., None] | None = N
         return data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(seed + run.seed))
 
     meter = transfer.Transfer(model, next(batches(10_000))) if run.transfer else None
-    rewards = panning.Rewards(model, batches(30_000), 1 - run.sparsity, run.rounds or pruning.rounds_of(run.method)) if run.returns else None
+    rewards = None
+    if run.returns:
+        departures = panning.DEFAULT if run.returns == "authors" else panning.FIRST
+        rewards = panning.Rewards(model, batches(30_000), 1 - run.sparsity, run.rounds or pruning.rounds_of(run.method), departures)
 
     def watch(*seen) -> None:
         for watching in (meter, rewards, observe):

@@ -117,8 +117,11 @@ def small_lenet():
     return model, split, lambda w, x: network(x, w, biases), lambda w, x: network(x, w, [None] * 4), weights, graph
 
 
-def replay(network, pool, batches, actions, sparsity, faithful):
-    """(observation, reward, mask, terminated, truncated) of reset and of each step; ``batches`` are those that the environment drew."""
+def replay(network, pool, batches, actions, sparsity, departures):
+    """(observation, reward, mask, terminated, truncated) of reset and of each step; ``batches`` are those that the environment drew.
+
+    Without departures: the authors' environment. Its extremes take in every look, dense and sub, from the first batch on.
+    """
     model, _, forward, positive, weights, graph = network
     theta, rounds, everything = flat(weights), len(actions), torch.ones(sum(w.numel() for w in weights)).double()
 
@@ -130,7 +133,9 @@ def replay(network, pool, batches, actions, sparsity, faithful):
         leaves = layers(theta * kept)
         loss = F.cross_entropy(forward(leaves, batch[0]) / 200, batch[1])
         g = torch.autograd.grad(loss, leaves, create_graph=curvature)
-        told = (np.float64(np.float32(loss.item())) if faithful else loss.item()), float((flat(g).detach() * kept).square().sum())
+        told = loss.item() if "loss" in departures else np.float64(np.float32(loss.item()))
+        counted = kept if "kept" in departures else everything
+        told = told, float((flat(g).detach() * counted).square().sum())
         if not curvature:
             return told
         return told, theta * flat(g).detach(), theta * flat(torch.autograd.grad(sum((part * part).sum() for part in g), leaves))
@@ -147,7 +152,7 @@ def replay(network, pool, batches, actions, sparsity, faithful):
     for i in range(-1, rounds):
         if i >= 0:
             a, b, c = np.clip(actions[i].astype(float), -1, 1) + 1
-            if not (a or b or c or faithful):
+            if not (a or b or c) and "shares" in departures:
                 a = b = c = 1.0
             score = a * normal(synflow) + b * normal(snip) + c * normal(grasp)
             order = torch.sort(score, descending=True, stable=True).indices
@@ -155,32 +160,34 @@ def replay(network, pool, batches, actions, sparsity, faithful):
             kept[order[:max(1, round((1 - sparsity) ** ((i + 1) / rounds) * len(theta)))]] = 1
         (loss, gtg), snip, grasp = look(everything, batches[i + 1], curvature=True)
         synflow = flow(kept)
-        if faithful:
-            known.append((loss, gtg))
+        if i >= 0:
+            sub_loss, sub_gtg = look(kept, batches[i + 1])
+        if "extremes" not in departures:
+            known += [(loss, gtg)] if i < 0 else [(loss, gtg), (sub_loss, sub_gtg)]
         low, high = np.min(known, 0), np.max(known, 0)
         observation, reward, dead = [(loss - low[0]) / (high[0] - low[0]), (gtg - low[1]) / (high[1] - low[1]), 0, 0, 0, 0, 0], None, False
         if i >= 0:
-            sub_loss, sub_gtg = look(kept, batches[i + 1])
             effective = 1 - live(graph, kept.bool().numpy()).sum() / len(theta)
             scheduled, dead = 1 - (1 - sparsity) ** ((i + 1) / rounds), effective == 1
             r_loss, r_gtg = abs(sub_loss - loss) / (high[0] - low[0]), abs(sub_gtg - gtg) / (high[1] - low[1]) / 5
             observation[2:] = r_loss, r_gtg, effective, scheduled, (i + 1) / rounds
             reward = -100 * abs(scheduled - effective) - r_loss - r_gtg - (rounds - i if dead else 0)
-        ends = i == rounds - 1
-        yield observation, reward, kept.bool(), dead or (ends and faithful), ends and not dead and not faithful
+        ends, truncates = i == rounds - 1, "end" in departures
+        yield observation, reward, kept.bool(), dead or (ends and not truncates), ends and not dead and truncates
         if dead:
             return
 
 
-@pytest.mark.parametrize("faithful, pool", [(False, 3), (False, None), (True, 3), (True, None)])
+@pytest.mark.parametrize("departures, pool", [
+    ((), 0), ((), 3), (panning.DEFAULT, 3), (panning.FIRST, 3), (panning.FIRST, 0), (("kept",), 0), (("extremes", "shares"), 3)])
 @pytest.mark.parametrize("network", [small_residual, small_lenet])
 @pytest.mark.parametrize("case", ["lives", "dies", "zeros"])
-def test_an_episode_number_for_number(case, network, faithful, pool):
+def test_an_episode_number_for_number(case, network, departures, pool):
     network, rounds = network(), 8
     sparsity, actions = 0.999 if case == "dies" else 0.85, np.random.default_rng(3).uniform(-1.3, 1.3, (rounds, 3)).astype(np.float32)
     if case == "zeros":
         actions[2:4] = -1
-    env = PanningEnv(lambda draw: network[:2], rounds, 2, pool, faithful)
+    env = PanningEnv(lambda draw: network[:2], rounds, 2, pool, departures)
     seen, batches, over = [(env.reset(seed=1, options={"sparsity": sparsity})[0], None, env.mask, False, False)], [env.batch], False
     for action in actions:
         if not over:
@@ -190,7 +197,7 @@ def test_an_episode_number_for_number(case, network, faithful, pool):
             batches.append(env.batch)
             assert info == {"target": sparsity, "sparsity": 1 - masks.density(env.mask), "effective_sparsity": observation[4]}
 
-    expected = list(replay(network, [dense.batch for dense in env._pool], batches, actions, sparsity, faithful))
+    expected = list(replay(network, [dense.batch for dense in env._pool], batches, actions, sparsity, departures))
     assert len(seen) == len(expected) and len(env._pool) == (pool or 10)
     for (observation, reward, mask, *ended), (wanted, wanted_reward, kept, *wanted_ended) in zip(seen, expected):
         assert observation.dtype == np.float64 and observation.tolist() == pytest.approx(wanted, rel=1e-6, abs=1e-9)
@@ -198,8 +205,10 @@ def test_an_episode_number_for_number(case, network, faithful, pool):
         assert torch.equal(flat(mask.values()), kept)
         assert ended == wanted_ended
     dead = seen[-1][0][4] == 1
-    assert dead == (case == "dies" or case == "zeros" and faithful) == (len(seen) < rounds + 1)
+    assert dead == (case == "dies" or case == "zeros" and "shares" not in departures) == (len(seen) < rounds + 1)
     assert len({id(batch) for batch in batches}) > 2
+    if not departures:
+        assert all(r_loss <= 1 and r_gtg <= 0.2 for (_, _, r_loss, r_gtg, *_), *_ in seen)
 
 
 # --- what an environment has to be ---
@@ -299,8 +308,7 @@ def test_bad_options_are_named(options, says, env):
         env.reset(seed=0, options=options)
 
 
-@pytest.mark.parametrize("how, says", [({"rounds": 0}, "rounds is 0; it must be a whole number from 1"), ({"per_class": 0}, "per_class is 0"), ({"pool": 0}, "pool is 0"),
-                                       ({"pool": -3}, "pool is -3")])
+@pytest.mark.parametrize("how, says", [({"rounds": 0}, "rounds is 0; it must be a whole number from 1"), ({"per_class": 0}, "per_class is 0"), ({"pool": -3}, "pool is -3")])
 def test_bad_numbers_are_named(how, says, source):
     with pytest.raises(UserError, match=says):
         PanningEnv(source, **how)
@@ -319,7 +327,7 @@ def played(env, seed):
     return found
 
 
-@pytest.mark.parametrize("pool", [3, None])
+@pytest.mark.parametrize("pool", [3, 0])
 def test_an_episode_is_a_function_of_its_seed(pool, source):
     def fresh():
         return PanningEnv(source, rounds=5, per_class=2, pool=pool)
@@ -330,7 +338,7 @@ def test_an_episode_is_a_function_of_its_seed(pool, source):
     assert played(fresh(), 1) == one != played(fresh(), 2)
 
 
-@pytest.mark.parametrize("pool", [3, None])
+@pytest.mark.parametrize("pool", [3, 0])
 def test_the_same_seed_again_is_the_same_episode_again(pool, source):
     env = PanningEnv(source, rounds=5, per_class=2, pool=pool)
     assert played(env, 1) == played(env, 1)
@@ -349,13 +357,13 @@ def test_the_dense_network_is_looked_at_once_for_each_batch_of_a_pool(monkeypatc
         return len(made)
 
     assert episodes(PanningEnv(source, 4, 2, pool=6)) == 6
-    assert episodes(PanningEnv(source, 4, 2, pool=None)) == panning.WARM_UP + 3 * (1 + 4)
+    assert episodes(PanningEnv(source, 4, 2, pool=0)) == panning.WARM_UP + 3 * (1 + 4)
     drawn = []
     another = PanningEnv(lambda draw: drawn.append(models.build("lenet300", (1, 8, 8), 10, len(drawn))) or (drawn[-1], digits.train), 4, 2, pool=6)
     assert episodes(another) == 3 * 6 and [sum(model is network for model in made) for network in drawn] == [6, 6, 6]
 
 
-# --- reward and observation; what faithful gives back ---
+# --- reward and observation; what each departure changes ---
 
 
 def test_a_network_without_a_path_ends_the_episode_and_costs_the_rounds_left(env):
@@ -388,14 +396,14 @@ def test_the_pool_gives_units_in_which_dense_batches_lie_between_0_and_1(env):
 
 
 def both(source, **how):
-    """An environment as it is, and a faithful one, both at the first step."""
-    found = [PanningEnv(source, per_class=2, faithful=faithful, **{"rounds": 5, "pool": 3, **how}) for faithful in (False, True)]
+    """An environment with every departure, and the authors', both at the first step."""
+    found = [PanningEnv(source, per_class=2, departures=departures, **{"rounds": 5, "pool": 3, **how}) for departures in (panning.FIRST, ())]
     for env in found:
         env.reset(seed=0, options={"sparsity": 0.5})
     return found
 
 
-def test_faithful_losses_are_those_of_float32(source):
+def test_losses_are_those_of_float32(source):
     ours, theirs = both(source)
     for one, two in zip(ours._pool, theirs._pool):
         assert two.look.loss == float(np.float32(one.look.loss)) != one.look.loss and one.look.gtg == two.look.gtg
@@ -408,13 +416,14 @@ def test_faithful_losses_are_those_of_float32(source):
     assert np.abs(fine - np.round(fine)).max() > 0.01
 
 
-def test_faithful_units_grow_with_every_batch(source):
-    ours, theirs = both(source, pool=None)
+def test_units_grow_with_every_look(source):
+    ours, theirs = both(source, pool=0)
     before = [(env.extremes.low, env.extremes.high) for env in (ours, theirs)]
     for i in range(40):
         for env in (ours, theirs):
-            env.step([0, 0, 0]) if i % 5 else env.reset(options={"sparsity": 0.5})
-            if env.faithful:
+            observation = env.step([0, 0, 0])[0] if i % 5 else env.reset(options={"sparsity": 0.5})[0]
+            if env is theirs:
+                assert (observation[:3] <= 1).all() and observation[3] <= 0.2
                 assert env.extremes.low.loss <= env.dense.look.loss <= env.extremes.high.loss and env.extremes.low.gtg <= env.dense.look.gtg <= env.extremes.high.gtg
     (low, high), (their_low, their_high) = before
     assert (ours.extremes.low, ours.extremes.high) == (low, high)
@@ -422,15 +431,15 @@ def test_faithful_units_grow_with_every_batch(source):
     assert min(grown) >= 0 and max(grown) > 0
 
 
-def test_the_last_round_truncates_and_faithful_terminates(source):
+def test_the_last_round_truncates_or_terminates(source):
     for env, last in zip(both(source), ([False, True], [True, False])):
         assert [env.step([0, 0, 0])[2:4] for _ in range(4)] == [(False, False)] * 4
         assert list(env.step([0, 0, 0])[2:4]) == last
 
 
-def test_three_zeros_are_equal_shares_and_faithful_kills_the_network(source):
+def test_three_zeros_are_equal_shares_or_kill_the_network(source):
     ours, theirs = both(source)
-    equal = PanningEnv(source, 5, 2, 3)
+    equal = PanningEnv(source, 5, 2, 3, panning.FIRST)
     equal.reset(seed=0, options={"sparsity": 0.5})
     for _ in range(5):
         ours.step([-1, -1, -1]), equal.step([0, 0, 0])
@@ -452,12 +461,12 @@ TINY = {"networks": "lenet300/digits", "steps": 150, "rounds": 5, "per_class": 2
     ({"networks": ("lenet300/digits", "lenet5/mnist")}, "several networks need redraw"),
     ({"init": "panningg"}, "unknown initialisation 'panningg'; did you mean 'panning'"),
     ({"steps": 0}, "steps is 0; it must be from 1 to"), ({"steps": 1.5}, "steps is 1.5; it must be a whole number"), ({"steps": True}, "steps is True"),
-    ({"rounds": 0}, "rounds is 0"), ({"per_class": 0}, "per_class is 0"), ({"pool": 0}, "pool is 0"), ({"pool": None}, "pool is None; it must be a whole number"),
+    ({"rounds": 0}, "rounds is 0"), ({"per_class": 0}, "per_class is 0"), ({"pool": -1}, "pool is -1"), ({"pool": None}, "pool is None; it must be a whole number"),
     ({"seed": -1}, "seed is -1; it must be from 0 to"), ({"seed": "1"}, "seed is '1'"), ({"random_steps": -1}, "random_steps is -1"),
     ({"lr": -1e-3}, "lr is -0.001; it must be from 0 to"), ({"lr": float("nan")}, "lr is nan"), ({"gamma": "0.9"}, "gamma is '0.9'; it must be a float"),
     ({"noise": -0.1}, "noise is -0.1"), ({"width": 0}, "width is 0"), ({"batch_size": 0}, "batch_size is 0"), ({"delay": 0}, "delay is 0"),
     ({"gamma": 7.0}, "gamma is 7.0; it must be from 0 to 1"), ({"seed": 2 ** 32}, "seed is 4294967296"), ({"networks": [5]}, "networks has 5"),
-    ({"init": []}, "unknown initialisation"), ({"redraw": 1}, "redraw is 1; it must be a bool"), ({"faithful": "yes"}, "faithful is 'yes'"),
+    ({"init": []}, "unknown initialisation"), ({"redraw": 1}, "redraw is 1; it must be a bool"), ({"departures": "yes"}, "unknown departure 'yes'"),
 ])
 def test_bad_settings_are_named(change, says):
     with pytest.raises(UserError, match=says):
@@ -466,11 +475,11 @@ def test_bad_settings_are_named(change, says):
 
 def test_a_training_is_known_by_what_is_not_at_its_default():
     plain = Training("lenet300/digits")
-    assert plain == Training(("lenet300/digits",)) and plain.canonical() == {"networks": ["lenet300/digits"]}
+    assert plain == Training(("lenet300/digits",)) and plain.canonical() == {"networks": ["lenet300/digits"], "departures": ["end", "loss", "shares"]}
     assert plain.key() == Training("lenet300/digits", steps=50_000, gamma=0.99).key() and len(plain.key()) == 64
     assert plain.name() == f"lenet300-digits-seed0-{plain.key()[:6]}"
     other = Training("lenet300/digits", seed=3)
-    assert other.canonical() == {"networks": ["lenet300/digits"], "seed": 3} and other.name().startswith("lenet300-digits-seed3-")
+    assert other.canonical() == {**plain.canonical(), "seed": 3} and other.name().startswith("lenet300-digits-seed3-")
     general = Training(["lenet300/digits", "lenet5/mnist"], redraw=True, seed=2)
     assert general.name().startswith("general-seed2-")
     assert len({t.key() for t in (plain, other, general, Training("lenet300/digits", steps=10_000), Training("lenet5/mnist"))}) == 5
@@ -487,9 +496,17 @@ def test_the_networks_of_a_training(digits):
     assert source(None)[0] is source(None)[0] and source(None)[1] is digits.train
     assert torch.equal(weights(drawn.source(), 1), weights(drawn.source(), 1)) and not torch.equal(weights(drawn.source(), 1), weights(drawn.source(), 2))
     assert torch.equal(weights(drawn.source(7), 1), weights(fixed.source(7), 2)) and not torch.equal(weights(fixed.source(7)), weights(fixed.source()))
-    for faithful, pool in ((False, 5), (True, None)):
-        env = Training("lenet300/digits", rounds=7, per_class=3, pool=5, faithful=faithful).environment()
-        assert (env.rounds, env.per_class, env.pool, env.faithful) == (7, 3, pool, faithful)
+    for departures, pool in (((), 0), (("loss", "kept"), 5)):
+        env = Training("lenet300/digits", rounds=7, per_class=3, pool=pool, departures=departures).environment()
+        assert (env.rounds, env.per_class, env.pool, env.departures) == (7, 3, pool, set(departures))
+
+
+def test_a_recorded_training_that_names_no_departures_had_them_all():
+    old = {"networks": ["lenet5/mnist"], "steps": 20_000}
+    training = agent.recorded(old)
+    assert training.departures == panning.FIRST and training.canonical() == old and agent.recorded(Training("lenet5/mnist").canonical()) == Training("lenet5/mnist")
+    assert training.key() != Training("lenet5/mnist", steps=20_000).key() and Training("lenet5/mnist").departures == panning.DEFAULT
+    assert Training("lenet5/mnist", departures=["shares", "loss", "end"]) == Training("lenet5/mnist")
 
 
 # --- learning ---

@@ -62,10 +62,10 @@ def test_what_is_seen_is_measured_in_the_spread_of_dense_batches():
     seen = extremes.observe(Look(2.25, 35.0), Look(2.0, 55.0), 0.5, 0.375, 0.1)
     assert seen.tolist() == [0.5, 0.25, 0.5, 0.2, 0.5, 0.375, 0.1] and seen.dtype == np.float64 and len(panning.OBSERVED) == 7
     assert extremes.observe(Look(3.0, 20.0), Look(4.0, 10.0), 0, 0, 0).tolist() == [2.0, -0.5, 2.0, 0.1, 0, 0, 0]  # outside of that range
-    extremes.include(Look(1.5, 45.0))
-    extremes.include(Look(2.1, 130.0))
-    assert (extremes.low, extremes.high) == (Look(1.5, 30.0), Look(2.5, 130.0))
-    assert extremes.observe(Look(2.0, 40.0), Look(2.25, 90.0), 1, 1, 1).tolist() == [0.5, 0.1, 0.25, 0.1, 1, 1, 1]
+    assert (extremes.low, extremes.high) == (Look(2.0, 30.0), Look(2.5, 50.0))
+    growing = Extremes([Look(2.5, 40.0), Look(2.0, 30.0)], fixed=False)
+    assert growing.observe(Look(1.5, 45.0), Look(2.0, 130.0), 1, 1, 1).tolist() == pytest.approx([0.0, 0.15, 0.5, 0.17, 1, 1, 1])
+    assert (growing.low, growing.high) == (Look(1.5, 30.0), Look(2.5, 130.0))
 
 
 def test_without_spread_the_unit_is_one():
@@ -283,7 +283,8 @@ def test_a_policy_sees_what_the_environment_would_show():
         shown, seen = [], []
         pruning.prune(model, "panning-agent", 0.01, batches, rounds=4, policy=lambda observation: shown.append(observation) or [0, 0, 0],
                       observe=lambda t, old, new, batch: seen.append((old, batch)))
-        extremes, sight = panning.resampled(Sight(model), batch), Sight(model)
+        sight = Sight(model, panning.DEFAULT)
+        extremes = panning.resampled(sight, batch, fixed=False)
         assert len(shown) == 4 and shown[0][2:].tolist() == [0] * 5
         for t, (observation, (mask, used)) in enumerate(zip(shown, seen)):
             effective = 1 - masks.density(masks.effective(model, mask))

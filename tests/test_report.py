@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 import panning_core
-from panning_core import report, studies
+from panning_core import report, statistics, studies
 from panning_core.errors import UserError
 
 LINE = {"commit": "a" * 40, "dirty": False, "versions": {"torch": "2.15.0+cu132"}, "device": "cpu", "finished": "2026-01-01", "data": {"title": "MNIST"}}
@@ -90,7 +90,7 @@ def test_a_benchmark_of_your_own_goes_before_the_committed_one(study, tmp_path, 
         study(LINE).benchmark("memory")
 
 
-GIVEN = {"paper": "Somebody 2020", "n": 3, "interval": "+1 point [+0, +2]", "figure": "numbers"}
+GIVEN = {"paper": "Somebody 2020", "n": 5, "interval": "+1 point [+0, +2]", "rule": "Student", "family": 3, "figure": "numbers"}
 
 
 def test_a_verdict_lies_in_its_file_with_all_that_the_overview_shows(study):
@@ -104,6 +104,52 @@ def test_a_verdict_lies_in_its_file_with_all_that_the_overview_shows(study):
     assert list(found.columns) == report.COLUMNS
     assert list(found.figure) == ["numbers.png", "others.md"]  # of two with a name the figure
     assert found.iloc[0].to_dict() == {"claim": "It is so.", "verdict": "holds", "evidence": "n = 3.", **GIVEN, "figure": "numbers.png"}
+    made.verdict("Four seeds say nothing.", "holds", "n = 4.", **{**GIVEN, "n": 4})
+    assert list(report.verdicts("01_a", "tiny").verdict) == ["holds", "fails", "not judged"]
+
+
+def accuracies(lead, seeds=6, rivals=("snip", "random")):
+    """Panning ahead of its rivals by ``lead[sparsity]``, with some noise."""
+    rows = []
+    for sparsity, ahead in lead.items():
+        for seed in range(seeds):
+            rows.append({"method": "panning", "sparsity": sparsity, "seed": seed, "test_accuracy": 0.9 + ahead + 0.0001 * seed})
+            rows += [{"method": rival, "sparsity": sparsity, "seed": seed, "test_accuracy": 0.9 + 0.0001 * (seed % 2)} for rival in rivals]
+    return pd.DataFrame(rows)
+
+
+def test_a_claim_is_judged_by_its_cells(study):
+    made = study(LINE)
+    compared = statistics.compare(accuracies({0.9: 0.02, 0.99: -0.03}), "panning", ["snip", "random"])
+    made.differences(compared, "rivals", "Panning minus its rivals.")
+    made.judge("Panning is better.", compared, "rivals", "Kang et al. 2022", every=True)
+    (found,) = report.verdicts("01_a", "tiny").itertuples()
+    assert (found.verdict, found.n, found.rule, found.family, found.figure) == ("fails", 6, statistics.RULE, 4, "rivals.md")
+    assert found.interval.startswith("-2.98 points [-3.0") and "against SNIP at 99 %, p = " in found.interval
+    assert found.evidence.count(" points [") == 4 and found.evidence.endswith("; n = 6 seeds.")
+    table = pd.read_csv(made.folder / "rivals.csv", index_col=0, keep_default_na=False)
+    assert table.loc["SNIP"].tolist() == ["+2.02 ▲", "-2.98 ▼"] and table.loc["better than all of these?"].tolist() == ["holds", "fails"]
+
+
+def test_many_cells_are_counted_and_the_least_favourable_are_told():
+    lead = {0.9: 0.02, 0.95: 0.01, 0.99: 0.0, 0.999: -0.03}
+    compared = statistics.compare(accuracies(lead), "panning", ["snip", "random"])
+    text = report.tally(compared, most=2)
+    assert text.startswith("Of 8 comparisons better in 4, not worse by what matters in 2, worse in 2; n = 6 seeds. Least favourable: -2.98 points")
+    assert text.count("against") == 2 and text.count("at 99.9 %") == 2
+    few = statistics.compare(accuracies(lead, seeds=3), "panning", ["snip"])
+    assert "too few seeds in 4" in report.tally(few, most=0)
+
+
+def test_a_difference_of_log_errors_is_told_as_a_ratio():
+    (cell,) = [row for _, row in statistics.compare_errors(accuracies({0.9: 0.05}), "panning", ["snip"]).iterrows()]
+    assert report.told(cell, "errors").startswith("0.50 times the errors [0.50, 0.50] against SNIP, p = ")
+
+
+def test_no_cells_are_no_claim(study):
+    made = study(LINE)
+    made.judge("Nothing was compared.", pd.DataFrame(), "numbers")
+    assert report.verdicts("01_a", "tiny").empty
 
 
 @pytest.mark.parametrize("fault, message", [({"verdict": "hold"}, "unknown verdict 'hold'; did you mean 'holds'"), ({"figure": "number"}, "unknown figure or table 'number'; did you mean 'numbers'")])
@@ -125,3 +171,40 @@ def test_a_link_of_a_table_leads_to_the_same_place_from_the_report(tmp_path):
     text = report.render([folder / "00_overview.ipynb"]).read_text()
     assert "| [mixes](02_b/mixes.png), [study 02](README.md#02_b) |" in text and '<a id="00_overview"></a>' in text
     assert "*Claims.*<br>\n<sub>2 runs · [02_b/runs.jsonl](02_b/runs.jsonl)</sub>\n\n|" in text
+
+
+# --- what became of a run ---
+
+
+def curve(losses, accuracies):
+    return {"effective_weights": 5, "curve": {"loss": losses, "validation_accuracy": accuracies}}
+
+
+@pytest.mark.parametrize("metrics, word", [
+    ({"effective_weights": 0, "curve": {"loss": [2.3], "validation_accuracy": [0.1]}}, "dead"),
+    ({"effective_weights": 5}, "untrained"),
+    (curve([2.3026, 2.3024, 2.3030], [0.11, 0.11, 0.10]), "plateau"),  # never left ln 10
+    (curve([2.30, 1.2, 0.9, 2.31], [0.1, 0.6, 0.7, 0.11]), "collapsed"),  # learned, then lost it
+    (curve([2.30, 1.2, None], [0.1, 0.6, 0.1]), "collapsed"),  # diverged
+    (curve([2.30, 1.2, 0.9], [0.1, 0.6, 0.5]), "trained"),
+    (curve([0.01, 0.01], [0.98, 0.98]), "trained"),
+])  # fmt: skip
+def test_dead_plateau_and_collapsed_are_told_apart_by_the_curve(metrics, word):
+    assert report.fate(metrics) == word
+
+
+def test_fates_and_seeds_in_words():
+    assert report.fates(pd.Series(["trained", "dead", "collapsed", "dead"])) == "2 dead, 1 collapsed"
+    assert report.fates(pd.Series(["trained", "untrained"])) == ""
+    runs = accuracies({0.9: 0.0}, seeds=3)
+    assert report.seeds(runs) == "3 seeds" and report.seeds(runs[runs.seed == 0]) == "1 seed"
+    assert report.seeds(runs[(runs.seed == 0) | (runs.method == "snip")]) == "1 to 3 seeds"
+
+
+def test_estimates_have_a_panel_for_each_sparsity_and_a_row_for_each_label():
+    frame = accuracies({0.9: 0.02, 0.99: 0.01}).rename(columns={"method": "variant"})
+    figure = report.estimates(frame, ["panning", "snip", "absent"])
+    assert [panel.get_title() for panel in figure.axes] == ["sparsity 90 %", "sparsity 99 %"]
+    drawn = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1 and line.get_marker() == "o"]
+    assert drawn == pytest.approx([7.975, 9.995], abs=0.01)
+    plt.close(figure)

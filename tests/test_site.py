@@ -76,8 +76,8 @@ def write(made: Checkout) -> None:
         "## A section\n\n$$\\frac{a}{b}$$", [shown("figure", file="picture.png", caption=f"A picture. {EVIL}")],
         [shown("table", file=f"{name}.md", caption=name) for name in ("rivals", "elsewhere", "sorted", "plain")],
         [{"output_type": "stream", "name": "stdout", "text": [f"told {EVIL}"]}],
-        [shown("verdict", claim=f"It works. {EVIL}", verdict="✔ holds", evidence="n = 2.", paper="A paper", n=2, interval="+1 point", figure="picture"),
-         shown("verdict", claim="It works better.", verdict="✘ fails", evidence="n = 2.")]))
+        [shown("verdict", claim=f"It works. {EVIL}", verdict="✔ holds", evidence="n = 2.", paper="A paper", n=2, interval="+1 point", figure="picture.png", rule="count", family=1),
+         shown("verdict", claim="It works better.", verdict="✘ fails", evidence="n = 2.", figure="elsewhere.png", rule="count", family=1)]))
     (results / "02_mixed" / "accuracy.csv").write_text(CSV["accuracy"])
     table = {"file": "accuracy.md", "caption": "Of whom?"}
     (results / "02_mixed" / "02_mixed.ipynb").write_text(executed("# Another\n\nWhy?", [shown("table", **table)]).replace("some code", "01_tiny"))
