@@ -369,8 +369,8 @@ def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, metho
         estimates = [interval(100 * group.test_accuracy) for group in groups]
         shift = min(0.05, 0.5 / len(methods)) * (place - (len(methods) - 1) / 2)  # side by side, so that intervals do not hide each other
         at = [levels.index(g.sparsity.iloc[0]) + shift for g in groups] if x == "sparsity" else [g.effective_density.mean() for g in groups]
-        points = pd.DataFrame({"at": at, "mean": [e.mean for e in estimates], "below": [max(e.mean - e.low, 0) for e in estimates],
-                               "above": [max(e.high - e.mean, 0) for e in estimates]})
+        points = pd.DataFrame({"at": at, "mean": [e.mean for e in estimates], "below": [e.mean - max(e.low, 0) for e in estimates],
+                               "above": [min(e.high, 100) - e.mean for e in estimates]})
         dead = (points["at"] == 0) & (x != "sparsity")  # on no line: between them and the live ones lies nothing that was measured
         for part, line in ((points[~dead], "-"), (points[dead], "")):
             axes.errorbar(part["at"], part["mean"], [part.below, part.above], label=method_name(method) if line else None, color=COLOURS.get(method),
