@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from . import masks, metrics, policies, topologies
+from . import data, masks, metrics, policies, topologies
 from .errors import UserError, fraction_kept, is_number, keywords, pick, settle, unknown, whole
 from .masks import Mask
 from .metrics import Batch
@@ -287,7 +288,8 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
     Args:
         method: a name of ``methods()``.
         density: fraction kept; the mask has exactly round(density * N) weights.
-        batches: one batch (x, y), a list of batches used in turn, or an iterator that gives a fresh one each round.
+        batches: one batch (x, y), a list of batches used in turn, an iterator that gives a fresh one each round, or a
+            ``DataLoader`` of such pairs, used epoch after epoch and, where it shuffles, by ``seed``.
         rounds: of scoring and pruning; None is the method's own number.
         seed: of the noise of a metric that draws some.
         scope: a key of ``masks.SCOPES``.
@@ -321,6 +323,8 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
     whole("rounds", 1 if rounds is None else rounds, 1)
     whole("seed", seed)
     how = {key: value for key, value in {"rounds": rounds, "revive": revive}.items() if value is not None}
+    if isinstance(batches, DataLoader):
+        batches = data.loader_batches(batches, seed)
     if mix is not None:
         if method not in MIXING:
             raise UserError(f"a mix belongs to {' or '.join(MIXING)}, not to {method}")
