@@ -32,7 +32,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import ROOT, __version__, data, gates, masks, models, networks, panning, policies, pruning, results, stack, tickets, training, transfer
+from . import ROOT, __version__, data, gates, layers, masks, models, networks, panning, policies, pruning, results, stack, tickets, training, transfer
 from .errors import UserError, command_line, fraction, keywords, pick, settle, unknown, whole
 from .ledger import Ledger
 from .toy import Toy
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 
 #: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask, trace; ``model`` is trained then
 LEARNERS = {"gumbel-softmax": gates.learn, "iterative-magnitude": tickets.iterative_magnitude, "trained-magnitude": tickets.trained_magnitude}
-PRUNING = ("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns", "effective")  #: fields that no learner has
+PRUNING = ("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns", "effective", "include", "exclude", "floor")  #: fields that no learner has
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
 STACK = 32  #: so many runs are trained at once on CUDA
 SHARE = 8  #: so many runs of one seed learn from the same batches on the CPU
@@ -71,6 +71,8 @@ class Run:
         options: of the method, a dict: the keyword-only arguments of its metric or learner. Kept as pairs (name, value), without those at their default.
         effective: as in ``pruning.prune``; learners always count so.
         network: also record the trained network, as ``networks.describe`` writes it.
+        include, exclude: as in ``pruning.prune``, by names: a grid crosses its lists, so two patterns for one run are ``[[first, last]]``.
+        floor: as in ``pruning.prune``: a number, or a dict, which is kept as pairs (pattern, fraction).
 
     ``epochs`` 0 prunes and trains nothing: such a run has no accuracies.
     """
@@ -98,6 +100,9 @@ class Run:
     options: tuple[tuple[str, object], ...] = ()
     effective: bool = False
     network: bool = False
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    floor: float | tuple[tuple[str, float], ...] = 0.0
 
     def __post_init__(self):
         if self.method == pruning.AGENT:
@@ -126,17 +131,41 @@ class Run:
             options = dict(self.options)
         except (TypeError, ValueError):
             raise UserError(f"options are {self.options!r}; they must be names and values, like {{steps: 3}}") from None
+        self._settle_layers()
         known = {} if self.method == "dense" else keywords(LEARNERS[self.method]) if self.method in LEARNERS else pruning.options_of(self.method)
         object.__setattr__(self, "options", tuple(settle(self.method, known, options).items()))
+        if self.method == "dense" and (self.include or self.exclude or self.floor):
+            raise UserError("a dense run prunes no layer; leave out include, exclude and floor, or name a method")
         if self.method == "dense" and (self.sparsity or self.transfer or self.returns or self.effective):
             raise UserError("a dense run has sparsity 0, nothing to transfer and no returns; name a method")
         if self.method in LEARNERS and (foreign := [name for name in self.canonical() if name in PRUNING] + ["control"] * (self.control in ("invert", "shuffle"))):
             raise UserError(f"{self.method} learns weights and mask together; {foreign[0]} {getattr(self, foreign[0])!r} belongs to pruning before training")
 
+    def _settle_layers(self) -> None:
+        """Equal choices of layers get one form, and thus one key."""
+        for name in ("include", "exclude"):
+            chosen = layers.patterns(name, getattr(self, name))
+            if not all(isinstance(pattern, str) for pattern in chosen):
+                raise UserError(f"{name} is {getattr(self, name)!r}; a run names layers by patterns such as 'first' or 'Linear'")
+            object.__setattr__(self, name, tuple(sorted(chosen)))
+        floor = self.floor
+        if isinstance(floor, list | tuple):  # pairs, as a run keeps them
+            try:
+                floor = dict(floor)
+            except (TypeError, ValueError):
+                raise UserError(f"floor is {floor!r}; it must be a fraction, or patterns and fractions like {{conv1: 0.5}}") from None
+        found = {pattern: float(least) for pattern, least in sorted(layers.floors(floor).items()) if least}
+        if not all(isinstance(pattern, str) for pattern in found):
+            raise UserError(f"floor is {floor!r}; its layers are patterns such as 'first' or 'Linear'")
+        object.__setattr__(self, "floor", found["*"] if found.keys() == {"*"} else tuple(found.items()) or 0.0)
+        if self.effective and (self.include or self.exclude or self.floor):
+            raise UserError("effective keeps only what lies on a path, so no layer stays whole and no floor holds; leave out one of them")
+
     def canonical(self) -> dict:
         """The fields that are not at their default; a field added later leaves old runs as they are."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-        return {**fields, "options": dict(self.options)} if self.options else fields
+        pairs = {name: dict(fields[name]) for name in ("options", "floor") if isinstance(fields.get(name), tuple)}
+        return {**fields, **pairs}
 
     def key(self) -> str:
         """SHA-256 of the canonical JSON."""
@@ -158,7 +187,8 @@ def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=Non
     mask, trace = pruning.prune(
         model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, run.seed, scope=run.scope,
         schedule=run.schedule, revive=run.revive, mix=run.mix, policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
-        options=dict(run.options), inverted=run.control == "invert", effective=run.effective, observe=observe)
+        options=dict(run.options), inverted=run.control == "invert", effective=run.effective, observe=observe,
+        include=run.include, exclude=run.exclude, floor=dict(run.floor) if isinstance(run.floor, tuple) else run.floor)
     return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
 
 

@@ -47,7 +47,8 @@ def test_defaults_and_order_do_not_matter_to_the_key():
 CHANGES = {"dataset": "mnist", "model": "lenet5", "method": "snip", "sparsity": 0.6, "seed": 1, "init": "panning", "rounds": 1, "schedule": "linear",
            "scope": "layerwise", "revive": False, "mix": (1, 0, 0), "control": "shuffle", "per_class": 5, "fixed_batch": True,
            "recipe": "cifar", "epochs": 3, "transfer": True, "precision": "bf16",
-           "policy": "random", "returns": True, "options": {"steps": 1}, "effective": True, "network": True}
+           "policy": "random", "returns": True, "options": {"steps": 1}, "effective": True, "network": True,
+           "include": ("fc1", "fc2"), "exclude": "last", "floor": 0.1}
 
 
 def test_every_field_changes_the_key():
