@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from . import masks
 from .errors import UserError
 from .masks import Mask
-from .models import Block, input_shape, prunable, remember
+from .models import Block, input_shape, prunable
 
 Chain = list[tuple[str, nn.Module]]
 Link = tuple[Chain, int, int]  # with the streams that it reads and writes; of stream 0, the network's input and output, everything stays
@@ -119,7 +119,8 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     """
     masks.check(model, mask)
     small = copy.deepcopy(model)
-    remember(small, model)
+    if type(small) is nn.Sequential:
+        small.input_shape = input_shape(model)  # a copy has read no batch
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
     links = chains(small)

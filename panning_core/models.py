@@ -197,9 +197,9 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
         wanted = f", it takes {list(model.input_shape)}" if hasattr(model, "input_shape") else ""
         raise UserError(f"the network ({next(model.parameters()).dtype} on {next(model.parameters()).device}{wanted}) can not read images {list(x.shape[1:])} "
                         f"of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}") from error
-    _seen[model] = tuple(x.shape[1:]), x.dtype
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to {classes - 1}")
+    remember(model, x)
 
 
 def _weight(name: str) -> str:
@@ -207,32 +207,36 @@ def _weight(name: str) -> str:
     return f"{name}.weight" if name else "weight"
 
 
-_seen: WeakKeyDictionary[nn.Module, tuple[Shape, torch.dtype]] = WeakKeyDictionary()  # of the batch that a network has read last
+_SEEN: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()  # one input of a network, zeros
+
+
+def remember(model: nn.Module, x: Tensor) -> None:
+    """``x`` [n, ...] is a batch that ``model`` has read: its shape and type are those of an input of the network, if it does not say another."""
+    _SEEN[model] = torch.zeros_like(x[:1])
 
 
 def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """The shape of one input of ``model``, without the batch: what it says itself, else that of the last batch that was checked."""
+    """The shape of one input of ``model``, without the batch: what ``model.input_shape`` says, else that of the last batch that was checked, else
+    what the first layer takes, a ``Linear``.
+
+    Raises:
+        UserError: none of these is there.
+    """
     if hasattr(model, "input_shape"):
         return tuple(model.input_shape)
-    if model in _seen:
-        return _seen[model][0]
+    if model in _SEEN:
+        return tuple(_SEEN[model].shape[1:])
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
     if isinstance(first, nn.Linear):
         return (first.in_features,)
     raise UserError("the network does not say the shape of its input; set model.input_shape = (channels, height, width)")
 
 
-def remember(copy: nn.Module, model: nn.Module) -> None:
-    """A copy reads what ``model`` has read."""
-    if model in _seen:
-        _seen[copy] = _seen[model]
-
-
-def example(model: nn.Module) -> Tensor:
-    """An input [1, ...] of zeros such as ``model`` reads: whole numbers where the last batch that was checked was of them."""
-    like, (_, kind) = next(model.parameters()), _seen.get(model, ((), torch.float32))
-    dtype = like.dtype if kind.is_floating_point else kind
-    return torch.zeros((1, *input_shape(model)), dtype=dtype, device=like.device)
+def _example(model: nn.Module) -> Tensor:
+    """One input [1, ...], zeros."""
+    parameter = next(model.parameters())
+    tokens = model in _SEEN and not _SEEN[model].is_floating_point()
+    return torch.zeros((1, *input_shape(model)), dtype=_SEEN[model].dtype if tokens else parameter.dtype, device=parameter.device)
 
 
 def uses(model: nn.Module) -> dict[str, int]:
@@ -246,7 +250,7 @@ def uses(model: nn.Module) -> dict[str, int]:
         for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
     try:
         with torch.no_grad(), modes(model, training=False):
-            model(example(model))
+            model(_example(model))
     finally:
         for hook in hooks:
             hook.remove()
