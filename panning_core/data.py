@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader
 
 from . import ROOT
 from .errors import UserError, shown, unknown, whole
+from .registry import Table
 
 Raw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # uint8 or float images [n, c, h, w] and labels [n]: train, test
 
@@ -134,14 +135,15 @@ def _parquet(path: Path) -> Raw:
     return tuple(arrays)
 
 
-DATASETS = {
+#: name -> a function that gives images and labels of train and test, or ``Splits``; a user may add some
+DATASETS = Table(__name__ + ".DATASETS", {
     "digits": _digits,
     "mnist": _torchvision("MNIST"),
     "fashion-mnist": _torchvision("FashionMNIST"),
     "cifar10": _torchvision("CIFAR10"),
     "cifar100": _torchvision("CIFAR100"),
     "cifar10-jpeg": lambda: _parquet(folder() / "cifar10-jpeg"),  # a name that a profile may have where the files are not
-}
+})
 #: how pixels become inputs; ``authors`` is what the code of Kang et al. 2022 does (``AUTHORS``)
 NORMALISATIONS = ("standardised", "authors")
 #: data set -> the value of a white pixel, and mean and deviation per channel of pixels in [0, 1]
@@ -162,7 +164,6 @@ def names() -> list[str]:
     return [*DATASETS, *sorted({path.parent.name for path in folder().glob("*/train.parquet")} - DATASETS.keys())]
 
 
-@lru_cache(maxsize=2)
 def load(name: str, normalisation: str = "standardised") -> Splits:
     """The data set ``name``: a key of ``DATASETS``, or a sub-folder of the data folder with train.parquet and test.parquet.
 
@@ -174,14 +175,36 @@ def load(name: str, normalisation: str = "standardised") -> Splits:
     """
     if name not in names():
         raise unknown("data set", name, names())
-    scale = authors_scale(name) if check_normalisation(name, normalisation) == "authors" else None
-    arrays = DATASETS[name]() if name in DATASETS else _parquet(folder() / name)
+    check_normalisation(name, normalisation)
+    return _load(name, normalisation, DATASETS.get(name))
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, normalisation: str, read: Callable[[], Raw | Splits] | None) -> Splits:
+    """``load`` by the function that the name stands for now."""
+    scale = authors_scale(name) if normalisation == "authors" else None
+    arrays = _read(name, read) if read else _parquet(folder() / name)
     if isinstance(arrays, Splits):  # a data set of the user's own, such as from_loaders gives
         return arrays
     title = TITLES.get(name, name)
     if name == "fashion-mnist" and arrays[0].max() < 255:  # the official pixels reach 255
         title += " (contrast-compressed copy)"
     return from_arrays(*arrays, name=name, title=title, scale=scale)
+
+
+load.cache_clear = _load.cache_clear  # for who changes PANNING_DATA
+
+
+def _read(name: str, read: Callable[[], Raw | Splits]) -> Raw | Splits:
+    try:
+        found = read()
+    except UserError:
+        raise
+    except Exception as error:  # of a data set that the user has registered
+        raise UserError(f"the data set {name} can not be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
+    if not (isinstance(found, Splits) or isinstance(found, tuple | list) and len(found) == 4):
+        raise UserError(f"the data set {name} gives {shown(found)}; it must give images and labels of train and test, or data.Splits")
+    return found
 
 
 def check_normalisation(name: str, normalisation: str) -> str:

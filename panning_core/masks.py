@@ -21,6 +21,7 @@ from . import layers
 from .errors import UserError, fraction_kept, pick, shown
 from .layers import Least
 from .models import input_shape, linearised, prunable, uses
+from .registry import Table
 
 Mask = dict[str, Tensor]
 Scores = dict[str, Tensor]
@@ -151,7 +152,7 @@ def _units(vector: Tensor, like: Mask | Scores, density: float, least: Least | N
 
 
 #: how far scores are compared: (scores [weights], the layers they are of, density, what each layer keeps at least) -> mask
-SCOPES = {"global": _global, "layerwise": _layerwise, "uniform": partial(_shared, layers.uniform), "erk": partial(_shared, layers.erk), "units": _units}
+SCOPES = Table(__name__ + ".SCOPES", {"global": _global, "layerwise": _layerwise, "uniform": partial(_shared, layers.uniform), "erk": partial(_shared, layers.erk), "units": _units})
 
 
 def keep_top(scores: Scores, density: float, scope: str = "global", least: Least | None = None) -> Mask:

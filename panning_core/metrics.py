@@ -27,6 +27,7 @@ from . import masks, models
 from .errors import UserError
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
+from .registry import Table
 
 Batch = tuple[Tensor, Tensor]
 TEMPERATURE = 200.0  #: divides the logits in the GraSP family and inside Panning (the authors' code)
@@ -278,5 +279,5 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     return _absolute(dict(zip(theta, gradient)), mask)
 
 
-METRICS = {"random": random, "magnitude": magnitude, "snip": snip, "grasp": grasp, "grasp-abs": grasp_abs, "synflow": synflow, "force": force,
-           "prospr": prospr, "ntk-sap": ntk_sap}
+METRICS = Table(__name__ + ".METRICS", {"random": random, "magnitude": magnitude, "snip": snip, "grasp": grasp, "grasp-abs": grasp_abs, "synflow": synflow, "force": force,
+           "prospr": prospr, "ntk-sap": ntk_sap})

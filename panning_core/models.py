@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError, pick, shown, whole
+from .registry import Table
 
 Shape = tuple[int, ...]  # (channels, height, width), or (features,) of rows
 
@@ -102,7 +103,8 @@ def resnet(widths: list[int], blocks: int):
     return build
 
 
-MODELS = {
+#: name -> a function of (shape of an input, classes) that gives the network; a user may add some
+MODELS = Table(__name__ + ".MODELS", {
     "lenet300": lenet300,
     "lenet5": lenet5,
     "vgg11": vgg([64, "pool", 128, "pool", *[256] * 2, "pool", *[512] * 2, "pool", *[512] * 2, "pool"]),
@@ -111,7 +113,7 @@ MODELS = {
     "resnet18": resnet([64, 128, 256, 512], 2),
     "resnet20": resnet([16, 32, 64], 3),
     "resnet32": resnet([32, 64, 128], 5),  # twice as wide as He et al.'s, as GraSP's and Panning's code have it
-}
+})
 
 
 def _panning_init(model: nn.Module) -> None:
@@ -125,7 +127,7 @@ def _panning_init(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-INITS = {"pytorch": lambda model: None, "panning": _panning_init}
+INITS = Table(__name__ + ".INITS", {"pytorch": lambda model: None, "panning": _panning_init})
 
 
 def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "pytorch") -> nn.Module:

@@ -23,12 +23,13 @@ from .metrics import Batch
 from .models import prunable
 from .panning import MIXED, Look, Sight, coefficients, deviations, one_path, resampled
 from .policies import Policy
+from .registry import Table
 
 #: density after round t of ``rounds``; both end exactly at the density asked for
-SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
+SCHEDULES: dict[str, Callable[[float, int, int], float]] = Table(__name__ + ".SCHEDULES", {
     "exponential": lambda density, t, rounds: density ** (t / rounds),
     "linear": lambda density, t, rounds: 1 - (1 - density) * t / rounds,
-}
+})
 
 #: metric -> its scores [weights] and their mass
 Parts = dict[str, tuple[Tensor, float]]
@@ -258,7 +259,7 @@ AGENT = "panning-agent"  #: takes a policy
 
 #: name -> pruner; the iterative ones take 100 rounds, SynFlow's and Panning's published number, NTK-SAP its 20; ``prune`` also takes any other metric's
 #: name, one-shot
-PRUNERS = {
+PRUNERS = Table(__name__ + ".PRUNERS", {
     **{name: one_shot(name) for name in ("random", "magnitude", "snip", "grasp", "grasp-abs", "prospr")},
     "smart-ratio": partial(_with_topology, topologies.smart_ratio, rounds=1, revive=False),
     "phew": partial(_with_topology, topologies.phew, rounds=1, revive=False),
@@ -270,7 +271,7 @@ PRUNERS = {
     "panning-product": partial(_panning, "product", rounds=100, revive=True),
     "panning-masked": partial(_panning, "masked", rounds=100, revive=True),
     AGENT: partial(_panning, "sum", rounds=100, revive=True),
-}
+})
 
 
 def rounds_of(method: str) -> int:

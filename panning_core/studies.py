@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -32,9 +32,10 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import ROOT, __version__, data, gates, layers, masks, models, networks, panning, policies, pruning, results, stack, tickets, training, transfer
+from . import ROOT, __version__, data, gates, layers, masks, models, networks, panning, policies, pruning, registry, results, stack, tickets, training, transfer
 from .errors import UserError, command_line, fraction, keywords, pick, settle, unknown, whole
 from .ledger import Ledger
+from .registry import Table
 from .toy import Toy
 from .toy import run as run_toy
 from .workers import WorkerDied, spread
@@ -43,7 +44,7 @@ if TYPE_CHECKING:
     from . import agent
 
 #: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask, trace; ``model`` is trained then
-LEARNERS = {"gumbel-softmax": gates.learn, "iterative-magnitude": tickets.iterative_magnitude, "trained-magnitude": tickets.trained_magnitude}
+LEARNERS = Table(__name__ + ".LEARNERS", {"gumbel-softmax": gates.learn, "iterative-magnitude": tickets.iterative_magnitude, "trained-magnitude": tickets.trained_magnitude})
 PRUNING = ("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns", "effective", "include", "exclude", "floor")  #: fields that no learner has
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
 STACK = 32  #: so many runs are trained at once on CUDA
@@ -353,6 +354,7 @@ def profile(name: str) -> dict[str, dict]:
     a grid that is for CUDA devices alone."""
     import yaml
 
+    registry.load_plugins()  # the names of a profile may be theirs
     files = {path.stem: path for path in (ROOT / "notebooks" / "profiles").glob("*.yaml")}
     path = pick("profile", name, files)
     class Strict(yaml.SafeLoader):
@@ -589,7 +591,7 @@ def _play(toys: list[Toy]) -> list[dict]:
 
 @cache
 def provenance(device: str) -> dict:
-    """What produced a result: commit and whether the code was changed since, versions, device, one thread. Of this process: a worker asks for itself."""
+    """What produced a result: commit and whether the code was changed since, versions, device, one thread, plugins if there are any. Of this process: a worker asks for itself."""
     def git(*command: str) -> str | None:
         done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
@@ -599,7 +601,8 @@ def provenance(device: str) -> dict:
     processor = torch.cuda.get_device_name() if on_cuda else platform.processor() or platform.machine()
     return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed),
             "versions": {"panning_core": __version__, "python": platform.python_version(), "torch": torch.__version__},
-            "device": device, "processor": processor, "threads": 1}
+            "device": device, "processor": processor, "threads": 1,
+            **({"plugins": {path.name: digest for path, digest in registry.PLUGINS.items()}} if registry.PLUGINS else {})}
 
 
 def _line(done: Run | Toy | agent.Training, found: dict | Exception, seconds: float, device: str = "cpu", **origin) -> dict:
@@ -736,7 +739,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, help="processes (default: one a core; one on CUDA)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--merge", type=Path, metavar="LEDGER", help="take over the runs of another ledger of this study instead")
+    registry.option(parser)
     options = parser.parse_args()
+    registry.load_plugins(options.plugin)
     if options.merge:
         wanted = {run.key() for run in runs(options.study, options.profile)}  # the names must be right
         if (rows := Ledger(options.merge).rows()) and wanted.isdisjoint(row["key"] for row in rows):
@@ -752,3 +757,6 @@ if __name__ == "__main__":
     from panning_core import studies  # the workers must find these names in the module, not in __main__
 
     command_line(studies.main)
+else:
+    with suppress(UserError):  # a plugin that is broken is named where a profile is read
+        registry.load_plugins()
