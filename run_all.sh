@@ -59,6 +59,16 @@ is_profile() {
         *) [ -f "$here/notebooks/profiles/$1.yaml" ] ;;
     esac
 }
+own_profiles() {
+    local file name
+    for file in "$here"/notebooks/profiles/*.yaml; do
+        name=${file##*/}
+        case ${name%.yaml} in
+            quick | paper | "*") ;;
+            *) printf ' %s,' "${name%.yaml}" ;;
+        esac
+    done
+}
 while [ $# -gt 0 ]; do
     case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
@@ -95,16 +105,16 @@ while [ $# -gt 0 ]; do
             ;;
         -*) misused "unknown option '$1', it can be --only, --jobs, --device, --quick, --sample, --seed, --plugin or --help" ;;
         verify | bench | test | lab)
-            [ -z "$mode$profile" ] || misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper, verify, bench, test or lab"
+            [ -z "$mode$profile" ] || misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper,$(own_profiles) verify, bench, test or lab"
             mode=$1
             shift
             [ "$mode" != test ] || break # the rest is for pytest
             ;;
         *)
-            is_profile "$1" || misused "unknown argument '$1', it can be quick, paper, a profile of notebooks/profiles, verify, bench, test or lab"
+            is_profile "$1" || misused "unknown argument '$1', it can be quick, paper,$(own_profiles) verify, bench, test or lab"
             case $mode$profile in
                 "" | verify) profile=$1 ;;
-                *) misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper, verify, bench, test or lab" ;;
+                *) misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper,$(own_profiles) verify, bench, test or lab" ;;
             esac
             shift
             ;;

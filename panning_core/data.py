@@ -456,8 +456,10 @@ def balanced_batch(split: Split, per_class: int, generator: torch.Generator) -> 
     """(x, y) with ``per_class`` images of every class, drawn without replacement, ordered by class.
 
     Raises:
-        UserError: a class with fewer images than asked for.
+        UserError: a class with fewer images than asked for, or what is no ``Split``.
     """
+    if not isinstance(split, Split):
+        raise UserError(f"a balanced batch is drawn from a Split, such as splits.train, not from {shown(split)}; data.from_loaders makes splits of loaders")
     whole("per_class", per_class, 1)
     labels = split.y.cpu()
     chosen = []

@@ -175,6 +175,11 @@ class Run:
         if self.effective and (self.include or self.exclude or self.floor):
             raise UserError("effective keeps only what lies on a path, so no layer stays whole and no floor holds; leave out one of them")
 
+    def chosen_layers(self) -> dict[str, object]:
+        """Which layers are pruned: keyword arguments of ``layers.limits`` and ``pruning.prune``."""
+        floor = dict(self.floor) if isinstance(self.floor, tuple) else self.floor
+        return {"include": self.include, "exclude": self.exclude, "floor": floor}
+
     def canonical(self) -> dict:
         """The fields that are not at their default; a field added later leaves old runs as they are."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
@@ -208,7 +213,7 @@ def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=Non
         model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, seed, scope=run.scope,
         schedule=run.schedule, revive=run.revive, mix=run.mix, policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
         options=dict(run.options), inverted=run.control == "invert", effective=run.effective, observe=observe,
-        include=run.include, exclude=run.exclude, floor=dict(run.floor) if isinstance(run.floor, tuple) else run.floor)
+        **run.chosen_layers())
     return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
 
 
@@ -689,6 +694,16 @@ def _begins_with_linear(dataset: str, name: str) -> bool:
     return isinstance(next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)), torch.nn.Linear)
 
 
+def _check_layers(runs: Sequence[Run]) -> None:
+    """Raise a ``UserError`` for layers that a network has not, or that leave nothing to prune: of the study, not of every run."""
+    for run in {(run.dataset, run.model, run.include, run.exclude, run.floor, run.sparsity): run for run in runs}.values():
+        if run.include or run.exclude or run.floor:
+            splits = run.splits()
+            model = models.build(run.model, splits.input_shape, splits.classes, seed=0)
+            if least := layers.limits(model, **run.chosen_layers()):
+                layers.check_room(least, 1 - run.sparsity, masks.size(masks.ones(model)))
+
+
 def check_machine(jobs: int | None, device: str) -> None:
     """Raise a ``UserError`` unless ``jobs`` processes on ``device`` can be had."""
     try:
@@ -723,6 +738,7 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
         ledger.check_writable()
         for dataset, normalisation in {(run.dataset, run.normalisation) for run in missing}:
             data.load(dataset, normalisation)  # a missing file is an error of the study, not of every run
+        _check_layers(missing)
         if "agents" in section(study, profile_name):
             teach(study, profile_name, jobs)
         with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",

@@ -209,6 +209,13 @@ def test_an_active_environment_of_another_checkout_is_not_used(checkout):
     assert checkout.installed and (checkout.root / ".venv").exists()
 
 
+def test_own_profiles_are_offered(checkout):
+    assert "it can be quick, paper, verify, bench, test or lab;" in checkout.run("mien").stderr
+    for name in ("mine", "another"):
+        checkout.profile(name)
+    assert "it can be quick, paper, another, mine, verify, bench, test or lab;" in checkout.run("mien").stderr
+
+
 def test_a_profile_and_plugins_of_ones_own(checkout):
     """A plugin is found from where the user is; for the command, and all that it starts, it stands in the environment."""
     checkout.profile("mine")
