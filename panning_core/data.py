@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from . import ROOT
-from .errors import UserError, shown, unknown, whole
+from .errors import UserError, shown, told, unknown, whole
 from .registry import Table
 
 Raw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # uint8 or float images [n, c, h, w] and labels [n]: train, test
@@ -201,7 +201,7 @@ def _read(name: str, read: Callable[[], Raw | Splits]) -> Raw | Splits:
     except UserError:
         raise
     except Exception as error:  # of a data set that the user has registered
-        raise UserError(f"the data set {name} can not be read: {type(error).__name__}: {' '.join(str(error).split())}") from error
+        raise UserError(f"the data set {name} can not be read: {told(error)}") from error
     if not (isinstance(found, Splits) or isinstance(found, tuple | list) and len(found) == 4):
         raise UserError(f"the data set {name} gives {shown(found)}; it must give images and labels of train and test, or data.Splits")
     return found

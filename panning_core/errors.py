@@ -58,6 +58,11 @@ def shown(value: object) -> str:
     return " ".join(repr(value)[:80].split())
 
 
+def told(error: BaseException) -> str:
+    """Which error it is and what it says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite real number; True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and -math.inf < value < math.inf

@@ -1,7 +1,9 @@
-"""Which layers are pruned and what they keep at least; and how many weights each keeps where shares of layers are fixed.
+"""Which layers are pruned and what they keep at least; and how many weights each keeps where shares
+of layers are fixed.
 
-A layer is named as in ``nn.Module.named_modules``, and a pattern stands for one or several layers: a glob such as
-``"blocks.0.*"``, the name of a class such as ``"Linear"`` or the class itself, ``"first"`` or ``"last"``.
+A layer is named as in ``nn.Module.named_modules``, and a pattern stands for one or several layers:
+a glob such as ``"blocks.0.*"``, the name of a class such as ``"Linear"`` or the class itself,
+``"first"`` or ``"last"``.
 """
 
 from __future__ import annotations
@@ -17,7 +19,8 @@ from .errors import UserError, is_number, unknown
 from .models import prunable
 
 Pattern = str | type[nn.Module]
-Least = dict[str, int]  # name of each prunable weight -> the fewest that it keeps; all of them where the layer stays whole
+# name of each prunable weight -> the fewest that it keeps; all of them where the layer stays whole
+Least = dict[str, int]
 
 
 def matching(model: nn.Module, pattern: Pattern) -> list[str]:
@@ -31,7 +34,10 @@ def matching(model: nn.Module, pattern: Pattern) -> list[str]:
     if isinstance(pattern, type):
         found = [name for name in weights if pattern in kinds[name]]
     elif not isinstance(pattern, str):
-        raise UserError(f"a layer is named by a pattern such as 'conv1', 'blocks.0.*', 'Linear', 'first' or 'last', not {pattern!r}")
+        raise UserError(
+            f"a layer is named by a pattern such as 'conv1', 'blocks.0.*', 'Linear', 'first' or "
+            f"'last', not {pattern!r}"
+        )
     elif pattern in ("first", "last"):
         found = [weights[0 if pattern == "first" else -1]]
     else:
@@ -44,7 +50,11 @@ def matching(model: nn.Module, pattern: Pattern) -> list[str]:
         ]
     if not found:
         layers = [name.rpartition(".")[0] for name in weights]
-        raise unknown("layer", getattr(pattern, "__name__", pattern), ["first", "last", *layers, *{k[0].__name__ for k in kinds.values()}])
+        raise unknown(
+            "layer",
+            getattr(pattern, "__name__", pattern),
+            ["first", "last", *layers, *{k[0].__name__ for k in kinds.values()}],
+        )
     return found
 
 
@@ -53,7 +63,9 @@ def patterns(kind: str, value: Pattern | Sequence[Pattern] | None) -> tuple[Patt
     if value is None or isinstance(value, str | type):
         return () if value is None else (value,)
     if not isinstance(value, Sequence):
-        raise UserError(f"{kind} is {value!r}; it must be a pattern such as 'first', or a list of them")
+        raise UserError(
+            f"{kind} is {value!r}; it must be a pattern such as 'first', or a list of them"
+        )
     return tuple(dict.fromkeys(value))
 
 
@@ -67,7 +79,8 @@ def floors(value: float | Mapping[str, float]) -> dict[str, float]:
     for pattern, least in found.items():
         if not is_number(least) or not 0 <= least <= 1:
             raise UserError(
-                f"floor of {pattern!r} is {least!r}; it is the fraction that a layer keeps at least, in [0, 1], for example 0.01"
+                f"floor of {pattern!r} is {least!r}; it is the fraction that a layer keeps at "
+                "least, in [0, 1], for example 0.01"
             )
     return found
 
@@ -83,11 +96,12 @@ def limits(
     Args:
         include: only these layers are pruned, all others stay whole.
         exclude: these stay whole.
-        floor: fraction, rounded up to whole weights, that every layer keeps at least; or one for each pattern, of which
-            the largest counts.
+        floor: fraction, rounded up to whole weights, that every layer keeps at least; or one for
+            each pattern, of which the largest counts.
 
     Raises:
-        UserError: a pattern that stands for no layer, a floor out of range, or no layer that may be pruned.
+        UserError: a pattern that stands for no layer, a floor out of range, or no layer that may be
+            pruned.
     """
     sizes = {name: weight.numel() for name, weight in prunable(model).items()}
     included, excluded = patterns("include", include), patterns("exclude", exclude)
@@ -98,15 +112,18 @@ def limits(
     least = {name: 0 if name in pruned else size for name, size in sizes.items()}
     for pattern, fraction in floors(floor).items():
         for name in matching(model, pattern):
-            least[name] = max(least[name], ceil(round(fraction * sizes[name], 9)))  # 0.07 * 100 is 7.000000000000001
+            kept = ceil(round(fraction * sizes[name], 9))  # 0.07 * 100 is 7.000000000000001
+            least[name] = max(least[name], kept)
     return least if any(least.values()) else None
 
 
 def check_room(least: Least, density: float, total: int) -> None:
-    """Raise a ``UserError`` unless round(density * total) weights are as many as all layers keep at least."""
+    """Raise a ``UserError`` unless round(density * total) weights are as many as all layers keep at
+    least."""
     if (taken := sum(least.values())) > round(density * total):
         raise UserError(
-            f"density {density} keeps {round(density * total):,} of {total:,} weights, and layers that stay whole and floors take {taken:,}; "
+            f"density {density} keeps {round(density * total):,} of {total:,} weights, and layers "
+            f"that stay whole and floors take {taken:,}; "
             f"the least is {taken / total:.4g}"
         )
 
@@ -117,16 +134,21 @@ def uniform(shape: Sequence[int]) -> int:
 
 
 def erk(shape: Sequence[int]) -> int:
-    """The share of a layer in the Erdős-Rényi-Kernel scheme (Evci et al. 2020, appendix): its density is proportional to sum / product of
-    its dimensions, so the number that it keeps is to their sum."""
+    """The share of a layer in the Erdős-Rényi-Kernel scheme (Evci et al. 2020, appendix): its
+    density is proportional to sum / product of its dimensions, so the number that it keeps is to
+    their sum."""
     return sum(shape)
 
 
-def share_out(total: int, shares: Sequence[int], least: Sequence[int], sizes: Sequence[int]) -> list[int]:
-    """How many of ``total`` weights each layer keeps: in proportion to ``shares``, at least ``least`` and at most ``sizes``.
+def share_out(
+    total: int, shares: Sequence[int], least: Sequence[int], sizes: Sequence[int]
+) -> list[int]:
+    """How many of ``total`` weights each layer keeps: in proportion to ``shares``, at least
+    ``least`` and at most ``sizes``.
 
-    What a layer can not take goes to the others in proportion. The sum is exact: shares are rounded with one common
-    factor (Webster's method), so with a larger total no layer keeps less; among equals the earlier layer comes first.
+    What a layer can not take goes to the others in proportion. The sum is exact: shares are rounded
+    with one common factor (Webster's method), so with a larger total no layer keeps less; among
+    equals the earlier layer comes first.
     """
     shares, least, sizes = (np.asarray(each, dtype=np.int64) for each in (shares, least, sizes))
 

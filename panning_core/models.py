@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, pick, shown, whole
+from .errors import UserError, pick, shown, told, whole
 from .registry import Table
 
 Shape = tuple[int, ...]  # (channels, height, width), or (features,) of rows
@@ -164,8 +164,7 @@ def _made(name: str, make: Callable[[Shape, int], nn.Module], shape: Shape, clas
         raise
     except Exception as error:  # of a network that the user has registered, or rows for convolutions: many kinds
         raise UserError(
-            f"{name} can not be made for inputs {list(shape)} and {classes} classes: "
-            f"{type(error).__name__}: {' '.join(str(error).split())}"
+            f"{name} can not be made for inputs {list(shape)} and {classes} classes: {told(error)}"
         ) from error
     if not isinstance(model, nn.Module):
         raise UserError(f"{name} of models.MODELS gives {shown(model)}; it must give an nn.Module")

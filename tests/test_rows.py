@@ -1,11 +1,26 @@
-"""Rows of features [n, d] and networks without a ``Flatten`` in every entry point, as images are."""
+"""Rows of features [n, d] and networks without a ``Flatten`` in every entry point, as images
+are."""
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from panning_core import data, gates, masks, metrics, models, networks, panning, pruning, stack, studies, tickets, training, transfer
+from panning_core import (
+    data,
+    gates,
+    masks,
+    metrics,
+    models,
+    networks,
+    panning,
+    pruning,
+    stack,
+    studies,
+    tickets,
+    training,
+    transfer,
+)
 from panning_core.errors import UserError
 
 RECIPE = training.Recipe(epochs=8, batch_size=32)
@@ -25,7 +40,9 @@ BATCH = data.balanced_batch(SPLITS.train, 6, torch.Generator().manual_seed(0))
 def make(seed=0):
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return nn.Sequential(nn.Linear(9, 14), nn.ReLU(), nn.Linear(14, 11), nn.ReLU(), nn.Linear(11, 4))
+        return nn.Sequential(
+            nn.Linear(9, 14), nn.ReLU(), nn.Linear(14, 11), nn.ReLU(), nn.Linear(11, 4)
+        )
 
 
 @pytest.mark.parametrize("method", pruning.methods())
@@ -43,7 +60,9 @@ def test_both_engines_learn_the_same():
         model = make()
         logs[engine] = training.train(model, mask, SPLITS, RECIPE, engine)
         weights[engine] = masks.flatten(models.prunable(model))
-    assert (weights["dense"] - weights["sparse"]).abs().max() < 1e-5 and logs["sparse"].test_accuracy.iloc[-1] > 0.4
+    assert (weights["dense"] - weights["sparse"]).abs().max() < 1e-5 and logs[
+        "sparse"
+    ].test_accuracy.iloc[-1] > 0.4
     several = [make() for _ in range(2)]
     training.train_together(several, [mask, mask], SPLITS, RECIPE)
     assert torch.equal(masks.flatten(models.prunable(several[1])), weights["sparse"])
@@ -59,7 +78,12 @@ def test_learners_transfer_and_rewards_take_it():
         mask, _ = learner(make(), SPLITS, 0.3, 0, epochs=1)
         assert 0 < masks.count(mask) <= round(0.3 * 324)
     model = make()
-    meter, rewards = transfer.Transfer(model, BATCH), panning.Rewards(model, data.balanced_batches(SPLITS.train, 5, torch.Generator().manual_seed(1)), 0.3, 2)
+    meter, rewards = (
+        transfer.Transfer(model, BATCH),
+        panning.Rewards(
+            model, data.balanced_batches(SPLITS.train, 5, torch.Generator().manual_seed(1)), 0.3, 2
+        ),
+    )
 
     def watch(*seen):
         meter(*seen)
@@ -72,20 +96,43 @@ def test_learners_transfer_and_rewards_take_it():
 def test_a_study_of_rows(monkeypatch):
     """A registered data set of rows and LeNet-300-100, recorded weight by weight and rebuilt."""
     monkeypatch.setitem(data.DATASETS, "rows", arrays)
-    run = studies.Run("rows", "lenet300", "panning", 0.9, rounds=2, epochs=30, per_class=5, transfer=True, returns=True, network=True, exclude="last")
+    run = studies.Run(
+        "rows",
+        "lenet300",
+        "panning",
+        0.9,
+        rounds=2,
+        epochs=30,
+        per_class=5,
+        transfer=True,
+        returns=True,
+        network=True,
+        exclude="last",
+    )
     found = studies.execute(run)
-    assert found["kept_weights"] == round(0.1 * (2700 + 30000 + 400)) and found["layers"]["fc3"][0] == 400 and found["test_accuracy"] > 0.4
+    assert (
+        found["kept_weights"] == round(0.1 * (2700 + 30000 + 400))
+        and found["layers"]["fc3"][0] == 400
+        and found["test_accuracy"] > 0.4
+    )
     model, mask = networks.rebuild(found["network"])
     assert model.input_shape == (9,) and masks.count(mask) == found["effective_weights"]
-    assert f"test accuracy {100 * found['test_accuracy']:.2f} %" in networks.evaluate(found["network"])
+    assert f"test accuracy {100 * found['test_accuracy']:.2f} %" in networks.evaluate(
+        found["network"]
+    )
 
 
 def test_what_rows_can_not_have_is_one_sentence():
     with pytest.raises(UserError, match=r"crop and flip are for images"):
         training.train(make(), masks.ones(make()), SPLITS, training.Recipe(epochs=1, augment=True))
     with pytest.raises(UserError, match=r"the network .* can not read images \[9\]"):
-        training.train(nn.Sequential(nn.Linear(8, 4)), {"0.weight": torch.ones(4, 8).bool()}, SPLITS, RECIPE)
+        training.train(
+            nn.Sequential(nn.Linear(8, 4)), {"0.weight": torch.ones(4, 8).bool()}, SPLITS, RECIPE
+        )
     with pytest.raises(UserError, match="data.from_loaders makes one of loaders"):
         training.train(make(), masks.ones(make()), torch.utils.data.DataLoader([1]), RECIPE)
-    with pytest.raises(UserError, match="a balanced batch is drawn from a Split, .*; data.from_loaders makes splits of loaders"):
+    with pytest.raises(
+        UserError,
+        match="drawn from a Split, .*; data.from_loaders makes splits of loaders",
+    ):
         data.balanced_batch(torch.utils.data.DataLoader([1]), 1, torch.Generator())
