@@ -35,7 +35,8 @@ VALIDATION_FRACTION = 0.1  #: of the official training images; never trained on,
 class Split:
     """Inputs ``x`` and labels ``y`` [n] (int64, 0 to classes - 1).
 
-    Inputs are images [n, channels, height, width] or rows [n, features], float32, or tokens [n, length], int64.
+    Inputs are images [n, channels, height, width] or rows [n, features], float32, or tokens [n,
+    length], int64.
     """
 
     x: Tensor
@@ -135,7 +136,8 @@ def _parquet(path: Path) -> Raw:
     return tuple(arrays)
 
 
-#: name -> a function that gives images and labels of train and test, or ``Splits``; a user may add some
+#: name -> a function that gives images and labels of train and test, or ``Splits``; a user may add
+#: some
 DATASETS = Table(__name__ + ".DATASETS", {
     "digits": _digits,
     "mnist": _torchvision("MNIST"),
@@ -203,7 +205,10 @@ def _read(name: str, read: Callable[[], Raw | Splits]) -> Raw | Splits:
     except Exception as error:  # of a data set that the user has registered
         raise UserError(f"the data set {name} can not be read: {told(error)}") from error
     if not (isinstance(found, Splits) or isinstance(found, tuple | list) and len(found) == 4):
-        raise UserError(f"the data set {name} gives {shown(found)}; it must give images and labels of train and test, or data.Splits")
+        raise UserError(
+            f"the data set {name} gives {shown(found)}; it must give images and labels of train "
+            "and test, or data.Splits"
+        )
     return found
 
 
@@ -226,18 +231,30 @@ def authors_scale(name: str) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: str | None = None,
-                scale: tuple[Tensor, Tensor] | None = None, *, channels: str | None = None, tokens: bool = False) -> Splits:
-    """Splits from your own arrays: images [n, c, h, w] or [n, h, w], feature rows [n, d], or tokens [n, length]; integer labels [n] from 0.
+def from_arrays(
+    x_train,
+    y_train,
+    x_test,
+    y_test,
+    name: str = "arrays",
+    title: str | None = None,
+    scale: tuple[Tensor, Tensor] | None = None,
+    *,
+    channels: str | None = None,
+    tokens: bool = False,
+) -> Splits:
+    """Splits from your own arrays: images [n, c, h, w] or [n, h, w], feature rows [n, d], or tokens
+    [n, length]; integer labels [n] from 0.
 
-    Images are standardised per channel and rows per feature, with the mean and deviation of the training part, or with
-    those of ``scale`` ([1, channels, 1, 1] each). A part of the training images becomes the validation split, always the
-    same for the same labels (``validation_split``).
+    Images are standardised per channel and rows per feature, with the mean and deviation of the
+    training part, or with those of ``scale`` ([1, channels, 1, 1] each). A part of the training
+    images becomes the validation split, always the same for the same labels (``validation_split``).
 
     Args:
-        channels: where images [n, ...] of four dimensions have theirs, ``"first"`` or ``"last"``; None is first, and
-            arrays that look like [n, height, width, channels] are refused.
-        tokens: the arrays are whole numbers from 0 for an ``Embedding``: they stay as they are, int64.
+        channels: where images [n, ...] of four dimensions have theirs, ``"first"`` or ``"last"``;
+            None is first, and arrays that look like [n, height, width, channels] are refused.
+        tokens: the arrays are whole numbers from 0 for an ``Embedding``: they stay as they are,
+            int64.
 
     Raises:
         UserError: shapes that do not match, labels that are not 0, 1, 2, ..., or values that are not finite.
@@ -281,9 +298,15 @@ def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: s
     if not tokens:
         mean, deviation = scale or _moments(images[0][kept])
         images = [(x - mean) / deviation for x in images]
-    return Splits(name, title or name, Split(images[0][kept], labels[0][kept], classes),
-                  Split(images[0][validation], labels[0][validation], classes), Split(images[1], labels[1], classes),
-                  classes, digest.hexdigest()[:12])
+    return Splits(
+        name,
+        title or name,
+        Split(images[0][kept], labels[0][kept], classes),
+        Split(images[0][validation], labels[0][validation], classes),
+        Split(images[1], labels[1], classes),
+        classes,
+        digest.hexdigest()[:12],
+    )
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -306,7 +329,8 @@ def _channels_first(x: np.ndarray, channels: str | None, name: str) -> np.ndarra
     height, width, few = x.shape[1:]
     if channels is None and (height == width > few or min(height, width) > 4 >= few):
         raise UserError(
-            f"{name}: images of shape {x.shape} look like [n, height, width, channels]; say channels='last', "
+            f"{name}: images of shape {x.shape} look like [n, height, width, channels]; say "
+            "channels='last', "
             "or channels='first' if they are [n, channels, height, width]"
         )
     return x
@@ -315,74 +339,113 @@ def _channels_first(x: np.ndarray, channels: str | None, name: str) -> np.ndarra
 def _check_tokens(train: np.ndarray, test: np.ndarray, name: str) -> None:
     if train.ndim != 2 or any(x.dtype.kind not in "iu" or x.min() < 0 for x in (train, test)):
         raise UserError(
-            f"{name}: tokens are whole numbers from 0, [n, length]; got {train.dtype} {train.shape} "
+            f"{name}: tokens are whole numbers from 0, [n, length]; got {train.dtype} "
+            f"{train.shape} "
             f"and {test.dtype} {test.shape}"
         )
 
 
 def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Which of the training images ``labels`` [n] are trained on and which are for validation: two ascending lists of places.
+    """Which of the training images ``labels`` [n] are trained on and which are for validation: two
+    ascending lists of places.
 
-    A tenth drawn at random, always the same for the same n. Where that would leave a class out of either part, a
-    tenth of every class instead, at least one image of each; then a class with a single image is trained on.
+    A tenth drawn at random, always the same for the same n. Where that would leave a class out of
+    either part, a tenth of every class instead, at least one image of each; then a class with a
+    single image is trained on.
 
     Raises:
         UserError: no class has two images.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
     held = torch.zeros(len(labels), dtype=torch.bool)
-    held[order[:max(1, int(len(order) * VALIDATION_FRACTION))]] = True
+    held[order[: max(1, int(len(order) * VALIDATION_FRACTION))]] = True
     sizes = labels.bincount()
     inside = labels[held].bincount(minlength=len(sizes))
     if ((inside == sizes) | (inside == 0) & (sizes > 1))[sizes > 0].any():
         members = ((labels[order] == label).nonzero().flatten() for label in range(len(sizes)))
-        chosen = [which[:max(1, int(len(which) * VALIDATION_FRACTION))] for which in members if len(which) > 1]
+        chosen = [
+            which[: max(1, int(len(which) * VALIDATION_FRACTION))]
+            for which in members
+            if len(which) > 1
+        ]
         if not chosen:
-            raise UserError("no class has two training images; at least 2 are needed, one of them for validation")
+            raise UserError(
+                "no class has two training images; at least 2 are needed, one of them for "
+                "validation"
+            )
         held = torch.zeros(len(labels), dtype=torch.bool)
         held[order[torch.cat(chosen)]] = True
     return (~held).nonzero().flatten(), held.nonzero().flatten()
 
 
-def from_loaders(train: DataLoader, test: DataLoader, name: str = "loaders", title: str | None = None, *,
-                 channels: str | None = None) -> Splits:
+def from_loaders(
+    train: DataLoader,
+    test: DataLoader,
+    name: str = "loaders",
+    title: str | None = None,
+    *,
+    channels: str | None = None,
+) -> Splits:
     """Splits from two loaders of pairs (inputs [n, ...], labels [n]), read once.
 
-    Inputs stay as the loaders give them, in shape and value: normalising is theirs. Whole numbers [n, length] are tokens.
-    A random augmentation is drawn once, for all epochs. The order is that of ``train``; where it shuffles, always
-    the same. The global random state is left alone. The validation split is cut from ``train`` as in ``from_arrays``.
+    Inputs stay as the loaders give them, in shape and value: normalising is theirs. Whole numbers
+    [n, length] are tokens. A random augmentation is drawn once, for all epochs. The order is that
+    of ``train``; where it shuffles, always the same. The global random state is left alone. The
+    validation split is cut from ``train`` as in ``from_arrays``.
 
-    **Memory**: the whole set is held, 4 bytes for each value of an input (8 for a token), and while it is read
-    ``READING`` times as much. A set for which the machine has not so much memory is refused before it is read.
+    **Memory**: the whole set is held, 4 bytes for each value of an input (8 for a token), and while
+    it is read ``READING`` times as much. A set for which the machine has not so much memory is
+    refused before it is read.
 
     Args:
         channels: as in ``from_arrays``.
 
     Raises:
-        UserError: what is no such loader, an empty one, too large a set, or inputs and labels that ``from_arrays`` refuses.
+        UserError: what is no such loader, an empty one, too large a set, or inputs and labels that
+            ``from_arrays`` refuses.
     """
     parts = [_collected(loader, part, name) for loader, part in ((train, "train"), (test, "test"))]
     (x, y), (x_test, y_test) = parts
     if x.shape[1:] != x_test.shape[1:]:
-        raise UserError(f"{name}: inputs are {list(x.shape[1:])} in train and {list(x_test.shape[1:])} in test; they must be alike")
-    x, x_test = (torch.from_numpy(_channels_first(part.numpy(), channels, name)) for part in (x, x_test))
+        raise UserError(
+            f"{name}: inputs are {list(x.shape[1:])} in train and {list(x_test.shape[1:])} in "
+            "test; they must be alike"
+        )
+    x, x_test = (
+        torch.from_numpy(_channels_first(part.numpy(), channels, name)) for part in (x, x_test)
+    )
     tokens, shape = x.dim() == 2 and not x.is_floating_point(), x.shape[1:]
     unscaled = torch.zeros(1), torch.ones(1)
-    rows = from_arrays(x.flatten(1), y, x_test.flatten(1), y_test, name, title, unscaled, tokens=tokens)
+    rows = from_arrays(
+        x.flatten(1), y, x_test.flatten(1), y_test, name, title, unscaled, tokens=tokens
+    )
     whole_again = {part: getattr(rows, part) for part in ("train", "validation", "test")}
-    return replace(rows, **{part: replace(split, x=split.x.view(-1, *shape)) for part, split in whole_again.items()})
+    return replace(
+        rows,
+        **{part: replace(split, x=split.x.view(-1, *shape)) for part, split in whole_again.items()},
+    )
 
 
 def _collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor]:
     """All inputs and labels of a loader."""
     if not isinstance(loader, Iterable) or isinstance(loader, Tensor | dict | str):
-        raise UserError(f"{name}: {part} is {shown(loader)}; it must be a DataLoader that gives pairs (inputs, labels)")
+        raise UserError(
+            f"{name}: {part} is {shown(loader)}; it must be a DataLoader that gives pairs (inputs, "
+            "labels)"
+        )
     inputs, labels, bytes_ = [], [], 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for batch in loader:
-            if not (isinstance(batch, tuple | list) and len(batch) == 2 and all(isinstance(each, Tensor) and each.dim() for each in batch)):
-                raise UserError(f"{name}: {part} gives {shown(batch)}; it must give pairs (inputs [n, ...], labels [n]) of tensors")
+            if not (
+                isinstance(batch, tuple | list)
+                and len(batch) == 2
+                and all(isinstance(each, Tensor) and each.dim() for each in batch)
+            ):
+                raise UserError(
+                    f"{name}: {part} gives {shown(batch)}; it must give pairs (inputs [n, ...], "
+                    "labels [n]) of tensors"
+                )
             x = batch[0].detach().cpu()
             inputs.append(x.float() if x.is_floating_point() else x)
             labels.append(batch[1].cpu())
@@ -392,7 +455,9 @@ def _collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor
     if not inputs:
         raise UserError(f"{name}: {part} gives no batch")
     if len(shapes := {tuple(x.shape[1:]) for x in inputs}) > 1:
-        raise UserError(f"{name}: {part} gives inputs of the shapes {sorted(shapes)}; all must be alike")
+        raise UserError(
+            f"{name}: {part} gives inputs of the shapes {sorted(shapes)}; all must be alike"
+        )
     return torch.cat(inputs), torch.cat(labels)
 
 
@@ -408,13 +473,15 @@ def _check_memory(bytes_: int, part: str, name: str) -> None:
     there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if READING * bytes_ > there:
         raise UserError(
-            f"{name}: {part} is {bytes_ / 2**30:,.1f} GiB, {READING} times as much while it is read, and this machine has "
+            f"{name}: {part} is {bytes_ / 2**30:,.1f} GiB, {READING} times as much while it is "
+            "read, and this machine has "
             f"{there / 2**30:,.1f}; give fewer inputs, such as torch.utils.data.Subset"
         )
 
 
 def loader_batches(loader: DataLoader, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of ``loader``, epoch after epoch without end; where it shuffles by ``seed``, the global random state left alone.
+    """The batches of ``loader``, epoch after epoch without end; where it shuffles by ``seed``, the
+    global random state left alone.
 
     Raises:
         UserError: a loader without a batch.
@@ -429,18 +496,24 @@ def loader_batches(loader: DataLoader, seed: int) -> Iterator[tuple[Tensor, Tens
                 batch = next(batches, None)
             state = torch.get_rng_state()
         if batch is None:
-            raise UserError("the loader gives no batch; it needs at least one, of a pair (inputs, labels)")
+            raise UserError(
+                "the loader gives no batch; it needs at least one, of a pair (inputs, labels)"
+            )
         yield batch
 
 
 def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """A batch [n, c, h, w] with each image shifted by up to ``pad`` pixels (zeros come in) and mirrored with probability 1/2.
+    """A batch [n, c, h, w] with each image shifted by up to ``pad`` pixels (zeros come in) and
+    mirrored with probability 1/2.
 
     Raises:
         UserError: a batch that is not of images.
     """
     if x.dim() != 4:
-        raise UserError(f"crop and flip are for images [n, channels, height, width], got {list(x.shape)}; use a recipe without augment")
+        raise UserError(
+            f"crop and flip are for images [n, channels, height, width], got {list(x.shape)}; "
+            "use a recipe without augment"
+        )
     n, _, height, width = x.shape
     device = x.device
     dy, dx = (torch.randint(-pad, pad + 1, (n, 1), generator=generator).to(device) for _ in range(2))
@@ -459,7 +532,11 @@ def balanced_batch(split: Split, per_class: int, generator: torch.Generator) -> 
         UserError: a class with fewer images than asked for, or what is no ``Split``.
     """
     if not isinstance(split, Split):
-        raise UserError(f"a balanced batch is drawn from a Split, such as splits.train, not from {shown(split)}; data.from_loaders makes splits of loaders")
+        raise UserError(
+            f"a balanced batch is drawn from a Split, such as splits.train, not from "
+            f"{shown(split)}; "
+            "data.from_loaders makes splits of loaders"
+        )
     whole("per_class", per_class, 1)
     labels = split.y.cpu()
     chosen = []

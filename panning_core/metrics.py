@@ -259,7 +259,10 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     if repeats < 1 or not deviation > 0:
         raise UserError(f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}")
     if not batch[0].is_floating_point():
-        raise UserError("NTK-SAP feeds noise to the network, and this one reads whole numbers; it needs float inputs")
+        raise UserError(
+            "NTK-SAP feeds noise to the network, and this one reads whole numbers; "
+            "it needs float inputs"
+        )
     generator = generator or torch.Generator().manual_seed(0)
     x, theta = batch[0], {name: w.detach() for name, w in prunable(model).items()}
 
@@ -279,5 +282,17 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     return _absolute(dict(zip(theta, gradient)), mask)
 
 
-METRICS = Table(__name__ + ".METRICS", {"random": random, "magnitude": magnitude, "snip": snip, "grasp": grasp, "grasp-abs": grasp_abs, "synflow": synflow, "force": force,
-           "prospr": prospr, "ntk-sap": ntk_sap})
+METRICS = Table(
+    __name__ + ".METRICS",
+    {
+        "random": random,
+        "magnitude": magnitude,
+        "snip": snip,
+        "grasp": grasp,
+        "grasp-abs": grasp_abs,
+        "synflow": synflow,
+        "force": force,
+        "prospr": prospr,
+        "ntk-sap": ntk_sap,
+    },
+)

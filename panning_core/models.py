@@ -24,7 +24,10 @@ Shape = tuple[int, ...]  # (channels, height, width), or (features,) of rows
 
 def _image(shape: Shape) -> Shape:
     if len(shape) != 3:
-        raise UserError(f"convolutions need images (channels, height, width), got rows {list(shape)}; lenet300 takes them")
+        raise UserError(
+            f"convolutions need images (channels, height, width), got rows {list(shape)}; lenet300 "
+            "takes them"
+        )
     return shape
 
 
@@ -135,19 +138,25 @@ def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "p
 
     Args:
         name: a key of ``MODELS``.
-        input_shape: (channels, height, width), or (features,) for rows and tokens; stored as ``model.input_shape``.
+        input_shape: (channels, height, width), or (features,) for rows and tokens; stored as
+            ``model.input_shape``.
         classes: length of the output.
         seed: of every random weight.
         init: ``"pytorch"`` (PyTorch's defaults) or ``"panning"`` (the authors').
 
     Raises:
-        UserError: unknown name or initialisation, numbers out of range, or inputs that the network can not have.
+        UserError: unknown name or initialisation, numbers out of range, or inputs that the network
+            can not have.
     """
     make, initialise = pick("model", name, MODELS), pick("initialisation", init, INITS)
     if not isinstance(input_shape, Sequence) or len(input_shape) not in (1, 3):
-        raise UserError(f"input_shape is {input_shape!r}; it must be (channels, height, width), or (features,) for rows")
+        raise UserError(
+            f"input_shape is {input_shape!r}; it must be (channels, height, width), or (features,) "
+            "for rows"
+        )
     sizes = ("channels", "height", "width") if len(input_shape) == 3 else ("features",)
-    for kind, value, least in (*((each, size, 1) for each, size in zip(sizes, input_shape)), ("classes", classes, 1), ("seed", seed, 0)):
+    numbers = [*zip(sizes, input_shape), ("classes", classes)]
+    for kind, value, least in (*((*each, 1) for each in numbers), ("seed", seed, 0)):
         whole(kind, value, least)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -157,12 +166,14 @@ def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "p
     return model
 
 
-def _made(name: str, make: Callable[[Shape, int], nn.Module], shape: Shape, classes: int) -> nn.Module:
+def _made(
+    name: str, make: Callable[[Shape, int], nn.Module], shape: Shape, classes: int
+) -> nn.Module:
     try:
         model = make(shape, classes)
     except UserError:
         raise
-    except Exception as error:  # of a network that the user has registered, or rows for convolutions: many kinds
+    except Exception as error:  # of a network that the user has registered
         raise UserError(
             f"{name} can not be made for inputs {list(shape)} and {classes} classes: {told(error)}"
         ) from error
@@ -212,13 +223,14 @@ _SEEN: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()  # one input o
 
 
 def remember(model: nn.Module, x: Tensor) -> None:
-    """``x`` [n, ...] is a batch that ``model`` has read: its shape and type are those of an input of the network, if it does not say another."""
+    """``x`` [n, ...] is a batch that ``model`` has read: its shape and type are those of an input
+    of the network, if it does not say another."""
     _SEEN[model] = torch.zeros_like(x[:1])
 
 
 def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """The shape of one input of ``model``, without the batch: what ``model.input_shape`` says, else that of the last batch that was checked, else
-    what the first layer takes, a ``Linear``.
+    """The shape of one input of ``model``, without the batch: what ``model.input_shape`` says, else
+    that of the last batch that was checked, else what the first layer takes, a ``Linear``.
 
     Raises:
         UserError: none of these is there.
@@ -237,7 +249,11 @@ def _example(model: nn.Module) -> Tensor:
     """One input [1, ...], zeros."""
     parameter = next(model.parameters())
     tokens = model in _SEEN and not _SEEN[model].is_floating_point()
-    return torch.zeros((1, *input_shape(model)), dtype=_SEEN[model].dtype if tokens else parameter.dtype, device=parameter.device)
+    return torch.zeros(
+        (1, *input_shape(model)),
+        dtype=_SEEN[model].dtype if tokens else parameter.dtype,
+        device=parameter.device,
+    )
 
 
 def uses(model: nn.Module) -> dict[str, int]:

@@ -51,9 +51,22 @@ def _mass(scores: Tensor) -> float:
     return float(scores.abs().sum(dtype=torch.double))
 
 
-def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: int, schedule: str, revive: bool, scope: str,
-         inverted: bool, observe, effective: bool, least: Least | None = None,
-         guard: Callable[..., tuple[Mask, list[str]]] | None = None) -> tuple[Mask, list[dict]]:
+def _run(
+    model: nn.Module,
+    scorer: Scorer,
+    density: float,
+    batches,
+    *,
+    rounds: int,
+    schedule: str,
+    revive: bool,
+    scope: str,
+    inverted: bool,
+    observe,
+    effective: bool,
+    least: Least | None = None,
+    guard: Callable[..., tuple[Mask, list[str]]] | None = None,
+) -> tuple[Mask, list[dict]]:
     """The loop that every pruner shares. Inside it all weights are one vector. ``guard`` may replace a round's mask."""
     asked_for, keep = pick("schedule", schedule, SCHEDULES), pick("scope", scope, masks.SCOPES)
     keep = partial(keep, least=least) if least else keep
@@ -299,20 +312,36 @@ def check_mix(mix: Sequence[float]) -> tuple[float, float, float]:
     return tuple(mix)
 
 
-def prune(model: nn.Module, method: str, density: float, batches, rounds: int | None = None, seed: int = 0, *, scope: str = "global",
-          schedule: str = "exponential", revive: bool | None = None, mix: tuple[float, float, float] | None = None,
-          policy: Policy | str | Path | None = None, options: Mapping[str, object] | None = None, inverted: bool = False,
-          effective: bool = False, observe: Callable[[int, Mask, Mask, Batch], None] | None = None,
-          include: Pattern | Sequence[Pattern] | None = None, exclude: Pattern | Sequence[Pattern] | None = None,
-          floor: float | Mapping[str, float] = 0.0) -> tuple[Mask, list[dict]]:
+def prune(
+    model: nn.Module,
+    method: str,
+    density: float,
+    batches,
+    rounds: int | None = None,
+    seed: int = 0,
+    *,
+    scope: str = "global",
+    schedule: str = "exponential",
+    revive: bool | None = None,
+    mix: tuple[float, float, float] | None = None,
+    policy: Policy | str | Path | None = None,
+    options: Mapping[str, object] | None = None,
+    inverted: bool = False,
+    effective: bool = False,
+    observe: Callable[[int, Mask, Mask, Batch], None] | None = None,
+    include: Pattern | Sequence[Pattern] | None = None,
+    exclude: Pattern | Sequence[Pattern] | None = None,
+    floor: float | Mapping[str, float] = 0.0,
+) -> tuple[Mask, list[dict]]:
     """Find a mask before training. ``model`` is only read; nothing about it or the global random state changes.
 
     Args:
         method: a name of ``methods()``.
-        density: fraction kept of all prunable weights, those of layers that stay whole among them; the mask has exactly
-            round(density * N) weights.
-        batches: one batch (x, y), a list of batches used in turn, an iterator that gives a fresh one each round, or a
-            ``DataLoader`` of such pairs, used epoch after epoch and, where it shuffles, by ``seed``.
+        density: fraction kept of all prunable weights, those of layers that stay whole among them;
+            the mask has exactly round(density * N) weights.
+        batches: one batch (x, y), a list of batches used in turn, an iterator that gives a fresh
+            one each round, or a ``DataLoader`` of such pairs, used epoch after epoch and, where it
+            shuffles, by ``seed``.
         rounds: of scoring and pruning; None is the method's own number.
         seed: of the noise of a metric that draws some.
         scope: a key of ``masks.SCOPES``; ``keep_top`` describes them.
@@ -336,8 +365,9 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         used on kept and on removed weights, the coefficients of a mix, and events.
 
     Raises:
-        UserError: an unknown name, a density that keeps nothing, less than whole layers and floors take or, for the agent and PHEW, less than
-            a path; rounds below 1, a mix, a policy or an option where there is none, a pattern without a layer.
+        UserError: an unknown name, a density that keeps nothing, less than whole layers and floors
+            take or, for the agent and PHEW, less than a path; rounds below 1, a mix, a policy or an
+            option where there is none, a pattern without a layer.
     """
     if method not in methods():
         raise unknown("pruner", method, methods())
@@ -349,7 +379,10 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
     if (least := layers.limits(model, include, exclude, floor)) is not None:
         layers.check_room(least, density, total)
         if effective:
-            raise UserError("effective keeps only what lies on a path, so no layer stays whole and no floor holds; leave out effective, or include, exclude and floor")
+            raise UserError(
+                "effective keeps only what lies on a path, so no layer stays whole and no floor "
+                "holds; leave out effective, or include, exclude and floor"
+            )
     whole("rounds", 1 if rounds is None else rounds, 1)
     whole("seed", seed)
     how = {key: value for key, value in {"rounds": rounds, "revive": revive}.items() if value is not None}

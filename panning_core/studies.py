@@ -32,7 +32,8 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from . import ROOT, __version__, data, gates, layers, masks, models, networks, panning, policies, pruning, registry, results, stack, tickets, training, transfer
+from . import ROOT, __version__, data, gates, masks, models, networks, panning, policies, pruning, results, stack, tickets, training, transfer
+from . import layers, registry
 from .errors import UserError, command_line, fraction, keywords, pick, settle, unknown, whole
 from .ledger import Ledger
 from .registry import Table
@@ -44,8 +45,19 @@ if TYPE_CHECKING:
     from . import agent
 
 #: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask, trace; ``model`` is trained then
-LEARNERS = Table(__name__ + ".LEARNERS", {"gumbel-softmax": gates.learn, "iterative-magnitude": tickets.iterative_magnitude, "trained-magnitude": tickets.trained_magnitude})
-PRUNING = ("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns", "effective", "include", "exclude", "floor")  #: fields that no learner has
+LEARNERS = Table(
+    __name__ + ".LEARNERS",
+    {
+        "gumbel-softmax": gates.learn,
+        "iterative-magnitude": tickets.iterative_magnitude,
+        "trained-magnitude": tickets.trained_magnitude,
+    },
+)
+#: fields that no learner has
+PRUNING = (
+    *("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns"),
+    *("effective", "include", "exclude", "floor"),
+)
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
 STACK = 32  #: so many runs are trained at once on CUDA
 SHARE = 8  #: so many runs of one seed learn from the same batches on the CPU
@@ -76,8 +88,10 @@ class Run:
         order: seed of the order of the training images instead of ``seed``.
         scoring: seed of the scoring batches and of a metric's noise instead of ``seed``.
         engine: a key of ``training.ENGINES``; None is the faster one.
-        include, exclude: as in ``pruning.prune``, by names: a grid crosses its lists, so two patterns for one run are ``[[first, last]]``.
-        floor: as in ``pruning.prune``: a number, or a dict, which is kept as pairs (pattern, fraction).
+        include, exclude: as in ``pruning.prune``, by names: a grid crosses its lists, so two
+            patterns for one run are ``[[first, last]]``.
+        floor: as in ``pruning.prune``: a number, or a dict, which is kept as pairs (pattern,
+            fraction).
 
     ``epochs`` 0 prunes and trains nothing: such a run has no accuracies.
     """
@@ -149,7 +163,10 @@ class Run:
         known = {} if self.method == "dense" else keywords(LEARNERS[self.method]) if self.method in LEARNERS else pruning.options_of(self.method)
         object.__setattr__(self, "options", tuple(settle(self.method, known, options).items()))
         if self.method == "dense" and (self.include or self.exclude or self.floor):
-            raise UserError("a dense run prunes no layer; leave out include, exclude and floor, or name a method")
+            raise UserError(
+                "a dense run prunes no layer; leave out include, exclude and floor, or name a "
+                "method"
+            )
         if self.method == "dense" and (self.sparsity or self.transfer or self.returns or self.effective):
             raise UserError("a dense run has sparsity 0, nothing to transfer and no returns; name a method")
         if self.method in LEARNERS and (foreign := [name for name in self.canonical() if name in PRUNING] + ["control"] * (self.control in ("invert", "shuffle"))):
@@ -160,20 +177,37 @@ class Run:
         for name in ("include", "exclude"):
             chosen = layers.patterns(name, getattr(self, name))
             if not all(isinstance(pattern, str) for pattern in chosen):
-                raise UserError(f"{name} is {getattr(self, name)!r}; a run names layers by patterns such as 'first' or 'Linear'")
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}; a run names layers by patterns such as "
+                    "'first' or 'Linear'"
+                )
             object.__setattr__(self, name, tuple(sorted(chosen)))
         floor = self.floor
         if isinstance(floor, list | tuple):  # pairs, as a run keeps them
             try:
                 floor = dict(floor)
             except (TypeError, ValueError):
-                raise UserError(f"floor is {floor!r}; it must be a fraction, or patterns and fractions like {{conv1: 0.5}}") from None
-        found = {pattern: float(least) for pattern, least in sorted(layers.floors(floor).items()) if least}
+                raise UserError(
+                    f"floor is {floor!r}; it must be a fraction, or patterns and fractions like "
+                    f"{{conv1: 0.5}}"
+                ) from None
+        found = {
+            pattern: float(least)
+            for pattern, least in sorted(layers.floors(floor).items())
+            if least
+        }
         if not all(isinstance(pattern, str) for pattern in found):
-            raise UserError(f"floor is {floor!r}; its layers are patterns such as 'first' or 'Linear'")
-        object.__setattr__(self, "floor", found["*"] if found.keys() == {"*"} else tuple(found.items()) or 0.0)
+            raise UserError(
+                f"floor is {floor!r}; its layers are patterns such as 'first' or 'Linear'"
+            )
+        object.__setattr__(
+            self, "floor", found["*"] if found.keys() == {"*"} else tuple(found.items()) or 0.0
+        )
         if self.effective and (self.include or self.exclude or self.floor):
-            raise UserError("effective keeps only what lies on a path, so no layer stays whole and no floor holds; leave out one of them")
+            raise UserError(
+                "effective keeps only what lies on a path, so no layer stays whole and no floor "
+                "holds; leave out one of them"
+            )
 
     def chosen_layers(self) -> dict[str, object]:
         """Which layers are pruned: keyword arguments of ``layers.limits`` and ``pruning.prune``."""
@@ -183,7 +217,11 @@ class Run:
     def canonical(self) -> dict:
         """The fields that are not at their default; a field added later leaves old runs as they are."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-        pairs = {name: dict(fields[name]) for name in ("options", "floor") if isinstance(fields.get(name), tuple)}
+        pairs = {
+            name: dict(fields[name])
+            for name in ("options", "floor")
+            if isinstance(fields.get(name), tuple)
+        }
         return {**fields, **pairs}
 
     def key(self) -> str:
@@ -210,10 +248,23 @@ def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=Non
     seed = run.seed if run.scoring is None else run.scoring
     batches = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(seed))
     mask, trace = pruning.prune(
-        model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, seed, scope=run.scope,
-        schedule=run.schedule, revive=run.revive, mix=run.mix, policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
-        options=dict(run.options), inverted=run.control == "invert", effective=run.effective, observe=observe,
-        **run.chosen_layers())
+        model,
+        run.method,
+        1 - run.sparsity,
+        next(batches) if run.fixed_batch else batches,
+        run.rounds,
+        seed,
+        scope=run.scope,
+        schedule=run.schedule,
+        revive=run.revive,
+        mix=run.mix,
+        policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
+        options=dict(run.options),
+        inverted=run.control == "invert",
+        effective=run.effective,
+        observe=observe,
+        **run.chosen_layers(),
+    )
     return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
 
 
@@ -596,7 +647,8 @@ def _play(toys: list[Toy]) -> list[dict]:
 
 @cache
 def provenance(device: str) -> dict:
-    """What produced a result: commit and whether the code was changed since, versions, device, one thread, plugins if there are any. Of this process: a worker asks for itself."""
+    """What produced a result: commit and whether the code was changed since, versions, device, one
+    thread, plugins if there are any. Of this process: a worker asks for itself."""
     def git(*command: str) -> str | None:
         done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
@@ -604,10 +656,23 @@ def provenance(device: str) -> dict:
     changed = git("status", "--porcelain", "--", "panning_core", "requirements.txt")
     on_cuda = device.startswith("cuda") and torch.cuda.is_available()
     processor = torch.cuda.get_device_name() if on_cuda else platform.processor() or platform.machine()
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed),
-            "versions": {"panning_core": __version__, "python": platform.python_version(), "torch": torch.__version__},
-            "device": device, "processor": processor, "threads": 1,
-            **({"plugins": {path.name: digest for path, digest in registry.PLUGINS.items()}} if registry.PLUGINS else {})}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
+        "versions": {
+            "panning_core": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "device": device,
+        "processor": processor,
+        "threads": 1,
+        **(
+            {"plugins": {path.name: digest for path, digest in registry.PLUGINS.items()}}
+            if registry.PLUGINS
+            else {}
+        ),
+    }
 
 
 def _line(done: Run | Toy | agent.Training, found: dict | Exception, seconds: float, device: str = "cpu", **origin) -> dict:
@@ -695,8 +760,12 @@ def _begins_with_linear(dataset: str, name: str) -> bool:
 
 
 def _check_layers(runs: Sequence[Run]) -> None:
-    """Raise a ``UserError`` for layers that a network has not, or that leave nothing to prune: of the study, not of every run."""
-    for run in {(run.dataset, run.model, run.include, run.exclude, run.floor, run.sparsity): run for run in runs}.values():
+    """Raise a ``UserError`` for layers that a network has not, or that leave nothing to prune: of
+    the study, not of every run."""
+    for run in {
+        (run.dataset, run.model, run.include, run.exclude, run.floor, run.sparsity): run
+        for run in runs
+    }.values():
         if run.include or run.exclude or run.floor:
             splits = run.splits()
             model = models.build(run.model, splits.input_shape, splits.classes, seed=0)

@@ -92,8 +92,11 @@ def _one_at_a_time(work: Callable, task: list, added: bytes) -> object:
 @contextmanager
 def _processes(jobs: int) -> Iterator[tuple[Executor, Callable[[], int], type[Exception]]]:
     """(pool, how many tasks it takes, what a task raises whose worker died): processes of one thread each."""
-    plugins = {registry.VARIABLE: os.environ.get(registry.VARIABLE, "")}  # others have workers of their own
-    pool = get_reusable_executor(jobs, timeout=IDLE, initializer=_serve, initargs=(os.getpid(),), env=ONE_THREAD | plugins)
+    # Other plugins are a reason for other workers.
+    env = ONE_THREAD | {registry.VARIABLE: os.environ.get(registry.VARIABLE, "")}
+    pool = get_reusable_executor(
+        jobs, timeout=IDLE, initializer=_serve, initargs=(os.getpid(),), env=env
+    )
     try:
         yield pool, lambda: jobs, BrokenProcessPool
     except BaseException:

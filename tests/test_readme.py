@@ -53,17 +53,31 @@ def test_the_plugin_and_the_profile_run(tmp_path, monkeypatch):
     (tmp_path / "notebooks" / "profiles" / "mine.yaml").write_text(blocks("yaml")[0])
     (tmp_path / "my_models.py").write_text(plugin)
     shutil.copy(ROOT / "run_all.sh", tmp_path)
-    for command in [line for block in blocks("sh") for line in block.splitlines() if line.startswith("./run_all.sh")]:
-        done = subprocess.run(["bash", *command.split(), "--help"], capture_output=True, text=True, cwd=tmp_path)
+    for command in [
+        line
+        for block in blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("./run_all.sh")
+    ]:
+        done = subprocess.run(
+            ["bash", *command.split(), "--help"], capture_output=True, text=True, cwd=tmp_path
+        )
         assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
 
 
 def test_masks_are_exchanged(tmp_path, monkeypatch, lenet300):
     monkeypatch.chdir(tmp_path)
-    exports, mask = [], {name: m & (torch.rand(m.shape) < 0.5) for name, m in masks.ones(lenet300).items()}
-    monkeypatch.setattr(exchange, "save_onnx", lambda *seen, **how: exports.append((seen[2], how)))  # test_exchange.py does it
+    exports, mask = (
+        [],
+        {name: m & (torch.rand(m.shape) < 0.5) for name, m in masks.ones(lenet300).items()},
+    )
+    monkeypatch.setattr(
+        exchange, "save_onnx", lambda *seen, **how: exports.append((seen[2], how))
+    )  # test_exchange.py does it
     exec(compile(blocks("py")[0], "README.md", "exec"), scope := {"model": lenet300, "mask": mask})
-    assert all(torch.equal(m, mask[name]) for name, m in scope["mask"].items()) and exports == [("network.onnx", {"compact": True})]
+    assert all(torch.equal(m, mask[name]) for name, m in scope["mask"].items()) and exports == [
+        ("network.onnx", {"compact": True})
+    ]
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]

@@ -213,11 +213,15 @@ def test_own_profiles_are_offered(checkout):
     assert "it can be quick, paper, verify, bench, test or lab;" in checkout.run("mien").stderr
     for name in ("mine", "another"):
         checkout.profile(name)
-    assert "it can be quick, paper, another, mine, verify, bench, test or lab;" in checkout.run("mien").stderr
+    assert (
+        "it can be quick, paper, another, mine, verify, bench, test or lab;"
+        in checkout.run("mien").stderr
+    )
 
 
 def test_a_profile_and_plugins_of_ones_own(checkout):
-    """A plugin is found from where the user is; for the command, and all that it starts, it stands in the environment."""
+    """A plugin is found from where the user is; for the command, and all that it starts, it stands
+    in the environment."""
     checkout.profile("mine")
     plugin = checkout.bin / "my models.py"
     plugin.write_text("")
@@ -226,12 +230,21 @@ def test_a_profile_and_plugins_of_ones_own(checkout):
         (checkout.bin / name).write_text(shell)
     active = {"VIRTUAL_ENV": "/some/environment", "FAKE_ROOT": str(checkout.root)}
     for arguments, started in [
-        (["mine", "--plugin", "my models.py", "--jobs=2"], f"-m panning_core.reproduce mine --jobs 2 [{plugin}]"),
-        ([f"--plugin={plugin}", "verify", "mine", "--plugin", "python"], f"-m panning_core.verify mine [{plugin}:{checkout.bin / 'python'}]"),
+        (
+            ["mine", "--plugin", "my models.py", "--jobs=2"],
+            f"-m panning_core.reproduce mine --jobs 2 [{plugin}]",
+        ),
+        (
+            [f"--plugin={plugin}", "verify", "mine", "--plugin", "python"],
+            f"-m panning_core.verify mine [{plugin}:{checkout.bin / 'python'}]",
+        ),
         (["mine"], "-m panning_core.reproduce mine []"),
     ]:
         done = checkout.run(*arguments, **active)
         assert done.returncode == 0, done.stderr
         assert checkout.calls[-1] == started
-    assert checkout.run("lab", "--plugin", "my models.py", **active).returncode == 0 and checkout.calls[-1].endswith(f"[{plugin}]")
-    assert checkout.run("mine", PANNING_PLUGIN="/first.py", **active).returncode == 0 and checkout.calls[-1].endswith("[/first.py]")
+    assert checkout.run(
+        "lab", "--plugin", "my models.py", **active
+    ).returncode == 0 and checkout.calls[-1].endswith(f"[{plugin}]")
+    assert checkout.run("mine", PANNING_PLUGIN="/first.py", **active).returncode == 0
+    assert checkout.calls[-1].endswith("[/first.py]")
