@@ -119,10 +119,10 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     """
     masks.check(model, mask)
     small = copy.deepcopy(model)
-    if type(small) is nn.Sequential:
-        small.input_shape = input_shape(model)  # a copy has read no batch
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
+    if type(small) is nn.Sequential:
+        small.input_shape = input_shape(model)  # a copy has read no batch
     links = chains(small)
     if fold:
         for chain, _, _ in links:

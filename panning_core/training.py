@@ -275,10 +275,7 @@ def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: 
 def check(model: nn.Module, splits: Splits) -> None:
     """Raise a ``UserError`` unless ``splits`` is a data set that ``model`` can learn."""
     if not isinstance(splits, Splits):
-        raise UserError(
-            f"a data set is what data.load or data.from_arrays gives, not {shown(splits)}; "
-            "data.from_loaders makes one of loaders"
-        )
+        raise UserError(f"a data set is what data.load or data.from_arrays gives, not {shown(splits)}")
     last = splits.train.y.argmax()[None]
     check_batch(model, splits.train.x[last], splits.train.y[last])
     if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:

@@ -129,8 +129,6 @@ def test_what_rows_can_not_have_is_one_sentence():
         training.train(
             nn.Sequential(nn.Linear(8, 4)), {"0.weight": torch.ones(4, 8).bool()}, SPLITS, RECIPE
         )
-    with pytest.raises(UserError, match="data.from_loaders makes one of loaders"):
-        training.train(make(), masks.ones(make()), torch.utils.data.DataLoader([1]), RECIPE)
     with pytest.raises(
         UserError,
         match="drawn from a Split, .*; data.from_loaders makes splits of loaders",
