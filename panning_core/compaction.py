@@ -121,8 +121,6 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     small = copy.deepcopy(model)
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
-    if type(small) is nn.Sequential:
-        small.input_shape = input_shape(model)  # a copy has read no batch
     links = chains(small)
     if fold:
         for chain, _, _ in links:

@@ -259,10 +259,7 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     if repeats < 1 or not deviation > 0:
         raise UserError(f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}")
     if not batch[0].is_floating_point():
-        raise UserError(
-            "NTK-SAP feeds noise to the network, and this one reads whole numbers; "
-            "it needs float inputs"
-        )
+        raise UserError("NTK-SAP feeds a network noise, and this one reads tokens")
     generator = generator or torch.Generator().manual_seed(0)
     x, theta = batch[0], {name: w.detach() for name, w in prunable(model).items()}
 

@@ -356,7 +356,7 @@ def test_noise_for_tokens_is_one_sentence():
     model, splits = Mean(), token_splits()
     batch = data.balanced_batch(splits.train, 4, torch.Generator().manual_seed(0))
     with pytest.raises(
-        UserError, match="NTK-SAP feeds noise to the network, and this one reads whole numbers"
+        UserError, match="NTK-SAP feeds a network noise, and this one reads tokens"
     ):
         metrics.ntk_sap(model, masks.ones(model), batch)
 
