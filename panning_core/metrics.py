@@ -27,6 +27,7 @@ from . import masks, models
 from .errors import UserError
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
+from .registry import Table
 
 Batch = tuple[Tensor, Tensor]
 TEMPERATURE = 200.0  #: divides the logits in the GraSP family and inside Panning (the authors' code)
@@ -258,6 +259,8 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     """
     if repeats < 1 or not deviation > 0:
         raise UserError(f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}")
+    if not batch[0].is_floating_point():
+        raise UserError("NTK-SAP feeds a network noise, and this one reads tokens")
     generator = generator or torch.Generator().manual_seed(0)
     x, theta = batch[0], {name: w.detach() for name, w in prunable(model).items()}
 
@@ -277,5 +280,17 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     return _absolute(dict(zip(theta, gradient)), mask)
 
 
-METRICS = {"random": random, "magnitude": magnitude, "snip": snip, "grasp": grasp, "grasp-abs": grasp_abs, "synflow": synflow, "force": force,
-           "prospr": prospr, "ntk-sap": ntk_sap}
+METRICS = Table(
+    __name__ + ".METRICS",
+    {
+        "random": random,
+        "magnitude": magnitude,
+        "snip": snip,
+        "grasp": grasp,
+        "grasp-abs": grasp_abs,
+        "synflow": synflow,
+        "force": force,
+        "prospr": prospr,
+        "ntk-sap": ntk_sap,
+    },
+)

@@ -8,17 +8,28 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, pick, shown, whole
+from .errors import UserError, pick, shown, told, whole
+from .registry import Table
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (channels, height, width), or (features,) of rows
+
+
+def _image(shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise UserError(
+            f"convolutions need images (channels, height, width), got rows {list(shape)}; lenet300 "
+            "takes them"
+        )
+    return shape
 
 
 def lenet300(shape: Shape, classes: int) -> nn.Module:
@@ -36,7 +47,7 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
     Unlike Caffe's it has a ReLU after each convolution (behind the pool, where it costs a quarter and gives the same):
     without them SGD at the published rate of 0.1 diverges within an epoch from either initialisation.
     """
-    channels, height, width = shape
+    channels, height, width = _image(shape)
     if min(height, width) < 16:
         raise UserError(f"lenet5 needs images of at least 16x16 pixels, got {height}x{width}; lenet300 takes any size")
     side = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
@@ -50,7 +61,7 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
 def vgg(plan: list[int | str]):
     """VGG with BatchNorm and one Linear(512) (Simonyan & Zisserman 2015, in its usual CIFAR form)."""
     def build(shape: Shape, classes: int) -> nn.Module:
-        if min(shape[1:]) < 32:
+        if min(_image(shape)[1:]) < 32:
             raise UserError(f"VGG halves its input five times and needs images of at least 32x32 pixels, got {shape[1]}x{shape[2]}")
         layers, channels = [], shape[0]
         for width in plan:
@@ -85,18 +96,19 @@ class Block(nn.Module):
 def resnet(widths: list[int], blocks: int):
     """A ResNet with a 3x3 stem; one group of ``blocks`` basic blocks for every width (He et al. 2016, section 4.2)."""
     def build(shape: Shape, classes: int) -> nn.Module:
-        groups, inside = [], widths[0]
+        groups, inside, (channels, *_) = [], widths[0], _image(shape)
         for group, width in enumerate(widths):
             for position in range(blocks):
                 groups.append(Block(inside, width, stride=2 if group and not position else 1))
                 inside = width
         return nn.Sequential(OrderedDict(
-            conv=nn.Conv2d(shape[0], widths[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(),
+            conv=nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(),
             blocks=nn.Sequential(*groups), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(inside, classes)))
     return build
 
 
-MODELS = {
+#: name -> a function of (shape of an input, classes) that gives the network; a user may add some
+MODELS = Table(__name__ + ".MODELS", {
     "lenet300": lenet300,
     "lenet5": lenet5,
     "vgg11": vgg([64, "pool", 128, "pool", *[256] * 2, "pool", *[512] * 2, "pool", *[512] * 2, "pool"]),
@@ -105,7 +117,7 @@ MODELS = {
     "resnet18": resnet([64, 128, 256, 512], 2),
     "resnet20": resnet([16, 32, 64], 3),
     "resnet32": resnet([32, 64, 128], 5),  # twice as wide as He et al.'s, as GraSP's and Panning's code have it
-}
+})
 
 
 def _panning_init(model: nn.Module) -> None:
@@ -119,7 +131,7 @@ def _panning_init(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-INITS = {"pytorch": lambda model: None, "panning": _panning_init}
+INITS = Table(__name__ + ".INITS", {"pytorch": lambda model: None, "panning": _panning_init})
 
 
 def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "pytorch") -> nn.Module:
@@ -127,24 +139,47 @@ def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "p
 
     Args:
         name: a key of ``MODELS``.
-        input_shape: (channels, height, width); stored as ``model.input_shape``.
+        input_shape: (channels, height, width), or (features,) for rows and tokens; stored as
+            ``model.input_shape``.
         classes: length of the output.
         seed: of every random weight.
         init: ``"pytorch"`` (PyTorch's defaults) or ``"panning"`` (the authors').
 
     Raises:
-        UserError: unknown name or initialisation, numbers out of range, or images too small for the network.
+        UserError: unknown name or initialisation, numbers out of range, or inputs that the network
+            can not have.
     """
     make, initialise = pick("model", name, MODELS), pick("initialisation", init, INITS)
-    if not isinstance(input_shape, Sequence) or len(input_shape) != 3:
-        raise UserError(f"input_shape is {input_shape!r}; it must be (channels, height, width)")
-    for kind, value, least in (*((each, size, 1) for each, size in zip(("channels", "height", "width"), input_shape)), ("classes", classes, 1), ("seed", seed, 0)):
+    if not isinstance(input_shape, Sequence) or len(input_shape) not in (1, 3):
+        raise UserError(
+            f"input_shape is {input_shape!r}; it must be (channels, height, width), or (features,) "
+            "for rows"
+        )
+    sizes = ("channels", "height", "width") if len(input_shape) == 3 else ("features",)
+    numbers = [*zip(sizes, input_shape), ("classes", classes)]
+    for kind, value, least in (*((*each, 1) for each in numbers), ("seed", seed, 0)):
         whole(kind, value, least)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make(tuple(input_shape), classes)
+        model = _made(name, make, tuple(input_shape), classes)
         initialise(model)
     model.input_shape = tuple(input_shape)
+    return model
+
+
+def _made(
+    name: str, make: Callable[[Shape, int], nn.Module], shape: Shape, classes: int
+) -> nn.Module:
+    try:
+        model = make(shape, classes)
+    except UserError:
+        raise
+    except Exception as error:  # of a network that the user has registered
+        raise UserError(
+            f"{name} can not be made for inputs {list(shape)} and {classes} classes: {told(error)}"
+        ) from error
+    if not isinstance(model, nn.Module):
+        raise UserError(f"{name} of models.MODELS gives {shown(model)}; it must give an nn.Module")
     return model
 
 
@@ -185,6 +220,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
                         f"of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}") from error
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to {classes - 1}")
+    remember(model, x)
 
 
 def _weight(name: str) -> str:
@@ -192,14 +228,41 @@ def _weight(name: str) -> str:
     return f"{name}.weight" if name else "weight"
 
 
+_SEEN: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()  # one input of a network, zeros
+
+
+def remember(model: nn.Module, x: Tensor) -> None:
+    """``x`` [n, ...] is a batch that ``model`` has read: its shape and type are those of an input
+    of the network, if it does not say another."""
+    _SEEN[model] = torch.zeros_like(x[:1])
+
+
 def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """The shape of one input of ``model``, without the batch."""
+    """The shape of one input of ``model``, without the batch: what ``model.input_shape`` says, else
+    that of the last batch that was checked, else what the first layer takes, a ``Linear``.
+
+    Raises:
+        UserError: none of these is there.
+    """
     if hasattr(model, "input_shape"):
         return tuple(model.input_shape)
+    if model in _SEEN:
+        return tuple(_SEEN[model].shape[1:])
     first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
     if isinstance(first, nn.Linear):
         return (first.in_features,)
     raise UserError("the network does not say the shape of its input; set model.input_shape = (channels, height, width)")
+
+
+def _example(model: nn.Module) -> Tensor:
+    """One input [1, ...], zeros."""
+    parameter = next(model.parameters())
+    tokens = model in _SEEN and not _SEEN[model].is_floating_point()
+    return torch.zeros(
+        (1, *input_shape(model)),
+        dtype=_SEEN[model].dtype if tokens else parameter.dtype,
+        device=parameter.device,
+    )
 
 
 def uses(model: nn.Module) -> dict[str, int]:
@@ -211,10 +274,9 @@ def uses(model: nn.Module) -> dict[str, int]:
     hooks = [module.register_forward_hook(
         lambda _, __, out, name=_weight(name): counts.__setitem__(name, prod(out.shape[2:])))
         for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    parameter = next(model.parameters())
     try:
         with torch.no_grad(), modes(model, training=False):
-            model(torch.zeros((1, *input_shape(model)), dtype=parameter.dtype, device=parameter.device))
+            model(_example(model))
     finally:
         for hook in hooks:
             hook.remove()

@@ -20,6 +20,7 @@ from .data import Split, Splits
 from .errors import UserError, is_number, pick, shown, unknown, whole
 from .masks import Mask
 from .models import check_batch, prunable
+from .registry import Table
 
 #: learning-rate factor at step t of ``steps``
 DECAYS: dict[str, Callable[[int, int], float]] = {
@@ -74,14 +75,14 @@ class Recipe:
 
 #: Published recipes (Kang et al. 2022's code; Tanaka et al. 2020, figure 6), and a short one for processors; its rate and batch are the best
 #: of a few on the validation images, with SNIP's and SynFlow's masks of ResNet-20 at 98 %, seed 0. A study says how it departs from a recipe.
-RECIPES = {
+RECIPES = Table(__name__ + ".RECIPES", {
     "mnist": Recipe(),
     "mnist-warm-up": Recipe(warm_up=5),
     "fashion-mnist": Recipe(augment=True),
     "cifar": Recipe(epochs=180, batch_size=128, weight_decay=5e-4, augment=True),
     "synflow-cifar": Recipe(epochs=160, batch_size=128, nesterov=True, decay="steps", augment=True),
     "cifar-short": Recipe(epochs=1, batch_size=64, lr=0.4, weight_decay=5e-4, nesterov=True, decay="one-cycle"),
-}
+})
 
 
 class Dense:
