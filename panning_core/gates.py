@@ -85,11 +85,11 @@ class Gates:
         shape_of = pick("structure", structure, STRUCTURES)
         if not 0 < temperature < math.inf:
             raise UserError(f"temperature is {temperature}; it must be a number above 0")
+        if any(parametrize.is_parametrized(layer, "weight") for layer in model.modules()):
+            raise UserError("the network has gates already; remove them first")
         weights = prunable(model)
         self.model, self.generator, self.shapes = model, generator or torch.Generator().manual_seed(0), {name: w.shape for name, w in weights.items()}
         self._layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
-        if any(parametrize.is_parametrized(layer, "weight") for layer in self._layers.values()):
-            raise UserError("the network has gates already; remove them first")
         self._plain = copy.deepcopy(model)  # whose paths can be followed
         self.gates: dict[str, Gate] = {}
         for name, layer in list(self._layers.items())[:-1 if structure == "outputs" else None]:
@@ -271,7 +271,7 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
     if not fraction_kept(density) or not all(map(is_number, (lr, gate_lr, forget, penalty))) or not min(lr, gate_lr) > 0 or not min(forget, penalty) >= 0:
         raise UserError(f"gates take a density above 0 and at most 1, rates above 0, and forget and penalty of at least 0, got density {density}, lr {lr}, "
                         f"gate_lr {gate_lr}, forget {forget}, penalty {penalty}")
-    training.check(model, splits)
+    training.check(model, splits, batch_size)
     recipe, generator = training.Recipe(epochs, batch_size, seed=seed), torch.Generator().manual_seed(seed)
     gates = Gates(model, structure, temperature, generator)
     budget, per_epoch = max(1, round(density * gates.count)), math.ceil(len(splits.train) / batch_size)

@@ -1,0 +1,162 @@
+"""Whether what trains in a network's place, an engine or a smaller network, does what it does.
+
+``altered`` finds what a copy of the layers would not do. ``ask`` has the network itself answer a few
+images, and ``departure`` says where the answer of what stands in for it is another. Nothing of the
+network is changed by either.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from . import noise
+from .errors import UserError
+from .masks import Mask
+from .models import prunable
+
+#: where PyTorch keeps the hooks of a module; those of all modules are under the same names in its own
+HOOKS = {
+    "_forward_pre_hooks": "forward-pre hook",
+    "_forward_hooks": "forward hook",
+    "_backward_pre_hooks": "backward-pre hook",
+    "_backward_hooks": "backward hook",
+}
+GROSS = 0.1  #: a relative distance that is no rounding
+SMALL = 0.01  #: a gradient of less than this share of all is compared with that share
+
+
+def altered(model: nn.Module) -> str | None:
+    """What makes ``model`` do more than its classes say: a hook of any kind, or a method replaced.
+
+    Returns:
+        The first one found, in words, or None.
+    """
+    everywhere = torch.nn.modules.module
+    for kind, words in HOOKS.items():
+        if getattr(everywhere, f"_global{kind}"):
+            return f"a {words} of all modules is registered"
+    for name, module in model.named_modules():
+        where, own = name or "the network", vars(module)
+        for kind, words in HOOKS.items():
+            if own.get(kind):
+                return f"{where} has a {words}"
+        for each in own:
+            if callable(getattr(type(module), each, None)):
+                return f"the {each} of {where} was replaced"
+        for each, parameter in own["_parameters"].items():
+            if parameter is not None and _hooked(parameter):
+                return f"{name}.{each} has a hook".removeprefix(".")
+    return None
+
+
+def _hooked(parameter: Tensor) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
+
+
+def one_tensor(answer: object) -> Tensor:
+    """``answer`` if it is a tensor.
+
+    Raises:
+        UserError: it is something else, such as the outputs of auxiliary classifiers.
+    """
+    if isinstance(answer, Tensor):
+        return answer
+    kind = type(answer).__name__
+    raise UserError(
+        f"in train mode the network answers with a {kind} and not with one tensor [n, classes]; "
+        "build it without auxiliary outputs, or let a module around it return the logits alone"
+    )
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Afterwards parameters, buffers, modes and the global random state are as before.
+
+    The network may be run in both modes. ``.grad`` stays as it is if ``torch.autograd.grad`` is used.
+    """
+    modules = [*model.modules()]
+    modes, buffers = [m.training for m in modules], [dict(m._buffers) for m in modules]
+    kept = [(t, t.detach().clone()) for t in (*model.parameters(), *model.buffers())]
+    seeded = torch.Generator().manual_seed(0)
+    try:
+        with noise.drawn_from(seeded, next(model.parameters()).device):
+            yield
+    finally:
+        for module, training, own in zip(modules, modes, buffers):
+            vars(module)["training"] = training
+            module._buffers.clear()  # a forward may have put another tensor there
+            module._buffers.update(own)
+        for tensor, before in kept:
+            tensor.data.copy_(before)
+
+
+class Answer(NamedTuple):
+    """What a network answers to a few images."""
+
+    logits: Tensor  #: in train mode
+    settled: Tensor  #: logits in eval mode
+    gradients: dict[str, Tensor]  #: of each parameter that is not frozen; 0 at a pruned weight
+
+
+def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor) -> Answer:
+    """What ``model`` itself, its pruned weights 0, answers; afterwards it is as it was.
+
+    Args:
+        x, y: the images and labels; gradients are those of the mean cross-entropy in train mode.
+    """
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    with untouched(model), torch.enable_grad():
+        for name, weight in prunable(model).items():
+            weight.data[~mask[name]] = 0.0
+        model.eval()
+        with torch.no_grad():
+            settled = model(x).detach().clone()
+        model.train()
+        logits = one_tensor(model(x))
+        loss = nn.functional.cross_entropy(logits, y)
+        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+    gradients = {
+        name: torch.zeros_like(p) if g is None else g.masked_fill(~mask[name], 0.0) if name in mask else g
+        for (name, p), g in zip(trained.items(), found)
+    }
+    return Answer(logits.detach(), settled, gradients)
+
+
+def departure(own: Answer, other: Answer) -> tuple[float, str]:
+    """The largest relative distance of a part of ``other`` to that of ``own``, and which part it is.
+
+    A distance up to ``rounding(own)`` is none; where ``own`` is not finite nothing is compared. A
+    gradient that is next to nothing among all, such as that of a bias before a batch normalisation,
+    is rounding alone: it is seen relative to all.
+    """
+    pairs = {
+        "output in train mode": (own.logits, other.logits),
+        "output in eval mode": (own.settled, other.settled),
+    }
+    gradients = {f"gradient of {n}": (g, other.gradients[n]) for n, g in own.gradients.items()}
+    norms = {part: float(one.double().norm()) for part, (one, _) in (pairs | gradients).items()}
+    if not all(map(math.isfinite, norms.values())):
+        return 0.0, ""
+    least = SMALL * math.hypot(*(norms[part] for part in gradients))
+    scales = {part: max(norms[part], least if part in gradients else 0.0) for part in norms}
+    distances = {part: _distance(*pair, scales[part]) for part, pair in (pairs | gradients).items()}
+    where = max(distances, key=distances.__getitem__)
+    return distances[where], where
+
+
+def _distance(one: Tensor, other: Tensor, scale: float) -> float:
+    gap = float((one.double() - other).norm()) if one.shape == other.shape else math.inf
+    if gap == 0:
+        return 0.0
+    return gap / scale if scale and math.isfinite(gap) else math.inf
+
+
+def rounding(own: Answer) -> float:
+    """The relative distance that rounding may make: half of the digits."""
+    return torch.finfo(own.logits.dtype).eps ** 0.5
