@@ -1,6 +1,7 @@
 """Name -> tensors: whole data sets in memory, standardised, with a fixed validation split.
 
 Every set is read from the folder ``$PANNING_DATA`` (default: ``data/`` in the checkout); digits come with scikit-learn.
+The scale of the input decides comparisons at extreme sparsity, so it has a name: ``NORMALISATIONS``.
 """
 
 from __future__ import annotations
@@ -136,6 +137,17 @@ DATASETS = {
     "cifar100": _torchvision("CIFAR100"),
     "cifar10-jpeg": lambda: _parquet(folder() / "cifar10-jpeg"),  # a name that a profile may have where the files are not
 }
+#: how pixels become inputs; ``authors`` is what the code of Kang et al. 2022 does (``AUTHORS``)
+NORMALISATIONS = ("standardised", "authors")
+#: data set -> the value of a white pixel, and mean and deviation per channel of pixels in [0, 1]
+AUTHORS = {
+    "digits": (16, (0.5,), (0.5,)),  # they have no digits: as MNIST
+    "mnist": (255, (0.5,), (0.5,)),
+    "fashion-mnist": (255, (0.1307,), (0.3081,)),
+    **dict.fromkeys(
+        ("cifar10", "cifar10-jpeg"), (255, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+    ),
+}
 TITLES = {"digits": "scikit-learn digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
           "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
 
@@ -146,26 +158,50 @@ def names() -> list[str]:
 
 
 @lru_cache(maxsize=2)
-def load(name: str) -> Splits:
+def load(name: str, normalisation: str = "standardised") -> Splits:
     """The data set ``name``: a key of ``DATASETS``, or a sub-folder of the data folder with train.parquet and test.parquet.
 
+    Args:
+        normalisation: ``"standardised"``, as in ``from_arrays``, or ``"authors"``: as ``AUTHORS`` says for this data set.
+
     Raises:
-        UserError: an unknown name, or a missing or damaged file.
+        UserError: an unknown name, a missing or damaged file, or a data set that ``AUTHORS`` does not have.
     """
     if name not in names():
         raise unknown("data set", name, names())
+    scale = authors_scale(name) if check_normalisation(name, normalisation) == "authors" else None
     arrays = DATASETS[name]() if name in DATASETS else _parquet(folder() / name)
     title = TITLES.get(name, name)
     if name == "fashion-mnist" and arrays[0].max() < 255:  # the official pixels reach 255
         title += " (contrast-compressed copy)"
-    return from_arrays(*arrays, name=name, title=title)
+    return from_arrays(*arrays, name=name, title=title, scale=scale)
 
 
-def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: str | None = None) -> Splits:
+def check_normalisation(name: str, normalisation: str) -> str:
+    """``normalisation`` if the data set ``name`` has it, else a ``UserError``."""
+    if normalisation not in NORMALISATIONS:
+        raise unknown("normalisation", normalisation, NORMALISATIONS)
+    if normalisation == "authors" and name not in AUTHORS:
+        raise UserError(
+            f"the authors' normalisation is known for {', '.join(AUTHORS)}, not for {name}; "
+            "use standardised"
+        )
+    return normalisation
+
+
+def authors_scale(name: str) -> tuple[Tensor, Tensor]:
+    """Mean and deviation [1, channels, 1, 1] of raw pixels that give the authors' input."""
+    white, *scale = AUTHORS[name]
+    mean, deviation = (white * torch.tensor(each).view(1, -1, 1, 1) for each in scale)
+    return mean, deviation
+
+
+def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: str | None = None,
+                scale: tuple[Tensor, Tensor] | None = None) -> Splits:
     """Splits from your own arrays: images [n, c, h, w] or [n, h, w], or feature rows [n, d]; integer labels [n] from 0.
 
-    Pixels are standardised per channel with the mean and deviation of the training part; a tenth of the training
-    images, always the same for the same n, becomes the validation split.
+    Pixels are standardised per channel with the mean and deviation of the training part, or with those of ``scale``
+    ([1, channels, 1, 1] each); a tenth of the training images, always the same for the same n, becomes the validation split.
 
     Raises:
         UserError: shapes that do not match, labels that are not 0, 1, 2, ..., or values that are not finite.
@@ -202,8 +238,8 @@ def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: s
     order = torch.randperm(len(labels[0]), generator=torch.Generator().manual_seed(0))
     held = max(1, int(len(order) * VALIDATION_FRACTION))
     kept, validation = order[held:].sort().values, order[:held].sort().values
-    mean = images[0][kept].mean((0, 2, 3), keepdim=True)
-    deviation = images[0][kept].std((0, 2, 3), keepdim=True).clamp_min(1e-8)
+    mean, deviation = scale or (images[0][kept].mean((0, 2, 3), keepdim=True),
+                                images[0][kept].std((0, 2, 3), keepdim=True).clamp_min(1e-8))
     images = [(x - mean) / deviation for x in images]
     return Splits(name, title or name, Split(images[0][kept], labels[0][kept], classes),
                   Split(images[0][validation], labels[0][validation], classes), Split(images[1], labels[1], classes),

@@ -112,7 +112,11 @@ def _with_topology(topology: Callable, model: nn.Module, density: float, batches
 
 #: (up to this sparsity, coefficients of SynFlow, SNIP, GraSP); Kang et al. 2022, their code's multi-index tables
 SUM_STAGES = ((0.80, (0.2, 0.5, 0.3)), (0.90, (0.2, 0.4, 0.4)), (0.98, (0.2, 0.3, 0.5)), (0.99, (0.4, 0.2, 0.4)), (1.0, (0.5, 0.0, 0.5)))
+#: exponents of the masked form, the same in every round: chosen on validation images (study 02)
+POWERS = ((1.0, (1.0, 2.0, 0.0)),)
 PRODUCT_STAGES = ((0.80, (0.3, 1.0, 0.2)), (0.90, (0.3, 1.0, 0.4)), (0.98, (0.5, 0.5, 0.6)), (0.99, (0.8, 0.0, 1.0)), (1.0, (1.0, 0.0, 1.0)))
+#: form of Panning -> its stage table
+STAGES = {"sum": SUM_STAGES, "product": PRODUCT_STAGES, "masked": POWERS}
 
 
 def _by_stage(table: Sequence[tuple[float, tuple[float, ...]]]):
@@ -154,10 +158,15 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
     uses is not computed. A metric without spread contributes zeros (a factor 1 in the product) and is named in the
     trace; the authors' code divides 0 by 0 there and returns an empty mask.
 
+    Not the paper's but ours: with the option ``masked`` SNIP and GraSP are those of the sub-network, theta * g(theta M) and
+    theta * Hg(theta M) with the dense weights theta, as in FORCE; and the form ``"masked"`` multiplies their absolute values
+    and SynFlow's, each to the power of its coefficient: what is ranked is a weighted sum of logarithms.
+
     With a policy no round leaves a dead network: where the mix would, SynFlow decides, and where that would too, the
     mix with one path kept whatever its scores. The trace names both. (A stage table is left to die: that is its finding.)
     """
-    table = ((1.0, tuple(mix)),) if mix is not None else SUM_STAGES if form == "sum" else PRODUCT_STAGES
+    table = ((1.0, tuple(mix)),) if mix is not None else STAGES[form]
+    masked = form == "masked" or options.get("masked", False)
     used = [name for name, column in zip(MIXED, zip(*(row for _, row in table))) if any(column)]
     choose = _by_stage(table)
     if policy is not None:
@@ -175,10 +184,10 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
             flow = mask, synflow_of(mask, batch)
         return flow[1]
 
-    def of_data(batch: Batch) -> tuple[Parts, Look | None]:
+    def of_data(mask: Mask, batch: Batch) -> tuple[Parts, Look | None]:
         if used == ["synflow"]:
             return {}, None
-        products = metrics.products(model, dense_mask, batch, metrics.TEMPERATURE, hessian="grasp" in used)
+        products = metrics.products(model, mask, batch, metrics.TEMPERATURE, hessian="grasp" in used)
         parts = {name: masks.flatten(getattr(products, name)) for name in used if name != "synflow"}
         return {name: (part, _mass(part)) for name, part in parts.items()}, Look(products.loss, products.gtg)
 
@@ -187,7 +196,10 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         events = []
         for name, part in parts.items():
             if weight := mix[MIXED.index(name)]:
-                distance, unit = deviations(part)
+                if form == "masked":
+                    distance, unit = part.double().abs_(), float(part.abs().max())
+                else:
+                    distance, unit = deviations(part)
                 if not unit:
                     events.append(f"{name} has no spread")
                 elif form == "sum":
@@ -197,9 +209,10 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         return start, events
 
     def scorer(mask: Mask, batch: Batch, asked: float):
-        key = id(batch) if isinstance(batches, Sequence) else None  # of an iterator no batch is known to come again
+        # Of an iterator no batch is known to come again, and a sub-network is another one in every round.
+        key = id(batch) if isinstance(batches, Sequence) and not masked else None
         if key is None or key not in dense:
-            dense[key] = of_data(batch), {}
+            dense[key] = of_data(mask if masked else dense_mask, batch), {}
         (parts, look), of_mix = dense[key]
         synflow = of_flow(mask, batch)[0] if "synflow" in used else None
         mix = choose(asked, mask, batch, look, synflow)
@@ -236,7 +249,7 @@ def one_shot(metric: str) -> Callable:
     return partial(_with_metric, metric, rounds=1, revive=False)
 
 
-MIXING = ("panning", "panning-product")  #: take coefficients
+MIXING = ("panning", "panning-product", "panning-masked")  #: take coefficients
 AGENT = "panning-agent"  #: takes a policy
 
 #: name -> pruner; the iterative ones take 100 rounds, SynFlow's and Panning's published number, NTK-SAP its 20; ``prune`` also takes any other metric's
@@ -251,6 +264,7 @@ PRUNERS = {
     "force": partial(_with_metric, "force", rounds=100, revive=True),
     "panning": partial(_panning, "sum", rounds=100, revive=True),
     "panning-product": partial(_panning, "product", rounds=100, revive=True),
+    "panning-masked": partial(_panning, "masked", rounds=100, revive=True),
     AGENT: partial(_panning, "sum", rounds=100, revive=True),
 }
 
@@ -261,7 +275,9 @@ def rounds_of(method: str) -> int:
 
 
 def options_of(method: str) -> dict[str, object]:
-    """The options of a method and their defaults: those of its metric."""
+    """The options of a method and their defaults: those of its metric, and Panning's own."""
+    if method in ("panning", "panning-product"):
+        return {"masked": False}
     pruner = PRUNERS.get(method) or one_shot(method)
     return keywords(metrics.METRICS[pruner.args[0]]) if pruner.func is _with_metric else {}
 

@@ -30,16 +30,33 @@ VERDICTS = {"holds": "✔", "holds in part": "◐", "fails": "✘", "undecided":
 OWN = "this study"  #: the ``paper`` of a claim that nobody has published
 COLUMNS = ["paper", "claim", "verdict", "interval", "n", "figure", "evidence"]  #: of ``verdicts.csv``
 
-#: How tables and figures call a method, in the order in which they list them; its colour follows from the place.
-METHODS = {
-    "dense": "dense", "panning-agent": "Panning (agent)", "panning": "Panning (staged, sum)", "panning-product": "Panning (staged, product)", "synflow": "SynFlow-100",
-    "iterative-snip": "Iterative SNIP-100", "force": "FORCE-100", "ntk-sap": "NTK-SAP", "prospr": "ProsPr", "snip": "SNIP", "grasp": "GraSP (signed)",
-    "grasp-abs": "GraSP (absolute)", "phew": "PHEW", "smart-ratio": "smart ratio", "magnitude": "magnitude", "random": "random",
-    "gumbel-softmax": "Gumbel-Softmax gates", "iterative-magnitude": "iterative magnitude", "trained-magnitude": "magnitude after training"}
+#: How tables and figures show a method, in the order in which they list them: its name, colour and marker.
+LOOKS = {
+    "dense": ("dense", "black", "_"),
+    "panning-agent": ("Panning (agent)", "#e377c2", "*"),
+    "panning": ("Panning (staged, sum)", "#d62728", "o"),
+    "panning-product": ("Panning (staged, product)", "#ff9896", "o"),
+    "panning-masked": ("Panning (masked product)", "#a50f15", "o"),
+    "synflow": ("SynFlow-100", "#1f77b4", "s"),
+    "iterative-snip": ("Iterative SNIP-100", "#2ca02c", "D"),
+    "force": ("FORCE-100", "#98df8a", "^"),
+    "ntk-sap": ("NTK-SAP", "#17becf", "d"),
+    "prospr": ("ProsPr", "#ff7f0e", "p"),
+    "snip": ("SNIP", "#9467bd", "v"),
+    "grasp": ("GraSP (signed)", "#8c564b", "P"),
+    "grasp-abs": ("GraSP (absolute)", "#c49c94", "X"),
+    "phew": ("PHEW", "#393b79", "h"),
+    "smart-ratio": ("smart ratio", "#9c9ede", ">"),
+    "magnitude": ("magnitude", "#7f7f7f", "s"),
+    "random": ("random", "#bcbd22", "."),
+    "gumbel-softmax": ("Gumbel-Softmax gates", "#006d5b", "*"),
+    "iterative-magnitude": ("iterative magnitude", "#e6ab02", "<"),
+    "trained-magnitude": ("magnitude after training", "#666666", "8"),
+}
+METHODS = {method: name for method, (name, _, _) in LOOKS.items()}
+COLOURS = {method: colour for method, (_, colour, _) in LOOKS.items()}
+MARKERS = {method: marker for method, (_, _, marker) in LOOKS.items()}
 MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
-COLOURS = dict(zip(METHODS, ["black", "#e377c2", "#d62728", "#ff9896", "#1f77b4", "#2ca02c", "#98df8a", "#17becf", "#ff7f0e", "#9467bd", "#8c564b", "#c49c94",
-                             "#393b79", "#9c9ede", "#7f7f7f", "#bcbd22", "#006d5b", "#e6ab02", "#666666"]))
-MARKERS = dict(zip(METHODS, "_*oosD^dpvPXh>s.*<8"))
 
 
 def label(run: pd.Series) -> str:

@@ -71,6 +71,10 @@ class Run:
         options: of the method, a dict: the keyword-only arguments of its metric or learner. Kept as pairs (name, value), without those at their default.
         effective: as in ``pruning.prune``; learners always count so.
         network: also record the trained network, as ``networks.describe`` writes it.
+        normalisation: of the input, one of ``data.NORMALISATIONS``.
+        order: seed of the order of the training images instead of ``seed``.
+        scoring: seed of the scoring batches and of a metric's noise instead of ``seed``.
+        engine: a key of ``training.ENGINES``; None is the faster one.
 
     ``epochs`` 0 prunes and trains nothing: such a run has no accuracies.
     """
@@ -98,6 +102,10 @@ class Run:
     options: tuple[tuple[str, object], ...] = ()
     effective: bool = False
     network: bool = False
+    normalisation: str = "standardised"
+    order: int | None = None
+    scoring: int | None = None
+    engine: str | None = None
 
     def __post_init__(self):
         if self.method == pruning.AGENT:
@@ -115,9 +123,14 @@ class Run:
                                    ("precision", self.precision, training.PRECISIONS)):
             if value not in list(known):
                 raise unknown(kind, value, known)
+        data.check_normalisation(self.dataset, self.normalisation)
+        if self.network and self.normalisation != "standardised":
+            raise UserError("a network is recorded with standardised input alone; leave normalisation out")
+        if self.engine is not None:
+            pick("engine", self.engine, training.ENGINES)
         fraction("sparsity", self.sparsity)
-        for name, least in (("seed", 0), ("rounds", 1), ("per_class", 1), ("epochs", 0)):
-            if (value := getattr(self, name)) is not None or name not in ("rounds", "epochs"):
+        for name, least in (("seed", 0), ("rounds", 1), ("per_class", 1), ("epochs", 0), ("order", 0), ("scoring", 0)):
+            if (value := getattr(self, name)) is not None or name in ("seed", "per_class"):
                 object.__setattr__(self, name, whole(name, value, least))
         for name in ("revive", "fixed_batch", "transfer", "returns", "effective", "network"):
             if not (type(getattr(self, name)) is bool or name == "revive" and self.revive is None):
@@ -142,10 +155,15 @@ class Run:
         """SHA-256 of the canonical JSON."""
         return hashlib.sha256(json.dumps(self.canonical(), sort_keys=True).encode()).hexdigest()
 
+    def splits(self) -> data.Splits:
+        """The data of this run, on the CPU."""
+        return data.load(self.dataset, self.normalisation)
+
     def training_recipe(self) -> training.Recipe:
-        """The named recipe with this run's epochs, precision and seed."""
+        """The named recipe with this run's epochs, precision and order."""
         recipe = training.RECIPES[self.recipe]
-        return dataclasses.replace(recipe, seed=self.seed, epochs=self.epochs or recipe.epochs, precision=self.precision)
+        order = self.seed if self.order is None else self.order
+        return dataclasses.replace(recipe, seed=order, epochs=self.epochs or recipe.epochs, precision=self.precision)
 
 
 def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=None) -> tuple[masks.Mask, list[dict]]:
@@ -154,9 +172,10 @@ def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=Non
         return masks.ones(model), []
     if run.method in LEARNERS:
         return LEARNERS[run.method](model, splits, 1 - run.sparsity, run.seed, **dict(run.options))
-    batches = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(run.seed))
+    seed = run.seed if run.scoring is None else run.scoring
+    batches = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(seed))
     mask, trace = pruning.prune(
-        model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, run.seed, scope=run.scope,
+        model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, seed, scope=run.scope,
         schedule=run.schedule, revive=run.revive, mix=run.mix, policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
         options=dict(run.options), inverted=run.control == "invert", effective=run.effective, observe=observe)
     return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
@@ -235,7 +254,7 @@ def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
 
 def execute(run: Run, device: str = "cpu") -> dict:
     """Prune and train: the ``metrics`` of a ledger line."""
-    splits = data.load(run.dataset).to(device)
+    splits = run.splits().to(device)
     pruned = prune(run, splits)
     return result(pruned, None) if run.epochs == 0 else _train([pruned], splits)[0]
 
@@ -246,7 +265,7 @@ def execute_together(runs: Sequence[Run], device: str) -> list[dict | Exception]
     On the CPU, runs of one seed share their batches, which changes no bit; others are trained as a stack. ``stack`` says
     with how many a run was trained, and ``train_seconds`` is its share.
     """
-    splits = data.load(runs[0].dataset).to(device)
+    splits = runs[0].splits().to(device)
     pruned, results = {}, {}
     for run in runs:
         try:
@@ -262,7 +281,9 @@ def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
     recipes = [each.run.training_recipe() for each in pruned]
     networks, live = [each.model for each in pruned], [each.live for each in pruned]
     try:
-        if splits.train.x.device.type == "cpu" and len(set(recipes)) == 1:
+        if engine := pruned and pruned[0].run.engine:
+            logs = [training.train(*each, splits, recipe, engine) for *each, recipe in zip(networks, live, recipes)]
+        elif splits.train.x.device.type == "cpu" and len(set(recipes)) == 1:
             logs = training.train_together(networks, live, splits, recipes[0])
         else:
             logs = stack.train(networks, live, splits, recipes) if pruned else []
@@ -567,7 +588,7 @@ def _work(runs: list[Run], device: str) -> list[dict]:
     start, origin = time.perf_counter(), {}
     try:
         results = [execute(runs[0], device)] if len(runs) == 1 else execute_together(runs, device)
-        splits = data.load(runs[0].dataset)
+        splits = runs[0].splits()
         origin = {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
     except Exception as error:
         if len(runs) > 1:  # alone each shows whether it is the one
@@ -616,9 +637,10 @@ def _tasks(runs: list[Run], device: str) -> list[list[Run]]:
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         recipe = run.training_recipe()
-        groups.setdefault((run.dataset, run.model, run.epochs, run.method in LEARNERS, dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe), []).append(run)
+        groups.setdefault((run.dataset, run.normalisation, run.model, run.epochs, run.method in LEARNERS, run.engine,
+                           dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe), []).append(run)
     tasks = []
-    for (dataset, name, epochs, learns, _), group in groups.items():
+    for (dataset, _, name, epochs, learns, *_), group in groups.items():
         most = 1 if epochs == 0 or learns else STACK if device.startswith("cuda") else SHARE if _begins_with_linear(dataset, name) else 1
         tasks += [group[start:start + most] for start in range(0, len(group), most)]
     return tasks
@@ -666,8 +688,8 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
     missing = [run for run in wanted if run.key() not in done]
     if missing:
         ledger.check_writable()
-        for dataset in {run.dataset for run in missing}:
-            data.load(dataset)  # a missing file is an error of the study, not of every run
+        for dataset, normalisation in {(run.dataset, run.normalisation) for run in missing}:
+            data.load(dataset, normalisation)  # a missing file is an error of the study, not of every run
         if "agents" in section(study, profile_name):
             teach(study, profile_name, jobs)
         with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",

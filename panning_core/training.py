@@ -38,6 +38,7 @@ class Recipe:
         epochs, batch_size: passes over the training split, images a step (the last step of an epoch takes what is left).
         lr, momentum, weight_decay, nesterov: as in ``torch.optim.SGD``; BatchNorm and biases decay too, as in the papers' code.
         decay: ``"cosine"`` to 0; ``"steps"``, a tenth after 3/8 and after 3/4 of the steps; or ``"one-cycle"``, in a line up to ``lr`` and down to 0.
+        warm_up: epochs in which the rate rises in a line to what ``decay`` asks for.
         augment: random crop (4 pixels) and flip.
         precision: ``"fp32"``, or ``"bf16"`` for autocast: weights stay float32, products are of bfloat16 numbers.
         seed: of the order of the images and of the augmentation.
@@ -53,6 +54,7 @@ class Recipe:
     augment: bool = False
     precision: str = "fp32"
     seed: int = 0
+    warm_up: int = 0
 
     def __post_init__(self):
         pick("decay", self.decay, DECAYS)
@@ -61,6 +63,8 @@ class Recipe:
         for name in ("epochs", "batch_size"):
             whole(name, getattr(self, name), 1)
         whole("seed", self.seed)
+        if whole("warm_up", self.warm_up) > self.epochs:
+            raise UserError(f"warm_up is {self.warm_up} of {self.epochs} epochs; it must end with the training at the latest")
         for name in ("lr", "momentum", "weight_decay"):
             if not is_number(value := getattr(self, name)) or value < 0:
                 raise UserError(f"{name} is {value!r}; it must be a number of at least 0")
@@ -72,6 +76,7 @@ class Recipe:
 #: of a few on the validation images, with SNIP's and SynFlow's masks of ResNet-20 at 98 %, seed 0. A study says how it departs from a recipe.
 RECIPES = {
     "mnist": Recipe(),
+    "mnist-warm-up": Recipe(warm_up=5),
     "fashion-mnist": Recipe(augment=True),
     "cifar": Recipe(epochs=180, batch_size=128, weight_decay=5e-4, augment=True),
     "synflow-cifar": Recipe(epochs=160, batch_size=128, nesterov=True, decay="steps", augment=True),
@@ -227,7 +232,8 @@ def epochs(split: Split, recipe: Recipe) -> Iterator[Iterator[tuple[Tensor, Tens
         for step, index in enumerate(order.split(recipe.batch_size), epoch * per_epoch):
             x = split.x.index_select(0, index)  # several times faster than split.x[index]
             x = data.crop_and_flip(x, generator) if recipe.augment else x
-            yield x, split.y[index], recipe.lr * DECAYS[recipe.decay](step, per_epoch * recipe.epochs)
+            rising = min(1.0, (step + 1) / (per_epoch * recipe.warm_up)) if recipe.warm_up else 1.0
+            yield x, split.y[index], rising * recipe.lr * DECAYS[recipe.decay](step, per_epoch * recipe.epochs)
 
     return map(steps, range(recipe.epochs))
 

@@ -280,7 +280,7 @@ IN_PYTHON = {
     "a mix in words": (lambda d: d.grid(method="panning", mix="sum"), "mix is 'sum'; it needs three coefficients"),
     "a mix of two": (lambda d: d.grid(method="panning", mix=[[1, 2]]), "mix is [1, 2]; it needs three coefficients"),
     "a mix with NaN": (lambda d: d.grid(method="panning", mix=[[NAN, 0, 1]]), "mix is [nan, 0, 1]; it needs three coefficients"),
-    "a mix for SNIP": (lambda d: d.grid(method="snip", mix=[[1, 0, 0]]), "a mix belongs to panning or panning-product, not to snip"),
+    "a mix for SNIP": (lambda d: d.grid(method="snip", mix=[[1, 0, 0]]), "a mix belongs to panning or panning-product or panning-masked, not to snip"),
     "a run with an option of infinity": (lambda d: d.grid(method="prospr", options={"lr": INF}), "option lr of prospr is inf; it must be float, like 0.1"),
     "a dense run that is pruned": (lambda d: d.grid(sparsity=0.5), "a dense run has sparsity 0, nothing to transfer and no returns; name a method"),
     # --- profiles ---

@@ -292,7 +292,7 @@ def test_a_policy_sees_what_the_environment_would_show():
 
 
 @pytest.mark.parametrize("how, says", [({"policy": "genral-1"}, f"unknown policy 'genral-1'; did you mean '{policies.SHIPPED}'"),
-                                       ({"policy": "no/such.npz"}, "no/such.npz is not a policy"), ({"mix": (1, 1, 1)}, "a mix belongs to panning or panning-product"),
+                                       ({"policy": "no/such.npz"}, "no/such.npz is not a policy"), ({"mix": (1, 1, 1)}, "a mix belongs to panning or panning-product or panning-masked"),
                                        ({"method": "panning", "policy": policies.SHIPPED}, "a policy belongs to panning-agent, not to panning")])
 def test_bad_policies_are_named(how, says):
     model, batch, _ = network("lenet300")

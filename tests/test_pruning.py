@@ -15,7 +15,7 @@ from benchmarks import straightforward
 from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
 
-REVIVING = {"force", "panning", "panning-product", "panning-agent"}
+REVIVING = {"force", "panning", "panning-product", "panning-masked", "panning-agent"}
 DRAWING = {"random", "ntk-sap", "smart-ratio", "phew"}
 
 
@@ -122,7 +122,7 @@ def test_each_method_takes_its_published_number_of_rounds(method, rounds, residu
 # --- batches ---
 
 
-@pytest.mark.parametrize("method", ["iterative-snip", "force", "panning", "panning-product"])
+@pytest.mark.parametrize("method", ["iterative-snip", "force", "panning", "panning-product", "panning-masked"])
 def test_how_batches_are_handed_in(method, residual, residual_batch):
     def prune(batches):
         return pruning.prune(residual, method, 0.1, batches, rounds=4)[0]
@@ -190,7 +190,9 @@ def test_options_reach_the_metric(residual, residual_batch):
 def test_every_option_has_a_plain_default():
     assert pruning.options_of("prospr") == {"steps": 3, "lr": 0.1, "momentum": 0.0, "parts": 1, "first_order": False, "units": False}
     assert pruning.options_of("ntk-sap") == {"repeats": 5, "deviation": 0.01}
-    assert all(pruning.options_of(method) == {} for method in pruning.methods() if method not in ("prospr", "ntk-sap"))
+    assert pruning.options_of("panning") == pruning.options_of("panning-product") == {"masked": False}
+    own = ("prospr", "ntk-sap", "panning", "panning-product")
+    assert all(pruning.options_of(method) == {} for method in pruning.methods() if method not in own)
 
 
 def test_a_metric_of_your_own_has_options_too(residual, residual_batch, monkeypatch):
@@ -322,7 +324,7 @@ def test_what_may_not_return_does_not_return_for_being_effective(method, residua
     ({"method": "snip", "mix": (1, 1, 1)}, "a mix belongs to panning.*not to snip"),
     ({"mix": (1, 1)}, "three coefficients"), ({"mix": (1, 1, 1, 1)}, "three coefficients"),
     ({"mix": (1, -0.1, 1)}, "at least 0"), ({"mix": (0, 0, 0)}, "not all 0"),
-    ({"options": {"steps": 1}}, "panning has no options, got 'steps'"), ({"method": "phew", "options": {"steps": 1}}, "phew has no options"),
+    ({"options": {"steps": 1}}, "unknown option of panning 'steps'; known: masked"), ({"method": "phew", "options": {"steps": 1}}, "phew has no options"),
     ({"method": "prospr", "options": {"step": 1}}, "unknown option of prospr 'step'; did you mean 'steps'"),
     ({"method": "ntk-sap", "options": {"steps": 1}}, "unknown option of ntk-sap 'steps'; did you mean 'repeats'|known: deviation, repeats"),
     ({"method": "prospr", "options": {"steps": 1.0}}, "option steps of prospr is 1.0; it must be int, like 3"),
@@ -367,31 +369,37 @@ def z_score(flat):
     return None if spread == 0 else (flat - flat.mean()).abs() / spread
 
 
-def reference_panning(model, batches, density, form, stages):
-    """Masks of staged Panning, one a round: plain loops, one long vector for all weights, a full stable sort."""
+def reference_panning(model, batches, density, form, stages, masked=False):
+    """Masks of Panning, one a round: plain loops, one long vector for all weights, a full stable sort."""
     state = model.state_dict()
     w = [state[f"{layer}.weight"].clone() for layer in ("conv1", "conv2", "fc1", "fc2")]
     b = [state[f"{layer}.bias"].clone() for layer in ("conv1", "conv2", "fc1", "fc2")]
     theta = torch.cat([layer.flatten() for layer in w])
 
-    data_scores = []
-    for x, y in batches:
-        leaves = [layer.clone().requires_grad_() for layer in w]
+    def in_layers(flat):
+        return [part.view_as(layer) for part, layer in zip(flat.split([layer.numel() for layer in w]), w)]
+
+    def normal(scores):
+        return scores.abs() if form == "masked" else z_score(scores)
+
+    def data_scores(x, y, kept):
+        leaves, kept = [layer.clone().requires_grad_() for layer in in_layers(theta * kept)], in_layers(kept)
         loss = F.cross_entropy(lenet5_forward(leaves, b, x) / 200, y)
         g = torch.autograd.grad(loss, leaves, create_graph=True)
-        flow = torch.autograd.grad(sum((part * part).sum() for part in g), leaves)
-        data_scores.append([z_score(theta * torch.cat([part.detach().flatten() for part in parts])) for parts in (g, flow)])
+        flow = torch.autograd.grad(sum((part * part.detach() * m).sum() for part, m in zip(g, kept)), leaves)
+        return [normal(theta * torch.cat([part.detach().flatten() for part in parts])) for parts in (g, flow)]
 
     rounds, kept, history = len(stages), torch.ones_like(theta), []
     for t in range(1, rounds + 1):
-        masked = [part.view_as(layer).requires_grad_() for part, layer in zip((theta * kept).abs().split([layer.numel() for layer in w]), w)]
-        flow = lenet5_forward(masked, [torch.zeros_like(bias) for bias in b], torch.ones_like(batches[0][0][:1])).sum()
-        through = torch.cat([part.flatten() for part in torch.autograd.grad(flow, masked)])
+        absolute = [part.clone().requires_grad_() for part in in_layers((theta * kept).abs())]
+        flow = lenet5_forward(absolute, [torch.zeros_like(bias) for bias in b], torch.ones_like(batches[0][0][:1])).sum()
+        through = torch.cat([part.flatten() for part in torch.autograd.grad(flow, absolute)])
+        of_data = data_scores(*batches[(t - 1) % len(batches)], kept if masked else torch.ones_like(kept))
         score = torch.zeros_like(theta) if form == "sum" else torch.ones_like(theta)
-        for normal, weight in zip([z_score(theta * through), *data_scores[(t - 1) % len(batches)]], stages[t - 1]):
-            if normal is None:
+        for part, weight in zip([normal(theta * through), *of_data], stages[t - 1]):
+            if part is None:
                 continue
-            score = score + weight * normal if form == "sum" else score * normal ** weight
+            score = score + weight * part if form == "sum" else score * part ** weight
         order = torch.sort(score, descending=True, stable=True).indices
         kept = torch.zeros_like(theta)
         kept[order[:round(density ** (t / rounds) * len(theta))]] = 1
@@ -421,6 +429,16 @@ def test_staged_panning_weight_for_weight(method, form, table, density):
     assert len(seen) == len(expected) == 100 and int(flat(mask).sum()) == round(density * 255_500)
     assert sum(row["revived"] for row in trace) > 0
     assert trace[-1]["effective_sparsity"] < 1
+
+
+@pytest.mark.parametrize("method, form, mix, options", [
+    ("panning-masked", "masked", None, {}), ("panning-masked", "masked", (1, 0.5, 1.5), {}),
+    ("panning", "sum", (0.2, 0.5, 0.3), {"masked": True}), ("panning-product", "product", (1, 1, 0.5), {"masked": True})])
+def test_metrics_of_the_subnetwork_weight_for_weight(method, form, mix, options):
+    model, batches = lenet5_case()
+    expected, seen = reference_panning(model, batches, 0.002, form, [mix or pruning.POWERS[0][1]] * 30, masked=True), []
+    pruning.prune(model, method, 0.002, batches, rounds=30, mix=mix, options=options, observe=lambda t, old, new, batch: seen.append(flat(new)))
+    assert len(seen) == 30 and all(torch.equal(one, two) for one, two in zip(seen, expected))
 
 
 @pytest.mark.parametrize("density, rounds, stages", [

@@ -47,7 +47,8 @@ def test_defaults_and_order_do_not_matter_to_the_key():
 CHANGES = {"dataset": "mnist", "model": "lenet5", "method": "snip", "sparsity": 0.6, "seed": 1, "init": "panning", "rounds": 1, "schedule": "linear",
            "scope": "layerwise", "revive": False, "mix": (1, 0, 0), "control": "shuffle", "per_class": 5, "fixed_batch": True,
            "recipe": "cifar", "epochs": 3, "transfer": True, "precision": "bf16",
-           "policy": "random", "returns": True, "options": {"steps": 1}, "effective": True, "network": True}
+           "policy": "random", "returns": True, "options": {"steps": 1}, "effective": True, "network": True,
+           "normalisation": "authors", "order": 1, "scoring": 1, "engine": "dense"}
 
 
 def test_every_field_changes_the_key():
@@ -165,7 +166,7 @@ def test_a_run_of_two_entries_is_done_once():
     ({"method": "dense", "sparsity": 0.5}, "a dense run has sparsity 0, nothing to transfer"),
     ({"transfer": True}, "a dense run has sparsity 0, nothing to transfer"),
     ({"method": "panning", "mix": 3}, "mix is 3; it needs three coefficients of at least 0"),
-    ({"method": "snip", "mix": [[1, 0, 0]]}, "a mix belongs to panning or panning-product, not to snip"),
+    ({"method": "snip", "mix": [[1, 0, 0]]}, "a mix belongs to panning or panning-product or panning-masked, not to snip"),
     ({"seed": -1}, "seed is -1; it must be a whole number from 0"),
     ({"seed": "a"}, "seed is 'a'"),
     ({"rounds": 0}, "rounds is 0; it must be a whole number from 1"),
@@ -189,7 +190,7 @@ def test_a_run_of_two_entries_is_done_once():
     ({"method": "gumbel-softmax", "options": {"steps": 1}}, "unknown option of gumbel-softmax 'steps'"),
     ({"method": "gumbel-softmax", "options": {"epochs": True}}, "option epochs of gumbel-softmax is True; it must be int"),
     ({"method": "gumbel-softmax", "rounds": 5}, "gumbel-softmax learns weights and mask together; rounds 5 belongs to pruning before training"),
-    ({"method": "gumbel-softmax", "mix": (1, 0, 0)}, "a mix belongs to panning or panning-product, not to gumbel-softmax"),
+    ({"method": "gumbel-softmax", "mix": (1, 0, 0)}, "a mix belongs to panning or panning-product or panning-masked, not to gumbel-softmax"),
 ])
 def test_bad_input_is_named_with_what_is_near(entry, message):
     with pytest.raises(UserError) as error:
