@@ -27,8 +27,13 @@ HOOKS = {
     "_backward_pre_hooks": "backward-pre hook",
     "_backward_hooks": "backward hook",
 }
-GROSS = 0.1  #: a relative distance that is no rounding
-SMALL = 0.01  #: a gradient of less than this share of all is compared with that share
+#: Relative distance of two gradients that rounding makes where it puts a value on the other side of
+#: a ReLU's corner: up to a thirtieth on a few images; a wrong one is farther off. Outputs, which have
+#: no corners, must agree to half of their digits.
+SWITCHED = 0.1
+#: Share of all gradients below which one is rounding alone, as that of a bias that a batch
+#: normalisation takes off again.
+NOTHING = 1e-3
 
 
 def altered(model: nn.Module) -> str | None:
@@ -128,12 +133,10 @@ def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor) -> Answer:
     return Answer(logits.detach(), settled, gradients)
 
 
-def departure(own: Answer, other: Answer) -> tuple[float, str]:
-    """The largest relative distance of a part of ``other`` to that of ``own``, and which part it is.
+def departure(own: Answer, other: Answer) -> str | None:
+    """The part of ``other`` that is farthest from that of ``own``, in words; None if all are near.
 
-    A distance up to ``rounding(own)`` is none; where ``own`` is not finite nothing is compared. A
-    gradient that is next to nothing among all, such as that of a bias before a batch normalisation,
-    is rounding alone: it is seen relative to all.
+    Where ``own`` is not finite nothing is compared.
     """
     pairs = {
         "output in train mode": (own.logits, other.logits),
@@ -142,21 +145,16 @@ def departure(own: Answer, other: Answer) -> tuple[float, str]:
     gradients = {f"gradient of {n}": (g, other.gradients[n]) for n, g in own.gradients.items()}
     norms = {part: float(one.double().norm()) for part, (one, _) in (pairs | gradients).items()}
     if not all(map(math.isfinite, norms.values())):
-        return 0.0, ""
-    least = SMALL * math.hypot(*(norms[part] for part in gradients))
-    scales = {part: max(norms[part], least if part in gradients else 0.0) for part in norms}
-    distances = {part: _distance(*pair, scales[part]) for part, pair in (pairs | gradients).items()}
-    where = max(distances, key=distances.__getitem__)
-    return distances[where], where
+        return None
+    rounding = torch.finfo(own.logits.dtype).eps ** 0.5
+    least = NOTHING * math.hypot(*(norms[part] for part in gradients))
+    allowed = {part: rounding * norms[part] for part in pairs}
+    allowed |= {part: SWITCHED * max(norms[part], least) for part in gradients}
+    excess = {part: _gap(*pair) - allowed[part] for part, pair in (pairs | gradients).items()}
+    where = max(excess, key=lambda part: excess[part] / (norms[part] or 1.0))
+    return where if excess[where] > 0 else None
 
 
-def _distance(one: Tensor, other: Tensor, scale: float) -> float:
+def _gap(one: Tensor, other: Tensor) -> float:
     gap = float((one.double() - other).norm()) if one.shape == other.shape else math.inf
-    if gap == 0:
-        return 0.0
-    return gap / scale if scale and math.isfinite(gap) else math.inf
-
-
-def rounding(own: Answer) -> float:
-    """The relative distance that rounding may make: half of the digits."""
-    return torch.finfo(own.logits.dtype).eps ** 0.5
+    return gap if math.isfinite(gap) else math.inf
