@@ -8,7 +8,7 @@ network is changed by either.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -109,23 +109,24 @@ class Answer(NamedTuple):
     gradients: dict[str, Tensor]  #: of each parameter that is not frozen; 0 at a pruned weight
 
 
-def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor) -> Answer:
-    """What ``model`` itself, its pruned weights 0, answers; afterwards it is as it was.
+def ask(model: nn.Module, mask: Mask, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Answer:
+    """What ``model`` itself, its pruned weights 0, answers to images ``x``; it stays as it was.
 
     Args:
-        x, y: the images and labels; gradients are those of the mean cross-entropy in train mode.
+        loss: of the logits in train mode; what the gradients are of.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    with untouched(model), torch.enable_grad():
+    # On CUDA convolutions are rounded to ten bits unless this is said.
+    exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    with untouched(model), torch.enable_grad(), exact:
         for name, weight in prunable(model).items():
-            weight.data[~mask[name]] = 0.0
+            weight.data.masked_fill_(~mask[name], 0.0)
         model.eval()
         with torch.no_grad():
             settled = model(x).detach().clone()
         model.train()
         logits = one_tensor(model(x))
-        loss = nn.functional.cross_entropy(logits, y)
-        found = torch.autograd.grad(loss, list(trained.values()), allow_unused=True)
+        found = torch.autograd.grad(loss(logits), list(trained.values()), allow_unused=True)
     gradients = {
         name: torch.zeros_like(p) if g is None else g.masked_fill(~mask[name], 0.0) if name in mask else g
         for (name, p), g in zip(trained.items(), found)
@@ -143,7 +144,7 @@ def departure(own: Answer, other: Answer) -> str | None:
         "output in eval mode": (own.settled, other.settled),
     }
     gradients = {f"gradient of {n}": (g, other.gradients[n]) for n, g in own.gradients.items()}
-    norms = {part: float(one.double().norm()) for part, (one, _) in (pairs | gradients).items()}
+    norms = {part: _norm(one) for part, (one, _) in (pairs | gradients).items()}
     if not all(map(math.isfinite, norms.values())):
         return None
     rounding = torch.finfo(own.logits.dtype).eps ** 0.5
@@ -156,5 +157,9 @@ def departure(own: Answer, other: Answer) -> str | None:
 
 
 def _gap(one: Tensor, other: Tensor) -> float:
-    gap = float((one.double() - other).norm()) if one.shape == other.shape else math.inf
+    gap = _norm(one - other) if one.shape == other.shape else math.inf
     return gap if math.isfinite(gap) else math.inf
+
+
+def _norm(tensor: Tensor) -> float:
+    return float(torch.linalg.vector_norm(tensor, dtype=torch.double))

@@ -138,7 +138,7 @@ class Dense:
 
     def answer(self, x: Tensor, y: Tensor) -> faithful.Answer:
         """What the network answers to images and labels, before anything is learned."""
-        return faithful.ask(self.model, self.mask, x, y)
+        return faithful.ask(self.model, self.mask, x, lambda logits: nn.functional.cross_entropy(logits, y))
 
     def store(self) -> None:
         """The model's own weights were trained; they get their usual layout back."""
@@ -342,7 +342,7 @@ def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engin
     return None, ENGINES["dense"](model, mask, recipe)
 
 
-FEW, TIMES = 8, 3  #: images on which a trainer is compared with the network itself, and how often
+FEW, TIMES = 4, 3  #: images on which a trainer is compared with the network itself, and how often
 
 
 def _departure(model: nn.Module, mask: Mask, split: Split, small: compaction.Compact | None, trainer: Dense | Sparse) -> str | None:
@@ -350,7 +350,7 @@ def _departure(model: nn.Module, mask: Mask, split: Split, small: compaction.Com
     step, part = max(1, len(split) // FEW), None
     for first in range(min(TIMES, step)):
         x, y = split.x[first::step][:FEW], split.y[first::step][:FEW]
-        own, other = faithful.ask(model, mask, x, y), trainer.answer(x, y)
+        own, other = faithful.ask(model, mask, x, lambda logits: nn.functional.cross_entropy(logits, y)), trainer.answer(x, y)
         if small:
             other = other._replace(gradients=small.widen(other.gradients))
         part = faithful.departure(own, other)
