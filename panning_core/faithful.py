@@ -1,7 +1,7 @@
 """Whether what trains in a network's place, an engine or a smaller network, does what it does.
 
 ``altered`` finds what a copy of the layers would not do. ``ask`` has the network itself answer a few
-images, and ``departure`` says where the answer of what stands in for it is another. Nothing of the
+images, and ``departure`` says where what stands in for it answers otherwise. Nothing of the
 network is changed by either.
 """
 
@@ -14,11 +14,14 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from . import noise
 from .errors import UserError
 from .masks import Mask
 from .models import prunable
+
+Loss = Callable[[Tensor, Tensor], Tensor]
 
 #: where PyTorch keeps the hooks of a module; those of all modules are under the same names in its own
 HOOKS = {
@@ -34,6 +37,7 @@ SWITCHED = 0.1
 #: Share of all gradients below which one is rounding alone, as that of a bias that a batch
 #: normalisation takes off again.
 NOTHING = 1e-3
+FEW, TIMES = 4, 3  #: images of one comparison, and how many may follow where a gradient differs
 
 
 def altered(model: nn.Module) -> str | None:
@@ -46,6 +50,8 @@ def altered(model: nn.Module) -> str | None:
     for kind, words in HOOKS.items():
         if getattr(everywhere, f"_global{kind}"):
             return f"a {words} of all modules is registered"
+    if "_orig_mod" in model._modules:
+        return "torch.compile made it of another"
     for name, module in model.named_modules():
         where, own = name or "the network", vars(module)
         for kind, words in HOOKS.items():
@@ -109,11 +115,11 @@ class Answer(NamedTuple):
     gradients: dict[str, Tensor]  #: of each parameter that is not frozen; 0 at a pruned weight
 
 
-def ask(model: nn.Module, mask: Mask, x: Tensor, loss: Callable[[Tensor], Tensor]) -> Answer:
-    """What ``model`` itself, its pruned weights 0, answers to images ``x``; it stays as it was.
+def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Answer:
+    """What ``model`` itself, its pruned weights 0, answers to images and labels; it stays as it was.
 
     Args:
-        loss: of the logits in train mode; what the gradients are of.
+        loss: (logits in train mode, labels) -> what the gradients are of.
     """
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # On CUDA convolutions are rounded to ten bits unless this is said.
@@ -126,7 +132,7 @@ def ask(model: nn.Module, mask: Mask, x: Tensor, loss: Callable[[Tensor], Tensor
             settled = model(x).detach().clone()
         model.train()
         logits = one_tensor(model(x))
-        found = torch.autograd.grad(loss(logits), list(trained.values()), allow_unused=True)
+        found = torch.autograd.grad(loss(logits, y), list(trained.values()), allow_unused=True)
     gradients = {
         name: torch.zeros_like(p) if g is None else g.masked_fill(~mask[name], 0.0) if name in mask else g
         for (name, p), g in zip(trained.items(), found)
@@ -134,7 +140,25 @@ def ask(model: nn.Module, mask: Mask, x: Tensor, loss: Callable[[Tensor], Tensor
     return Answer(logits.detach(), settled, gradients)
 
 
-def departure(own: Answer, other: Answer) -> str | None:
+def departure(
+    model: nn.Module, mask: Mask, x: Tensor, y: Tensor, answer: Callable[[Tensor, Tensor], Answer]
+) -> str | None:
+    """In which part what stands in for ``model`` differs from it on a few of the images; None if in none.
+
+    Args:
+        x, y: images and labels to choose from.
+        answer: that of what stands in, to images and labels.
+    """
+    step, part = max(1, len(x) // FEW), None
+    for first in range(min(TIMES, step)):
+        few = x[first::step][:FEW], y[first::step][:FEW]
+        part = difference(ask(model, mask, *few), answer(*few))
+        if part is None or part.startswith("output"):  # outputs have no corners
+            break
+    return part
+
+
+def difference(own: Answer, other: Answer) -> str | None:
     """The part of ``other`` that is farthest from that of ``own``, in words; None if all are near.
 
     Where ``own`` is not finite nothing is compared.

@@ -63,8 +63,16 @@ def _subnetwork(model: nn.Module, mask: Mask, generator: torch.Generator | None 
     leaves = {name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_() for name, w in leaves.items()}
     state = {**{name: p.detach() for name, p in model.named_parameters()}, **{name: b.clone() for name, b in model.named_buffers()}, **leaves}
     generator, device = generator or torch.Generator().manual_seed(0), next(iter(leaves.values())).device
+    parallel = isinstance(model, nn.DataParallel)  # which takes no other parameters than its own
+
+    def forward(x: Tensor, others: dict[str, Tensor] = {}) -> Tensor:
+        tensors = {**state, **others}
+        if parallel:
+            tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        return one_tensor(functional_call(model.module if parallel else model, tensors, x))
+
     with modes(model, training=True), torch.enable_grad(), noise.drawn_from(generator, device):
-        yield lambda x, others={}: one_tensor(functional_call(model, {**state, **others}, x)), list(leaves.values())
+        yield forward, list(leaves.values())
 
 
 @_checked

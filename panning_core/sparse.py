@@ -594,6 +594,10 @@ class SparseNet:
                 if signal.shape != (shape[0], 1, 1) or not signal.trains:
                     refuse("its output is not one number for each class")
                 return signal if signal.margin == (0, 0) else self._relayout(signal, np.arange(shape[0]), shape, signal.lanes)
+            elif node.op == "get_attr":
+                owner = node.target.rpartition(".")[0]
+                kind = type(model.get_submodule(owner)).__name__
+                refuse(f"the forward of {owner or 'the network'}, a {kind}, is not supported")
             else:
                 given = f" with {' and '.join(node.kwargs)}" if node.kwargs else ""
                 refuse(f"{getattr(node.target, '__name__', node.target)}{given} is not supported")
@@ -728,16 +732,20 @@ class SparseNet:
             The logits [batch, classes] float32, not divided, and the squared norm of the gradient of the loss with respect to the surviving
             weights, without biases and batch normalisation; summed in float64.
         """
+        logits = self._look(x, y, temperature)
+        gradients = [step.dweights.astype(np.float64) for step in self.trained if isinstance(step, Taps)]
+        return logits, sum(float(gradient @ gradient) for gradient in gradients) / temperature ** 2
+
+    def _look(self, x: Tensor, y: Tensor, temperature: float) -> Tensor:
+        """The logits of ``flow``, whose gradients are ``temperature`` times those of the loss."""
         self._take(x)
         scores: list[np.ndarray] = []
         self._differentiate(y.numpy(), temperature, scores)
-        gradients = [step.dweights.astype(np.float64) for step in self.trained if isinstance(step, Taps)]
-        logits = torch.from_numpy(np.concatenate(scores)).mT.flatten(0, 1)[:len(x)]
-        return logits, sum(float(gradient @ gradient) for gradient in gradients) / temperature ** 2
+        return torch.from_numpy(np.concatenate(scores)).mT.flatten(0, 1)[:len(x)]
 
     def answer(self, x: Tensor, y: Tensor) -> faithful.Answer:
         """What the network answers to images and labels as ``step`` takes them; nothing is learned."""
-        logits, _ = self.flow(x, y, 1.0)
+        logits = self._look(x, y, 1.0)
         told = {p: gradient for step in self.trained for p, gradient in step.told().items()}
         gradients = {n: told[p] if p in told else torch.zeros_like(p) for n, p in self.parameters.items()}
         return faithful.Answer(logits, self.logits(x), gradients)

@@ -69,19 +69,15 @@ def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
 def _agree(stacked: nn.Module, networks: Sequence[nn.Module], x: Tensor) -> bool:
     """Whether both answer x [n, count, channels, ...] alike, with the same gradients."""
 
-    def loss(logits: Tensor) -> Tensor:
-        return logits.log_softmax(1).diagonal().sum()
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return sum(nn.functional.cross_entropy(part, y) for part in logits.chunk(len(networks), 1))
 
-    own = [faithful.ask(net, masks.ones(net), x[:, k], loss) for k, net in enumerate(networks)]
-    found = faithful.ask(
-        stacked,
-        masks.ones(stacked),
-        x.flatten(1, 2),
-        lambda logits: sum(map(loss, logits.chunk(len(networks), 1))),
-    )
+    y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    own = [faithful.ask(net, masks.ones(net), x[:, k], y) for k, net in enumerate(networks)]
+    found = faithful.ask(stacked, masks.ones(stacked), x.flatten(1, 2), y, loss)
     gradients = {name: torch.cat([each.gradients[name] for each in own]) for name in found.gradients}
     logits, settled = (torch.cat(parts, 1) for parts in list(zip(*own))[:2])
-    return faithful.departure(faithful.Answer(logits, settled, gradients), found) is None
+    return faithful.difference(faithful.Answer(logits, settled, gradients), found) is None
 
 
 class Stack(training.Dense):

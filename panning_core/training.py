@@ -137,8 +137,8 @@ class Dense:
             return torch.cat([self._forward(part) for part in x.split(1000)])
 
     def answer(self, x: Tensor, y: Tensor) -> faithful.Answer:
-        """What the network answers to images and labels, before anything is learned."""
-        return faithful.ask(self.model, self.mask, x, lambda logits: nn.functional.cross_entropy(logits, y))
+        """What the network answers to images and labels; nothing is learned."""
+        return faithful.ask(self.model, self.mask, x, y)
 
     def store(self) -> None:
         """The model's own weights were trained; they get their usual layout back."""
@@ -188,12 +188,13 @@ def live(model: nn.Module, mask: Mask) -> float:
 def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
     """``"sparse"`` where it pays, else ``"dense"``; warns where it would pay and can not train the network."""
     on_cpu = next(model.parameters()).device.type == "cpu"
-    if not (on_cpu and recipe.precision == "fp32" and live(model, mask) < SPARSE_BELOW):
+    if not (on_cpu and recipe.precision == "fp32"):
         return "dense"
     if reason := sparse.unsupported(model):
-        warnings.warn(f"training on the dense engine, which is slower: {reason}", stacklevel=4)
+        if masks.density(mask) < SPARSE_BELOW:
+            warnings.warn(f"training on the dense engine, which is slower: {reason}", stacklevel=4)
         return "dense"
-    return "sparse"
+    return "sparse" if live(model, mask) < SPARSE_BELOW else "dense"
 
 
 @cache
@@ -333,30 +334,18 @@ def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engin
     if not small and chosen == "dense":
         return None, ENGINES[chosen](model, mask, recipe)
     trainer = ENGINES[chosen](network, alive, recipe)
-    if not (part := _departure(model, mask, splits.train, small, trainer)):
+
+    def answer(x: Tensor, y: Tensor) -> faithful.Answer:
+        found = trainer.answer(x, y)
+        return found._replace(gradients=small.widen(found.gradients)) if small else found
+
+    if not (part := faithful.departure(model, mask, splits.train.x, splits.train.y, answer)):
         return small, trainer
     reason = f"the {'sparse engine' if chosen == 'sparse' else 'compacted network'} has another {part} than the network itself"
     if engine == "sparse":
         raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
     warnings.warn(f"training the network itself on the dense engine, which is slower: {reason}", stacklevel=3)
     return None, ENGINES["dense"](model, mask, recipe)
-
-
-FEW, TIMES = 4, 3  #: images on which a trainer is compared with the network itself, and how often
-
-
-def _departure(model: nn.Module, mask: Mask, split: Split, small: compaction.Compact | None, trainer: Dense | Sparse) -> str | None:
-    """Which part of the answer of ``trainer`` to a few images is not the network's own; None if none is."""
-    step, part = max(1, len(split) // FEW), None
-    for first in range(min(TIMES, step)):
-        x, y = split.x[first::step][:FEW], split.y[first::step][:FEW]
-        own, other = faithful.ask(model, mask, x, lambda logits: nn.functional.cross_entropy(logits, y)), trainer.answer(x, y)
-        if small:
-            other = other._replace(gradients=small.widen(other.gradients))
-        part = faithful.departure(own, other)
-        if part is None or part.startswith("output"):  # a gradient is seen on other images too
-            break
-    return part
 
 
 def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe, observe: Callable[[dict], None] | None = None) -> list[pd.DataFrame]:
