@@ -8,6 +8,7 @@ network is changed by either.
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -124,7 +125,8 @@ def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor, loss: Loss = cross_e
     trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
     # On CUDA convolutions are rounded to ten bits unless this is said.
     exact = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
-    with untouched(model), torch.enable_grad(), exact:
+    with untouched(model), torch.enable_grad(), exact, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the network says them when it is trained
         for name, weight in prunable(model).items():
             weight.data.masked_fill_(~mask[name], 0.0)
         model.eval()
