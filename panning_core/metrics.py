@@ -6,7 +6,7 @@ Each function takes
 - ``model``: its current weights are the *dense* weights theta;
 - ``mask``: the sub-network theta * M that is scored;
 - ``batch``: (x [n, c, h, w], y [n]); a metric that needs no data takes shape and device from it;
-- ``generator``: source of noise for a metric that draws some.
+- ``generator``: source of noise for a metric, or a network, that draws some.
 
 A new metric is one function and one entry in ``METRICS``; every study, the test battery and the benchmarks then see it.
 """
@@ -23,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from . import masks, models
+from . import masks, models, noise
 from .errors import UserError
+from .faithful import one_tensor
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
 from .registry import Table
@@ -55,14 +56,24 @@ def _checked(score: Callable) -> Callable:
 
 
 @contextmanager
-def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
+def _subnetwork(model: nn.Module, mask: Mask, generator: torch.Generator | None = None,
+                layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
     """The network theta * M as (forward, leaves): a function, which takes other parameters too, and the masked weights to differentiate by;
-    train mode, own BN buffers."""
+    train mode, own BN buffers. What it draws itself, as dropout does, follows from ``generator``, which moves on then."""
     leaves = {name: w.detach() * numbers(mask[name], w.dtype) for name, w in prunable(model).items()}
     leaves = {name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_() for name, w in leaves.items()}
     state = {**{name: p.detach() for name, p in model.named_parameters()}, **{name: b.clone() for name, b in model.named_buffers()}, **leaves}
-    with modes(model, training=True), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        yield lambda x, others={}: functional_call(model, {**state, **others}, x), list(leaves.values())
+    generator, device = generator or torch.Generator().manual_seed(0), next(iter(leaves.values())).device
+    parallel = isinstance(model, nn.DataParallel)  # which takes no other parameters than its own
+
+    def forward(x: Tensor, others: dict[str, Tensor] = {}) -> Tensor:
+        tensors = {**state, **others}
+        if parallel:
+            tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        return one_tensor(functional_call(model.module if parallel else model, tensors, x))
+
+    with modes(model, training=True), torch.enable_grad(), noise.drawn_from(generator, device):
+        yield forward, list(leaves.values())
 
 
 @_checked
@@ -82,7 +93,8 @@ class Products(NamedTuple):
 
 
 @_checked
-def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, hessian: bool = False) -> Products:
+def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, hessian: bool = False,
+             generator: torch.Generator | None = None) -> Products:
     """theta * g and, with ``hessian``, theta * Hg, of the sub-network theta * M, logits divided by ``temperature``.
 
     g is the gradient of the mean cross-entropy with respect to every prunable weight, kept or not; Hg is the Hessian
@@ -90,7 +102,7 @@ def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.
     """
     x, y = batch
     theta = {name: w.detach() for name, w in prunable(model).items()}
-    with _subnetwork(model, mask) as (forward, leaves):
+    with _subnetwork(model, mask, generator) as (forward, leaves):
         logits = forward(x) / temperature
         gradient = torch.autograd.grad(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
@@ -104,7 +116,7 @@ def gradient_flow(model: nn.Module, mask: Mask, batch: Batch, temperature: float
     """The logits [n, classes] of the sub-network theta * M, and g . g over its kept weights (``gtg`` of ``products`` without the products) or over all."""
     x, y = batch
     # The layout in which convolutions are fastest; the products keep another, because their committed masks hang on the last bit.
-    with _subnetwork(model, mask, torch.channels_last) as (forward, leaves):
+    with _subnetwork(model, mask, layout=torch.channels_last) as (forward, leaves):
         logits = forward(x)
         gradient = torch.autograd.grad(nn.functional.cross_entropy(logits / temperature, y), leaves)
     counted = (g.double() * numbers(mask[name]) if kept_only else g.double() for name, g in zip(prunable(model), gradient))
@@ -182,22 +194,22 @@ def magnitude(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Gener
 
 def snip(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """|theta M g(theta M)|: how much the loss moves when the weight goes (Lee et al. 2019, eq. 6); in rounds, Iterative SNIP."""
-    return _absolute(products(model, mask, batch).snip, mask)
+    return _absolute(products(model, mask, batch, generator=generator).snip, mask)
 
 
 def force(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """|theta g(theta M)|: the gradient of the pruned network, the weight of the dense one (de Jorge et al. 2021, section 4)."""
-    return _absolute(products(model, mask, batch).snip)
+    return _absolute(products(model, mask, batch, generator=generator).snip)
 
 
 def grasp(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """theta Hg, signed: goes first what lowers the gradient flow g.g least, or raises it (Wang et al. 2020, eq. 8)."""
-    return products(model, mask, batch, TEMPERATURE, hessian=True).grasp
+    return products(model, mask, batch, TEMPERATURE, True, generator).grasp
 
 
 def grasp_abs(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """|theta Hg|: the absolute form of GraSP that Panning's code also has."""
-    return _absolute(grasp(model, mask, batch))
+    return _absolute(grasp(model, mask, batch, generator))
 
 
 def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
@@ -227,7 +239,7 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
     """
     if steps < 0 or not 1 <= parts <= len(batch[0]):
         raise UserError(f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of {len(batch[0])} images, got {steps} and {parts}")
-    with _subnetwork(model, mask) as (forward, leaves):
+    with _subnetwork(model, mask, generator) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
         phi = {name: start[name] if name in start else p.detach().requires_grad_() for name, p in model.named_parameters()}
         velocity, dealt = dict.fromkeys(phi, 0.0), batch[1].argsort(stable=True)  # class by class
@@ -267,7 +279,7 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
-    with _subnetwork(model, mask) as (forward, _):
+    with _subnetwork(model, mask, generator) as (forward, _):
         gates = {name: numbers(mask[name], w.dtype).requires_grad_() for name, w in theta.items()}
         total = 0.0
         for _ in range(repeats):

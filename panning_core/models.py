@@ -187,13 +187,22 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules.
 
     Raises:
-        UserError: there is none, or ``model`` is no network.
+        UserError: there is none, one is computed from other parameters, or ``model`` is no network.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"a network is an nn.Module, such as models.build gives, not {shown(model)}")
-    if found := {_weight(name): module.weight for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}:
+    if found := {_weight(name): _own_weight(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}:
         return found
     raise UserError(f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune")
+
+
+def _own_weight(name: str, module: nn.Module) -> nn.Parameter:
+    if (weight := module._parameters.get("weight")) is not None:
+        return weight
+    raise UserError(
+        f"the weight of {name or 'the network'} is computed from other parameters, by torch.nn.utils.prune or a parametrisation "
+        "such as weight_norm; make it an ordinary one first, with prune.remove or parametrize.remove_parametrizations"
+    )
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -197,6 +197,7 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         if guarded and count < len(prunable(model)) and count < (least := masks.count(one_path(model))):
             raise UserError(f"density {density} keeps {count} weights and a path through this network takes {least}: none could live")
     dense_mask, dense, synflow_of, flow = masks.ones(model), {}, metrics.synflow_of(model), (None, None)
+    draws = False  # noise of its own, such as dropout's: the same batch then has other products every time
     neutral = torch.tensor(0.0 if form == "sum" else 1.0, dtype=torch.double, device=next(model.parameters()).device)
 
     def of_flow(mask: Mask, batch: Batch) -> tuple[Tensor, float]:
@@ -209,7 +210,10 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
     def of_data(mask: Mask, batch: Batch) -> tuple[Parts, Look | None]:
         if used == ["synflow"]:
             return {}, None
-        products = metrics.products(model, mask, batch, metrics.TEMPERATURE, hessian="grasp" in used)
+        nonlocal draws
+        state = generator.get_state()
+        products = metrics.products(model, mask, batch, metrics.TEMPERATURE, "grasp" in used, generator)
+        draws = draws or not torch.equal(state, generator.get_state())
         parts = {name: masks.flatten(getattr(products, name)) for name in used if name != "synflow"}
         return {name: (part, _mass(part)) for name, part in parts.items()}, Look(products.loss, products.gtg)
 
@@ -233,7 +237,7 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
     def scorer(mask: Mask, batch: Batch, asked: float):
         # Of an iterator no batch is known to come again, and a sub-network is another one in every round.
         key = id(batch) if isinstance(batches, Sequence) and not masked else None
-        if key is None or key not in dense:
+        if key is None or key not in dense or draws:
             dense[key] = of_data(mask if masked else dense_mask, batch), {}
         (parts, look), of_mix = dense[key]
         synflow = of_flow(mask, batch)[0] if "synflow" in used else None
