@@ -22,8 +22,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import masks, models
+from . import graph, masks, models
 from .errors import UserError
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
@@ -49,6 +50,10 @@ def _checked(score: Callable) -> Callable:
         except Exception as error:
             if not isinstance(error, UserError):
                 check(model, mask, batch)
+            if isinstance(error, RuntimeError | ValueError) and not isinstance(error, UserError):
+                raise UserError(
+                    f"{score.__name__} can not be computed on this {type(model).__name__} and batch: {str(error).partition(chr(10))[0]}"
+                ) from error
             raise
     return checked
 
@@ -56,12 +61,42 @@ def _checked(score: Callable) -> Callable:
 @contextmanager
 def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
     """The network theta * M as (forward, leaves): a function, which takes other parameters too, and the masked weights to differentiate by;
-    train mode, own BN buffers."""
-    leaves = {name: w.detach() * numbers(mask[name], w.dtype) for name, w in prunable(model).items()}
+    train mode, own BN buffers, and float32 in place of float16 and bfloat16."""
+    leaves = {name: _wide(w) * numbers(mask[name], _wide(w).dtype) for name, w in prunable(model).items()}
     leaves = {name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_() for name, w in leaves.items()}
-    state = {**{name: p.detach() for name, p in model.named_parameters()}, **{name: b.clone() for name, b in model.named_buffers()}, **leaves}
-    with modes(model, training=True), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        yield lambda x, others={}: functional_call(model, {**state, **others}, x), list(leaves.values())
+    state = {
+        **{name: _wide(p) for name, p in model.named_parameters()},
+        **{name: _wide(b.clone()) for name, b in model.named_buffers()},
+        **leaves,
+    }
+
+    def forward(x: Tensor, others: dict[str, Tensor] = {}) -> Tensor:
+        out = functional_call(model, {**state, **others}, _wide(x))
+        if isinstance(out, Tensor):
+            return out
+        raise UserError(
+            f"in train mode this {type(model).__name__} answers with a {type(out).__name__}; a metric "
+            "needs one tensor of logits [n, classes] (of torchvision's networks: aux_logits=False)"
+        )
+
+    with (
+        modes(model, training=True),
+        torch.enable_grad(),
+        torch.random.fork_rng(devices=[]),
+        graph.eager(model),
+        sdpa_kernel(SDPBackend.MATH),  # the one that can be differentiated twice
+    ):
+        yield forward, list(leaves.values())
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float32 what is float16 or bfloat16: a product of such scores would tie where it matters."""
+    return t.detach().float() if t.dtype in (torch.float16, torch.bfloat16) else t.detach()
+
+
+def _gradient(of: Tensor, leaves: list[Tensor], **how) -> tuple[Tensor, ...]:
+    """0 for a weight that has no part in it, such as that of a layer that is not called."""
+    return torch.autograd.grad(of, leaves, allow_unused=True, materialize_grads=True, **how)
 
 
 @_checked
@@ -88,12 +123,12 @@ def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.
     times the kept weights' part of g, by double backward: the derivative of g . stop(g M).
     """
     x, y = batch
-    theta = {name: w.detach() for name, w in prunable(model).items()}
+    theta = {name: _wide(w) for name, w in prunable(model).items()}
     with _subnetwork(model, mask) as (forward, leaves):
         logits = forward(x) / temperature
-        gradient = torch.autograd.grad(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
+        gradient = _gradient(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
-        curvature = torch.autograd.grad(sum((g * f).sum() for g, f in zip(gradient, flow)), leaves) if hessian else ()
+        curvature = _gradient(sum((g * f).sum() for g, f in zip(gradient, flow)), leaves) if hessian else ()
     return Products({name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
                     {name: theta[name] * h for name, h in zip(theta, curvature)},
                     float(nn.functional.cross_entropy(logits.detach().double(), y)), sum(float(f @ f) for f in (part.double().flatten() for part in flow)))
@@ -105,7 +140,7 @@ def gradient_flow(model: nn.Module, mask: Mask, batch: Batch, temperature: float
     # The layout in which convolutions are fastest; the products keep another, because their committed masks hang on the last bit.
     with _subnetwork(model, mask, torch.channels_last) as (forward, leaves):
         logits = forward(x)
-        gradient = torch.autograd.grad(nn.functional.cross_entropy(logits / temperature, y), leaves)
+        gradient = _gradient(nn.functional.cross_entropy(logits / temperature, y), leaves)
     return logits.detach(), sum(float((g.double() * numbers(mask[name])).square().sum()) for name, g in zip(prunable(model), gradient))
 
 
@@ -137,7 +172,7 @@ def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]
         last.copy_(flat)
         with torch.enable_grad(), linearised(model, weights):
             out = model(torch.ones_like(batch[0][:1], dtype=torch.double)).sum()
-            gradient = torch.autograd.grad(out, list(weights.values()))
+            gradient = _gradient(out, list(weights.values()))
         total = float(out.detach())
         if not math.isfinite(total):
             raise UserError(f"SynFlow's R is {total} in float64 for this {type(model).__name__} of {len(layers)} prunable layers; "
@@ -157,10 +192,19 @@ def sees_every_path(model: nn.Module) -> bool:
     padding has made uneven.
     """
     weights = prunable(model).values()
+    if any(type(module) not in TRANSPARENT for module in model.modules()):
+        return False
     pools = any(isinstance(module, nn.MaxPool2d) for module in model.modules())
     pads = any(isinstance(module, nn.Conv2d) and module.padding != (0, 0) for module in model.modules())
     least = torch.finfo(torch.double).tiny ** (1 / len(weights))
     return not (pools and pads) and all(float(w.detach().abs().min()) > least for w in weights)
+
+
+#: Modules that do nothing to a value but what ``sees_every_path`` looks for.
+TRANSPARENT = {
+    nn.Sequential, models.Block, nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.Identity,
+    nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+}  # fmt: skip
 
 
 def _absolute(scores: Scores, mask: Mask | None = None) -> Scores:
@@ -168,14 +212,18 @@ def _absolute(scores: Scores, mask: Mask | None = None) -> Scores:
 
 
 def random(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """Uniform noise in [0, 1); the control every metric has to beat."""
+    """Uniform noise in [0, 1); the control every metric has to beat.
+
+    A weight that is exactly 0 while others of its layer are not was removed before, and has the score 0 that the other metrics give it.
+    """
     generator = generator or torch.Generator().manual_seed(0)
-    return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in prunable(model).items()}
+    noise = {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in prunable(model).items()}
+    return {name: noise[name] * (w != 0) if w.any() else noise[name] for name, w in prunable(model).items()}
 
 
 def magnitude(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """|theta|."""
-    return _absolute({name: w.detach() for name, w in prunable(model).items()})
+    return _absolute({name: _wide(w) for name, w in prunable(model).items()})
 
 
 def snip(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
@@ -199,8 +247,15 @@ def grasp_abs(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Gener
 
 
 def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6). float64."""
-    return _absolute(synflow_products(model, mask, batch)[0], mask)
+    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6). float64.
+
+    Raises:
+        UserError: R is not a finite number, or 0 though there are paths.
+    """
+    products, total = synflow_products(model, mask, batch)
+    if not total and masks.count(masks.effective(model, {name: mask[name] & (w != 0) for name, w in prunable(model).items()})):
+        raise UserError(f"SynFlow's R is 0 in float64 for this {type(model).__name__}, though paths are left: its weights must be larger the deeper it is")
+    return _absolute(products, mask)
 
 
 @_checked
@@ -227,17 +282,17 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
         raise UserError(f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of {len(batch[0])} images, got {steps} and {parts}")
     with _subnetwork(model, mask) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
-        phi = {name: start[name] if name in start else p.detach().requires_grad_() for name, p in model.named_parameters()}
+        phi = {name: start[name] if name in start else _wide(p).requires_grad_() for name, p in model.named_parameters()}
         velocity, dealt = dict.fromkeys(phi, 0.0), batch[1].argsort(stable=True)  # class by class
         for k in range(steps + 1):
             x, y = (t[dealt[k % parts::parts]] for t in batch) if parts > 1 else batch
             loss = nn.functional.cross_entropy(forward(x, phi), y)
             if k == steps:
                 break
-            gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=not first_order)
+            gradient = _gradient(loss, list(phi.values()), create_graph=not first_order)
             velocity = {name: momentum * velocity[name] + g for name, g in zip(phi, gradient)}
             phi = {name: p - lr * velocity[name] for name, p in phi.items()}
-        gradient = torch.autograd.grad(loss, leaves)
+        gradient = _gradient(loss, leaves)
     products = {name: w.detach() * g.detach() * numbers(mask[name], w.dtype) for (name, w), g in zip(prunable(model).items(), gradient)}
     if units:
         products = {name: p.flatten(1).mean(1).view(-1, *[1] * (p.dim() - 1)).expand(p.shape) for name, p in products.items()}
@@ -258,7 +313,7 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     if repeats < 1 or not deviation > 0:
         raise UserError(f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}")
     generator = generator or torch.Generator().manual_seed(0)
-    x, theta = batch[0], {name: w.detach() for name, w in prunable(model).items()}
+    x, theta = _wide(batch[0]), {name: _wide(w) for name, w in prunable(model).items()}
 
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
@@ -272,7 +327,7 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
             moved = {name: w + deviation * normal(w) for name, w in drawn.items()}
             here, there = (forward(noise, {name: w * gates[name] for name, w in weights.items()}) for weights in (drawn, moved))
             total = total + (here - there).square().sum()
-        gradient = torch.autograd.grad(total, list(gates.values()))
+        gradient = _gradient(total, list(gates.values()))
     return _absolute(dict(zip(theta, gradient)), mask)
 
 

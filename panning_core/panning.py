@@ -57,6 +57,7 @@ class Sight:
 
     def __init__(self, model: nn.Module):
         self.model, self.transparent = model, metrics.sees_every_path(model)
+        self._followed = True
 
     @cached_property
     def _times(self) -> dict[str, int] | None:
@@ -87,6 +88,15 @@ class Sight:
             kept = masks.places(masks.flatten(mask)) if kept is None else kept
             return 1 - int(synflow.index_select(0, kept).count_nonzero()) / len(synflow)
         return 1 - masks.count(masks.effective(self.model, mask)) / masks.size(mask)
+
+
+    def known_sparsity(self, *seen) -> float | None:
+        """``effective_sparsity``; None for a network whose paths can not be followed."""
+        try:
+            return self.effective_sparsity(*seen) if self._followed else None
+        except UserError:
+            self._followed = False
+            return None
 
 
 class Extremes:

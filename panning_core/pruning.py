@@ -6,6 +6,7 @@ separate from the scores and combine freely.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, repeat
@@ -14,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import masks, metrics, policies, topologies
+from . import graph, masks, metrics, policies, topologies
 from .errors import UserError, fraction_kept, is_number, keywords, pick, settle, unknown, whole
 from .masks import Mask
 from .metrics import Batch
@@ -66,7 +67,7 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         asked = asked_for(density, t, rounds)
         scores, parts, told = scorer(mask, batch, asked)
         if trace:
-            trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask, parts.get("synflow", (None,))[0], kept)
+            trace[-1]["effective_sparsity"] = sight.known_sparsity(mask, parts.get("synflow", (None,))[0], kept)
         ranked = -scores if inverted else scores
         if not revive:
             ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
@@ -84,7 +85,7 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         if observe is not None:
             observe(t, mask, new, batch)
         mask = new
-    trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask)
+    trace[-1]["effective_sparsity"] = sight.known_sparsity(mask)
     return mask, trace
 
 
@@ -303,7 +304,8 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         observe: called after each round with (round, mask before, mask after, batch).
 
     Returns:
-        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the effective sparsity,
+        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the effective sparsity (None where paths can
+        not be followed),
         every layer's density, how many weights were removed and revived, the mass (sum of absolute scores) of each metric
         used on kept and on removed weights, the coefficients of a mix, and events.
 
@@ -320,6 +322,13 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         raise UserError(f"density {density} keeps none of {total:,} weights; the least is {1 / total:.1e}")
     whole("rounds", 1 if rounds is None else rounds, 1)
     whole("seed", seed)
+    if dense := graph.outside(model):
+        warnings.warn(
+            f"density {density} is of {total:,} weights; outside and never pruned are "
+            f"{', '.join(f'{count:,} of {kind}' for kind, count in dense.items())}: "
+            "model.also_prunable, a tuple of kinds of module, takes them in",
+            stacklevel=2,
+        )
     how = {key: value for key, value in {"rounds": rounds, "revive": revive}.items() if value is not None}
     if mix is not None:
         if method not in MIXING:

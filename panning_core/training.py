@@ -85,7 +85,8 @@ class Dense:
     name, count, seconds = "dense", 1, (0.0,)  # networks, and what each took by itself
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
-        self.model, self.recipe = model.to(memory_format=torch.channels_last), recipe  # the layout in which convolutions are fastest
+        layout = torch.contiguous_format if any(p.dim() == 5 for p in model.parameters()) else torch.channels_last  # where convolutions are fastest
+        self.model, self.recipe = model.to(memory_format=layout), recipe
         weights = prunable(model)
         self.pruned = [(weights[name], ~m) for name, m in mask.items() if not m.all()]
         with torch.no_grad():
@@ -114,7 +115,8 @@ class Dense:
         # A pruned weight starts at 0 and gets no gradient: then decay, momentum and step leave it at exactly 0.
         # Filled rather than multiplied, because 0 * inf of a diverging run would bring it back as NaN.
         for weight, gone in self.pruned:
-            weight.grad.masked_fill_(gone, 0.0)
+            if weight.grad is not None:  # that of a layer that is not called
+                weight.grad.masked_fill_(gone, 0.0)
         self.optimiser.step()
         return loss.detach().double()
 
