@@ -2,7 +2,7 @@
 
 Rooms, left to right; each imports only rooms to its left::
 
-    errors, data, models, masks -> compaction, kernels, sparse -> metrics, topologies, panning, policies -> pruning -> transfer, training, stack
+    errors, data, graph, models, masks -> compaction, kernels, sparse -> metrics, topologies, panning, policies -> pruning -> transfer, training, stack
     -> gates, tickets, networks, pathways, toy, agent -> ledger, workers, studies -> statistics, report, site -> reproduce, verify
 """
 

@@ -18,7 +18,7 @@ from math import nan
 import torch
 from torch import Tensor, nn
 
-from . import masks
+from . import graph, masks
 from .errors import UserError
 from .masks import Mask
 from .models import Block, input_shape, prunable
@@ -119,6 +119,7 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     """
     masks.check(model, mask)
     small = copy.deepcopy(model)
+    graph.inherit(small, model)
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
     links = chains(small)

@@ -1,23 +1,27 @@
-"""The graph of a network: which weights there are, which of them lie on a path, and how often each is used.
+"""The graph of a network: which weights there are, which of them lie on a path, and how often each
+is used.
 
-Prunable are the weights of every ``Conv2d`` and ``Linear``, and of the kinds of module named in ``model.also_prunable``. A tensor that several
-layers share is one weight tensor under the name that it has first. Biases and norms are never pruned and never counted.
+Prunable are the weights of every ``Conv2d`` and ``Linear``, and of the kinds of module named in
+``model.also_prunable``. A tensor that several layers share is one weight tensor under the name that
+it has first. Biases and norms are never pruned and never counted.
 
-Paths belong to the *linearised* network (Tanaka et al. 2020, section 4): nothing but its weights changes a value. A forward pass of the module's
-own code runs in a mode that replaces what it calls: an element-wise activation or a norm is the identity, a difference is a sum, a constant is
-nothing where it is added and its magnitude where it multiplies. What is not known here is refused by name, so that no path is lost silently.
+Paths belong to the *linearised* network (Tanaka et al. 2020, section 4): nothing but its weights
+changes a value. A forward pass of the module's own code runs in a mode that replaces what it calls:
+an element-wise activation or a norm is the identity, a difference is a sum, a constant is nothing
+where it is added and its magnitude where it multiplies. What is not known here is refused by name,
+so that no path is lost silently.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
-from math import prod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import BackwardCFunction
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -27,19 +31,27 @@ from .errors import UserError, shown
 
 KINDS = (nn.Conv2d, nn.Linear)  #: of module, whose weights are prunable by themselves
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
-_SEEN: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()  # one input of a network, zeros; of networks that do not say its shape
+_FOLLOWED = (
+    *_LAYERS,
+    nn.modules.batchnorm._BatchNorm,
+)  #: the modules with parameters that have paths
+#: one input [1, ...], zeros, of a network that has read a batch
+_SEEN: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 
 
 # --- the weights ----------------------------------------------------------------------------------
 
 
 def _parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, str, nn.Parameter]]:
-    """(module, the parameter's name there, its first name in the network, the parameter): every use of every parameter."""
+    """Every use of every parameter: the module, the parameter's name there, its first name in the
+    network, the parameter.
+    """
     first: dict[int, str] = {}
     for path, module in model.named_modules():
         for key, parameter in module._parameters.items():
             if parameter is not None:
-                yield module, key, first.setdefault(id(parameter), f"{path}.{key}" if path else key), parameter
+                name = first.setdefault(id(parameter), f"{path}.{key}" if path else key)
+                yield module, key, name, parameter
 
 
 def _is_weight(key: str, parameter: nn.Parameter) -> bool:
@@ -47,28 +59,46 @@ def _is_weight(key: str, parameter: nn.Parameter) -> bool:
 
 
 def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules; each tensor once.
+    """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules; each tensor
+    once.
 
-    ``model.also_prunable``, a tuple of kinds of module such as ``(nn.Conv1d, nn.LSTM)``, adds the weights of these: their parameters of two
-    dimensions or more with "weight" in their name.
+    ``model.also_prunable``, a tuple of kinds of module such as ``(nn.Conv1d, nn.LSTM)``, adds the
+    weights of these: their parameters of two dimensions or more with "weight" in their name.
 
     Raises:
-        UserError: there is none, ``model`` is no network, or a weight is computed from other parameters.
+        UserError: there is none, ``model`` is no network, or a weight is computed from other
+            parameters.
     """
     if not isinstance(model, nn.Module):
-        raise UserError(f"a network is an nn.Module, such as models.build gives, not {shown(model)}")
-    kinds = KINDS + tuple(getattr(model, "also_prunable", ()))
+        raise UserError(
+            f"a network is an nn.Module, such as models.build gives, not {shown(model)}"
+        )
+    also = getattr(model, "also_prunable", ())
+    if not isinstance(also, tuple | list) or not all(isinstance(kind, type) for kind in also):
+        raise UserError(
+            f"model.also_prunable is {shown(also)}; it is a tuple of kinds of module, (nn.Conv1d,)"
+        )
+    kinds = (*KINDS, *also)
     for path, module in model.named_modules():
-        if isinstance(module, _LAYERS) and isinstance(module, kinds) and "weight" not in module._parameters:
-            raise UserError(f"the weight of {path or 'the network'}, a {type(module).__name__}, is computed from other parameters; make it one again, by "
-                            "prune.remove, parametrize.remove_parametrizations or remove_weight_norm of torch.nn.utils")
-    if found := {name: p for module, key, name, p in _parameters(model) if isinstance(module, kinds) and _is_weight(key, p)}:
+        if isinstance(module, KINDS) and "weight" not in module._parameters:
+            raise UserError(
+                f"the weight of {path or 'the network'}, {_a(module)}, is computed from other "
+                "parameters; make it one again, by prune.remove, remove_weight_norm or "
+                "parametrize.remove_parametrizations of torch.nn.utils"
+            )
+    uses = [each for each in _parameters(model) if isinstance(each[0], kinds)]
+    if found := {name: weight for _, key, name, weight in uses if _is_weight(key, weight)}:
         return found
-    raise UserError(f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune; model.also_prunable names other kinds of module")
+    raise UserError(
+        f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune; "
+        "model.also_prunable names other kinds of module"
+    )
 
 
 def outside(model: nn.Module) -> dict[str, int]:
-    """Kind of module -> how many weights of such modules no mask covers; empty if every weight is prunable."""
+    """Kind of module -> how many weights of such modules no mask covers; empty if every weight is
+    prunable.
+    """
     inside, found = {id(w) for w in prunable(model).values()}, {}
     for module, key, _, parameter in _parameters(model):
         if _is_weight(key, parameter) and id(parameter) not in inside:
@@ -77,17 +107,31 @@ def outside(model: nn.Module) -> dict[str, int]:
     return found
 
 
+def shared(model: nn.Module) -> list[str]:
+    """The prunable weights that several modules have."""
+    names = [name for _, _, name, _ in _parameters(model)]
+    return [name for name in prunable(model) if names.count(name) > 1]
+
+
 # --- the input ------------------------------------------------------------------------------------
 
 
 def remember(model: nn.Module, x: Tensor) -> None:
-    """``x`` [n, ...] is a batch that ``model`` has read: its shape and type are those of an input of the network, if it does not say another."""
+    """``x`` [n, ...] is a batch that ``model`` has read: its shape and type are those of an input
+    of the network, if it does not say another.
+    """
     _SEEN[model] = torch.zeros_like(x[:1])
 
 
+def inherit(model: nn.Module, original: nn.Module) -> None:
+    """``model``, made of ``original``, reads what that has read."""
+    if original in _SEEN:
+        _SEEN[model] = _SEEN[original]
+
+
 def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """The shape of one input of ``model``, without the batch: what ``model.input_shape`` says, else that of the last batch that was checked, else
-    what the first layer takes, a ``Linear``.
+    """The shape of one input of ``model``, without the batch: what ``model.input_shape`` says, else
+    that of the last batch that was checked, else what the first layer takes, a ``Linear``.
 
     Raises:
         UserError: none of these is there.
@@ -99,14 +143,21 @@ def input_shape(model: nn.Module) -> tuple[int, ...]:
     first = next((module for module in model.modules() if isinstance(module, _LAYERS)), None)
     if isinstance(first, nn.Linear):
         return (first.in_features,)
-    raise UserError("the network does not say the shape of its input; set model.input_shape = (channels, height, width)")
+    raise UserError(
+        "the network does not say the shape of its input; "
+        "set model.input_shape = (channels, height, width)"
+    )
 
 
 def _example(model: nn.Module) -> Tensor:
     """One input [1, ...], zeros."""
     parameter = next(model.parameters())
     tokens = model in _SEEN and not _SEEN[model].is_floating_point()
-    return torch.zeros((1, *input_shape(model)), dtype=_SEEN[model].dtype if tokens else parameter.dtype, device=parameter.device)
+    return torch.zeros(
+        (1, *input_shape(model)),
+        dtype=_SEEN[model].dtype if tokens else parameter.dtype,
+        device=parameter.device,
+    )
 
 
 @contextmanager
@@ -123,8 +174,13 @@ def modes(model: nn.Module, training: bool) -> Iterator[None]:
 
 
 def eager(model: nn.Module):
-    """A context inside which a compiled network runs as it was written: a mode sees all of it, and it can be differentiated twice."""
-    compiled = any("_orig_mod" in module._modules or module._compiled_call_impl is not None for module in model.modules())
+    """A context inside which a compiled network runs as it was written: a mode sees all of it, and
+    it can be differentiated twice.
+    """
+    compiled = any(
+        "_orig_mod" in module._modules or module._compiled_call_impl is not None
+        for module in model.modules()
+    )
     return torch.compiler.set_stance("force_eager") if compiled else nullcontext()
 
 
@@ -132,52 +188,78 @@ def eager(model: nn.Module):
 
 
 class _Cost(TorchDispatchMode):
-    """Adds up, by weight, the FLOPs of every operation on it, as ``torch.utils.flop_counter`` counts them."""
+    """Adds up, by weight, the FLOPs of every operation on it, as ``torch.utils.flop_counter``
+    counts them.
+    """
 
     def __init__(self, weights: dict[str, Tensor]):
         super().__init__()
-        self.flops = dict.fromkeys(weights, 0)
-        self.ranges = [(w.data_ptr(), w.data_ptr() + w.nbytes, name) for name, w in weights.items()]
+        self.flops, self.weights = dict.fromkeys(weights, 0), weights
+
+    def _name(self, t: Tensor) -> str | None:
+        """The weight that ``t`` is a part or a transpose of: it begins within its memory."""
+        starts = ((name, w.data_ptr(), w.nbytes) for name, w in self.weights.items())
+        return next((name for name, at, n in starts if at <= t.data_ptr() < at + n), None)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
         if count := flop_registry.get(func._overloadpacket):
-            starts = [t.data_ptr() for t in args if isinstance(t, Tensor)]  # a transpose begins where its tensor does
-            if name := next((name for low, high, name in self.ranges if any(low <= start < high for start in starts)), None):
+            names = (self._name(t) for t in args if isinstance(t, Tensor))
+            if name := next(filter(None, names), None):
                 self.flops[name] += count(*args, **(kwargs or {}), out_val=out)
         return out
 
 
 def uses(model: nn.Module) -> dict[str, int]:
-    """How often one input uses each prunable weight: 1 in a ``Linear``, the number of output pixels in a ``Conv2d``, times the number of tokens and of
-    calls; 0 for a layer that is not called.
+    """How often one input uses each prunable weight: 1 in a ``Linear``, the number of output pixels
+    in a ``Conv2d``, times the number of tokens and of calls; 0 for a layer that is not called.
 
-    ``2 * uses * weights`` is the forward cost of the layer in FLOPs (a multiply and an add). Together they are what
-    ``torch.utils.flop_counter`` gives, but for products without a weight, as in attention.
+    ``2 * uses * weights`` is the forward cost of the layer in FLOPs (a multiply and an add).
+    Together they are what ``torch.utils.flop_counter`` gives, but for products without a weight, as
+    in attention.
 
     Raises:
         UserError: the network can not read an input of its shape.
     """
     weights = prunable(model)
     x = _example(model)
-    with torch.no_grad(), modes(model, training=False), eager(model), _plain_recurrence(model), _Cost(weights) as cost:
+    with (
+        torch.no_grad(),
+        modes(model, training=False),
+        eager(model),
+        _in_parts(model),
+        _Cost(weights) as cost,
+    ):
         try:
             model(x)
         except Exception as error:  # PyTorch raises many kinds
-            raise UserError(f"the network can not read an input of shape {list(x.shape[1:])} and type {x.dtype}; set model.input_shape: {_first_line(error)}") from error
+            raise UserError(
+                f"the network can not read an input of shape {list(x.shape[1:])} and type "
+                f"{x.dtype}; set model.input_shape: {_first_line(error)}"
+            ) from error
     return {name: flops // (2 * weights[name].numel()) for name, flops in cost.flops.items()}
 
 
 @contextmanager
-def _plain_recurrence(model: nn.Module) -> Iterator[None]:
-    """Inside, an LSTM is the products that it is made of, and not one operation of oneDNN."""
-    if not any(isinstance(module, nn.RNNBase) for module in model.modules()):
+def _in_parts(model: nn.Module) -> Iterator[None]:
+    """Inside, attention and an LSTM are the products that they are made of, and not one
+    operation.
+    """
+    with ExitStack() as after:
+        after.callback(
+            torch.backends.mha.set_fastpath_enabled, torch.backends.mha.get_fastpath_enabled()
+        )
+        torch.backends.mha.set_fastpath_enabled(False)
+        if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+            after.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")  # the flag's own, about Intel GPUs
+            after.enter_context(torch.backends.mkldnn.flags(enabled=False))
         yield
-        return
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about Intel GPUs, from whoever sets a flag
-        with torch.backends.mkldnn.flags(enabled=False):
-            yield
+
+
+def _a(module: nn.Module) -> str:
+    kind = type(module).__name__
+    return f"{'an' if kind[0] in 'AEIOU' else 'a'} {kind}"
 
 
 def _first_line(error: Exception) -> str:
@@ -186,45 +268,60 @@ def _first_line(error: Exception) -> str:
 
 # --- what is done in place of a function ----------------------------------------------------------
 
-_RULES: dict[str, str] = {}  # name of a function, without underscores at its ends -> method of ``_Linear``; others are refused
-
-
-def _rule(method: str, names: str) -> None:
-    _RULES.update(dict.fromkeys(names.split(), method))
-
-
-_rule("ask", """size dim numel ndimension nelement stride is_contiguous len is_floating_point is_complex element_size get_device
-    storage_offset hash zeros_like ones_like empty_like full_like rand_like randn_like new_zeros new_ones new_empty new_full new_tensor
-    requires_grad format repr""")
-_rule("nothing", "set_grad_enabled")  # a value flows where no gradient does
-_rule("shape", """get contiguous clone view view_as reshape reshape_as flatten unflatten squeeze unsqueeze permute transpose t adjoint
-    swapaxes swapdims movedim moveaxis expand expand_as broadcast_to repeat repeat_interleave tile chunk split tensor_split
-    split_with_sizes unsafe_chunk unsafe_split unbind narrow select index_select gather take take_along_dim getitem setitem
-    cat concat concatenate stack hstack vstack dstack flip fliplr flipud roll rot90 pixel_shuffle pixel_unshuffle
-    channel_shuffle native_channel_shuffle unfold fold diagonal tril triu""")
-_rule("reduce", """sum mean cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-    interpolate upsample upsample_nearest upsample_bilinear""")
-_rule("pad", "pad")
-_rule("relu", "relu")
-_rule("activation", """hardtanh relu6 leaky_relu elu celu selu gelu silu mish hardswish tanh hardshrink softshrink tanhshrink softsign
-    threshold rrelu clamp clamp_min clamp_max clip abs absolute square sign sin asin sinh atan arctan erf log1p expm1 pow float_power
-    sqrt rsqrt nan_to_num""")
-_rule("opening", "sigmoid hardsigmoid logsigmoid log_sigmoid exp softplus cos cosh rdiv rtruediv rpow reciprocal")
-_rule("softmax", "softmax log_softmax softmin")
-_rule("identity", """dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout feature_alpha_dropout detach
-    batch_norm instance_norm group_norm layer_norm rms_norm local_response_norm normalize
-    to type type_as float double half bfloat16 cpu cuda""")
-_rule("negative", "neg negative")
-_rule("pool", "max_pool1d max_pool2d max_pool3d")
-_rule("adaptive_pool", "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d")
-_rule("power_pool", "lp_pool1d lp_pool2d lp_pool3d")
-_rule("largest", "amax max")
-_rule("add", "add radd sub subtract rsub maximum minimum where")
-_rule("mul", "mul multiply rmul div divide true_divide truediv")
-_rule("layer", "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d")
-_rule("product", "matmul rmatmul mm bmm mv")
-_SUMS = {"reduce", "pool", "adaptive_pool", "power_pool", "largest", "softmax", "add", "mul", "layer", "product"}
+#: method of ``_Linear`` -> the functions that it stands for, without underscores at their ends
+_STANDS_FOR = {
+    "ask": (
+        "size dim numel ndimension nelement stride is_contiguous len is_floating_point is_complex "
+        "element_size get_device storage_offset hash zeros_like ones_like empty_like full_like "
+        "rand_like randn_like new_zeros new_ones new_empty new_full new_tensor requires_grad "
+        "format repr"
+    ),
+    "nothing": "set_grad_enabled",  # a value flows where no gradient does
+    "shape": (
+        "get contiguous clone view view_as reshape reshape_as flatten unflatten squeeze unsqueeze "
+        "permute transpose t adjoint swapaxes swapdims movedim moveaxis expand expand_as "
+        "broadcast_to repeat repeat_interleave tile chunk split tensor_split split_with_sizes "
+        "unsafe_chunk unsafe_split unbind narrow select index_select gather take take_along_dim "
+        "getitem flip fliplr flipud roll rot90 pixel_shuffle pixel_unshuffle channel_shuffle "
+        "native_channel_shuffle unfold fold diagonal tril triu"
+    ),
+    "join": "cat concat concatenate stack hstack vstack dstack",
+    "put": "setitem",
+    "reduce": (
+        "sum mean cumsum avg_pool1d avg_pool2d avg_pool3d adaptive_avg_pool1d adaptive_avg_pool2d "
+        "adaptive_avg_pool3d interpolate upsample upsample_nearest upsample_bilinear"
+    ),
+    "pad": "pad",
+    "relu": "relu",
+    "activation": (
+        "hardtanh relu6 leaky_relu elu celu selu gelu silu mish hardswish tanh hardshrink "
+        "softshrink tanhshrink softsign threshold rrelu clamp clamp_min clamp_max clip abs "
+        "absolute square sign sin asin sinh atan arctan erf log1p expm1 pow float_power sqrt "
+        "rsqrt nan_to_num"
+    ),
+    "opening": (
+        "sigmoid hardsigmoid logsigmoid log_sigmoid exp softplus cos cosh rdiv rtruediv rpow "
+        "reciprocal"
+    ),
+    "softmax": "softmax log_softmax softmin",
+    "identity": (
+        "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
+        "feature_alpha_dropout detach batch_norm instance_norm group_norm layer_norm rms_norm "
+        "local_response_norm normalize to type_as float double half bfloat16 cpu cuda"
+    ),
+    "negative": "neg negative",
+    "pool": "max_pool1d max_pool2d max_pool3d",
+    "adaptive_pool": "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
+    "power_pool": "lp_pool1d lp_pool2d lp_pool3d",
+    "largest": "amax max",
+    "add": "add radd sub subtract rsub maximum minimum where",
+    "mul": "mul multiply rmul div divide true_divide truediv",
+    "layer": "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
+    "product": "matmul rmatmul mm bmm mv",
+}
+_RULES = {name: method for method, names in _STANDS_FOR.items() for name in names.split()}
 _ANY_WEIGHT = {"shape", "layer", "product"}  # what may be done with a weight
+_SAME_NUMBERS = {"ask", "nothing", "shape", "join", "put", "pad", "relu", "activation", "identity"}
 
 
 class _Unknown(Exception):
@@ -232,11 +329,14 @@ class _Unknown(Exception):
 
 
 def _name(func: Callable) -> str:
-    return func.__self__.__name__ if func.__name__ == "__get__" else func.__name__  # of a property, its own
+    """Of what a module calls; of a property, its own."""
+    return getattr(func.__self__ if func.__name__ == "__get__" else func, "__name__", repr(func))
 
 
 def _flows(t: object) -> bool:
-    """Whether ``t`` is a value, something that depends on the input, or a weight; what else there is is constant."""
+    """Whether ``t`` is a value, something that depends on the input, or a weight; what else there
+    is is constant.
+    """
     return isinstance(t, Tensor) and t.requires_grad
 
 
@@ -249,51 +349,59 @@ def _flowing(args: Iterable) -> Iterator[Tensor]:
 
 
 class _Linear(TorchFunctionMode):
-    """The linearised network of SynFlow: inside, a function of PyTorch does what its rule says. ReLU and max-pooling, on numbers that are not
-    negative, are themselves.
+    """The linearised network of SynFlow: inside, a function of PyTorch does what its rule says.
+    ReLU and max-pooling, on numbers that are not negative, are themselves.
 
-    A tensor is *opened* by what is not the value: a bias, a constant, sigmoid(0). A factor that is opened lets the other one through even where
-    no value reaches it.
+    A tensor is *opened* by what is not the value: a bias, a constant, sigmoid(0). A factor that is
+    opened lets the other one through even where no value reaches it.
     """
 
     def __init__(self, weights: dict[str, Tensor]):
         super().__init__()
-        self.names = {id(w): name for name, w in weights.items()}  # of the weights and of their views
+        self.names = {id(w): name for name, w in weights.items()}  # of weights and their views
         self.views: list[Tensor] = []  # kept, so that no other tensor gets the id of one
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = dict(kwargs or {})
-        rule = _RULES.get(func.__name__.strip("_"))
+        rule = _RULES.get(getattr(func, "__name__", "").strip("_"))
         if rule == "ask":
             return func(*args, **kwargs)
         args = (*args, *(kwargs.pop(key) for key in ("input", "other") if key in kwargs))
         flowing = list(_flowing((*args, *kwargs.values())))
         if not flowing and rule != "nothing":
             return func(*args, **kwargs)
-        if rule is None:
-            raise _Unknown(_name(func))
-        if rule not in _ANY_WEIGHT and (touched := [self.names[id(t)] for t in flowing if id(t) in self.names]):
-            raise _Unknown(f"{_name(func)} of {touched[0]}")
-        out = self.settle(rule, getattr(self, rule)(func, *args, **kwargs))
-        if any(getattr(t, "opened", False) for t in flowing):
+        self.check(func, rule, flowing)
+        made = getattr(self, rule)(func, *args, **kwargs)
+        out = self.settle(rule, made)
+        if any(getattr(t, "opened", False) for t in (*flowing, *_flowing([made]))):
             for t in _flowing([out]):
                 t.opened = True
         return out
+
+    def check(self, func, rule: str | None, flowing: list[Tensor]) -> None:
+        """Refuses a function that is not known, and one that a weight must not be given to."""
+        if rule is None:
+            raise _Unknown(_name(func))
+        for t in flowing:
+            if rule not in _ANY_WEIGHT and id(t) in self.names:
+                raise _Unknown(f"{_name(func)} of {self.names[id(t)]}")
+            if isinstance(t.grad_fn, BackwardCFunction) and not isinstance(t.grad_fn, _ANY):
+                raise _Unknown(f"a function of its own, {type(t.grad_fn).__name__}")
 
     def settle(self, rule: str, out: object) -> object:
         return out
 
     def constant(self, c: Tensor | float) -> Tensor | float:
         """What a constant factor is."""
-        return abs(c)
+        return c if isinstance(c, Tensor) and c.dtype == torch.bool else abs(c)
 
     def nothing(self, func, *args):
         pass
 
-    def plain(self, func, *args, **kwargs):
+    def as_it_is(self, func, *args, **kwargs):
         return func(*args, **kwargs)
 
-    relu = pool = adaptive_pool = power_pool = plain
+    relu = pool = adaptive_pool = power_pool = along = as_it_is
 
     def identity(self, func, x, *args, **kwargs):
         if kwargs.get("bias") is not None:
@@ -324,8 +432,21 @@ class _Linear(TorchFunctionMode):
                 self.views.append(view)
         return out
 
+    def join(self, func, tensors, *args, **kwargs):
+        parts = [t if _flows(t) else torch.zeros_like(t) for t in tensors]
+        out = func(parts, *args, **kwargs)
+        if not all(map(_flows, tensors)):
+            out.opened = True
+        return out
+
+    def put(self, func, t, index, value):
+        if not _flows(t) and t.any():
+            raise _Unknown("setitem of a value in a constant")
+        func(t, index, value if _flows(value) else 0)
+
     def reduce(self, func, *args, **kwargs):
-        if "bicubic" in args or kwargs.get("mode") == "bicubic":  # some of its coefficients are negative
+        modes = [each for each in (*args, *kwargs.values()) if isinstance(each, str)]
+        if "bicubic" in modes:  # some of its coefficients are negative
             raise _Unknown("bicubic interpolation")
         return func(*args, **kwargs)
 
@@ -333,13 +454,19 @@ class _Linear(TorchFunctionMode):
         return func(x, pad, mode)
 
     def largest(self, func, x, *args, **kwargs):
-        return self.add(func, x, *args) if args and isinstance(args[0], Tensor) else self.plain(func, x, *args, **kwargs)
+        if args and isinstance(args[0], Tensor):  # of two tensors, and not along dimensions
+            return self.add(func, x, *args)
+        return self.along(func, x, *args, **kwargs)
 
     def add(self, func, *terms, alpha=1):
         """a + |alpha| b: a difference is a sum, and a constant brings nothing."""
-        a, b = (t for t in terms if not (isinstance(t, Tensor) and t.dtype == torch.bool))  # the condition of ``where``
+        # All but the condition of ``where``.
+        a, b = (t for t in terms if not (isinstance(t, Tensor) and t.dtype == torch.bool))
+        inside = func.__name__.endswith("_") and not func.__name__.startswith("__")
         if _flows(a) and _flows(b):
-            return (a.add_ if func.__name__.endswith("_") else a.add)(b, alpha=abs(alpha))
+            return (a.add_ if inside else a.add)(b, alpha=abs(alpha))
+        if inside and not _flows(a):
+            raise _Unknown(f"{_name(func)} of a value in a constant")
         value, constant = (a, b) if _flows(a) else (b, a)
         shape = torch.broadcast_shapes(value.shape, getattr(constant, "shape", ()))
         value = value.expand(shape) if shape != value.shape else value.view_as(value)
@@ -347,11 +474,14 @@ class _Linear(TorchFunctionMode):
         return value
 
     def mul(self, func, a, b, **kwargs):
-        """|c| a of a constant c; of two values the sum, each where the other one lets it through."""
+        """|c| a of a constant c; of two values the sum, each where the other one lets it
+        through.
+        """
         if _flows(b) and "div" in func.__name__:
             raise _Unknown(f"{_name(func)} by a value")
         if _flows(a) and _flows(b):
-            return a * _through(b) + b * _through(a)
+            both = a * _through(b) + b * _through(a)
+            return a.copy_(both) if func.__name__ == "mul_" else both
         return func(*(t if _flows(t) else self.constant(t) for t in (a, b)), **kwargs)
 
     def layer(self, func, x, weight, bias=None, *args, **kwargs):
@@ -363,7 +493,9 @@ class _Linear(TorchFunctionMode):
     def product(self, func, a, b, *args, **kwargs):
         if sum(_flows(t) and id(t) not in self.names for t in (a, b)) > 1:
             raise _Unknown(f"{_name(func)} of two values")
-        factors = (t if _flows(t) else self.constant(t).to(other.dtype) for t, other in ((a, b), (b, a)))
+        factors = (
+            t if _flows(t) else self.constant(t).to(other.dtype) for t, other in ((a, b), (b, a))
+        )
         return func(*factors, *args, **kwargs)
 
 
@@ -373,51 +505,62 @@ def _through(t: Tensor) -> Tensor:
 
 
 class _Open(_Linear):
-    """As ``_Linear``, with every ReLU open; and a pool takes the mean, so that each input of a window is a path and not just the largest."""
+    """As ``_Linear``, with every ReLU open; and a pool takes the mean, so that each input of a
+    window is a path and not just the largest.
+    """
 
     relu = _Linear.activation
 
-    def pool(self, func, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, return_indices=False):
-        if return_indices:
-            raise _Unknown(f"{func.__name__} with return_indices")
-        dims = int(func.__name__[-2])
-        stride = kernel_size if stride is None or stride == [] else stride
+    def pool(
+        self, func, x, kernel_size, stride=None, padding=0, dilation=1, ceil_mode=False, **how
+    ):
+        dims = _dims(func, how)
+        stride = stride or kernel_size
         if set(_each(dilation, dims)) == {1}:
-            return _of_dimension("avg_pool", dims)(x, kernel_size, stride, padding, ceil_mode)
+            return _of("avg_pool", dims)(x, kernel_size, stride, padding, ceil_mode)
         shape = func(x.detach(), kernel_size, stride, padding, dilation, ceil_mode).shape
-        sides = zip(x.shape[-dims:], shape[-dims:], *(_each(size, dims) for size in (kernel_size, stride, padding, dilation)))
-        around = [(p, (out - 1) * s + (k - 1) * d + 1 - n - p) for n, out, k, s, p, d in sides]  # as ceil_mode has it
-        x = functional.pad(x.reshape(-1, 1, *x.shape[-dims:]), [each for side in reversed(around) for each in side])
+        geometry = (_each(each, dims) for each in (kernel_size, stride, padding, dilation))
+        around = [  # where the last window ends decides how much is padded there
+            (p, (last - 1) * s + (k - 1) * d + 1 - n - p)
+            for n, last, k, s, p, d in zip(x.shape[-dims:], shape[-dims:], *geometry)
+        ]
+        padded = [each for side in reversed(around) for each in side]
+        x = functional.pad(x.reshape(-1, 1, *x.shape[-dims:]), padded)
         kernel = torch.ones((1, 1, *_each(kernel_size, dims)), dtype=x.dtype, device=x.device)
-        return _of_dimension("conv", dims)(x, kernel / kernel.numel(), stride=stride, dilation=dilation).view(shape)
+        mean = _of("conv", dims)(x, kernel / kernel.numel(), stride=stride, dilation=dilation)
+        return mean.view(shape)
 
-    def adaptive_pool(self, func, x, output_size, return_indices=False):
-        if return_indices:
-            raise _Unknown(f"{func.__name__} with return_indices")
-        return _of_dimension("adaptive_avg_pool", int(func.__name__[-2]))(x, output_size)
+    def adaptive_pool(self, func, x, output_size, **how):
+        return _of("adaptive_avg_pool", _dims(func, how))(x, output_size)
 
     def power_pool(self, func, x, norm_type, kernel_size, stride=None, ceil_mode=False):
-        return _of_dimension("avg_pool", int(func.__name__[-2]))(x, kernel_size, stride, 0, ceil_mode)
+        return _of("avg_pool", _dims(func, {}))(x, kernel_size, stride, 0, ceil_mode)
 
-    def plain(self, func, x, *args, **kwargs):
-        """The mean in place of the largest along dimensions."""
-        if func.__name__ == "amax":
-            return x.mean(*args, **kwargs)
-        return torch.return_types.max((x.mean(*args, **kwargs), None)) if args or kwargs else x.mean()
+    def along(self, func, x, *args, **kwargs):
+        mean = x.mean(*args, **kwargs)
+        if func.__name__ == "max" and (args or kwargs):
+            return torch.return_types.max((mean, torch.zeros_like(mean, dtype=torch.long)))
+        return mean
 
 
-def _each(size: int | Iterable[int], dims: int) -> tuple[int, ...]:
+def _dims(func: Callable, how: dict[str, object]) -> int:
+    if how.get("return_indices"):
+        raise _Unknown(f"{func.__name__} with return_indices")
+    return int(func.__name__[-2])
+
+
+def _each(size: int | Sequence[int], dims: int) -> tuple[int, ...]:
     return (size,) * dims if isinstance(size, int) else tuple(size) * (dims // len(size))
 
 
-def _of_dimension(name: str, dims: int) -> Callable[..., Tensor]:
+def _of(name: str, dims: int) -> Callable[..., Tensor]:
     return getattr(functional, f"{name}{dims}d")
 
 
 class _Signed(_Open):
     """As ``_Open``, with the signs of differences and constants."""
 
-    negative = _Linear.plain
+    negative = _Linear.as_it_is
 
     def constant(self, c):
         return c
@@ -427,7 +570,8 @@ class _Signed(_Open):
 
 
 class _Reach(_Open):
-    """Whether there is a path, 1 or 0, and not how many: what is above 0 is 1, in both directions, so that no number grows or shrinks with the depth.
+    """Whether there is a path, 1 or 0, and not how many: what is above 0 is 1, in both directions,
+    so that no number grows or shrinks with the depth.
 
     An activation lets nothing back to where nothing comes in, as a ReLU does.
     """
@@ -444,7 +588,7 @@ class _Reach(_Open):
         return (c != 0).to(c.dtype) if isinstance(c, Tensor) else float(c != 0)
 
     def settle(self, rule, out):
-        return _Any.apply(out) if rule in _SUMS and isinstance(out, Tensor) else out
+        return out if rule in _SAME_NUMBERS or not _flows(out) else _Any.apply(out)
 
 
 class _Any(torch.autograd.Function):
@@ -457,42 +601,62 @@ class _Any(torch.autograd.Function):
     backward = forward
 
 
+_ANY = _Any._backward_cls
+
+
 # --- the linearised network -----------------------------------------------------------------------
 
 
 @contextmanager
-def linearised(model: nn.Module, weights: dict[str, Tensor], paths: bool = False, signed: bool = False) -> Iterator[None]:
-    """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4) with these weights, none of them negative.
+def linearised(
+    model: nn.Module, weights: dict[str, Tensor], paths: bool = False, signed: bool = False
+) -> Iterator[None]:
+    """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4) with
+    these weights, none of them negative.
 
-    There are no biases, and a norm is the identity (BatchNorm has scale 1, shift 0: its running statistics must not leak in). ReLU and max-pooling
-    act on non-negative numbers, where ReLU is the identity (but lets no gradient through where nothing comes in); every other activation is the
-    identity. A product of two values, as of a map and its gate, is their sum. Convolutions that are not prunable keep their magnitudes.
+    There are no biases, and a norm is the identity (BatchNorm has scale 1, shift 0: its running
+    statistics must not leak in). ReLU and max-pooling act on non-negative numbers, where ReLU is
+    the identity (but lets no gradient through where nothing comes in); every other activation is
+    the identity. A product of two values, as of a map and its gate, is their sum. Convolutions that
+    are not prunable keep their magnitudes.
 
     Args:
         weights: one for each of ``prunable(model)``, of any dtype; the input must have the same.
-        paths: every ReLU is the identity and pooling averages, so that every input of a window is a path to the output.
-        signed: with ``paths``, and weights of either sign: differences and constant factors have their signs.
+        paths: every ReLU is the identity and pooling averages, so that every input of a window is a
+            path to the output.
+        signed: with ``paths``, and weights of either sign: differences and constant factors have
+            their signs.
 
     Raises:
-        UserError: a layer with parameters that is no convolution, Linear or BatchNorm; in the forward pass, anything else that is not known.
+        UserError: a layer with parameters that is no convolution, Linear or BatchNorm; in the
+            forward pass, anything else that is not known.
     """
-    with _replaced(model, weights, (_Signed if signed else _Open if paths else _Linear)(weights), torch.abs):
+    mode = _Signed if signed else _Open if paths else _Linear
+    with _replaced(model, weights, mode(weights), torch.abs):
         yield
 
 
 @contextmanager
-def _replaced(model: nn.Module, weights: dict[str, Tensor], mode: _Linear, other: Callable[[Tensor], Tensor]) -> Iterator[None]:
-    """Inside, ``model`` has these weights, ``other`` of those that have no entry, and its forward pass runs in ``mode``."""
+def _replaced(
+    model: nn.Module, weights: dict[str, Tensor], mode: _Linear, other: Callable[[Tensor], Tensor]
+) -> Iterator[None]:
+    """Inside, ``model`` has these weights, ``other`` of those that have no entry, and its forward
+    pass runs in ``mode``.
+    """
     root = getattr(model, "_orig_mod", model)  # of a compiled network
-    like, changed, own = next(iter(weights.values()), None), [], vars(root).get("forward")
+    like, own, changed = next(iter(weights.values()), None), vars(root).get("forward"), []
     for module, key, name, parameter in _parameters(model):
-        known = {"weight", "bias"} if isinstance(module, (*_LAYERS, nn.modules.batchnorm._BatchNorm)) else ()
-        if key not in known:
+        if not isinstance(module, _FOLLOWED) or key not in ("weight", "bias"):
             path = next(path for path, each in model.named_modules() if each is module)
-            raise UserError(f"paths cannot be followed through {path or 'the network'}, a {type(module).__name__} with parameters; "
-                            "known are convolutions, Linear and BatchNorm")
+            raise UserError(
+                f"paths cannot be followed through {path or 'the network'}, {_a(module)} with "
+                "parameters; known are convolutions, Linear and BatchNorm"
+            )
         if key == "weight" and isinstance(module, _LAYERS):
-            changed.append((module, parameter, weights[name] if name in weights else other(parameter.detach()).to(like)))
+            own_weight = weights.get(name)
+            if own_weight is None:
+                own_weight = other(parameter.detach()).to(like)
+            changed.append((module, parameter, own_weight))
 
     forward = root.forward
 
@@ -503,8 +667,10 @@ def _replaced(model: nn.Module, weights: dict[str, Tensor], mode: _Linear, other
         except Exception as error:
             raise _refused(model, error) from error
         if not _flows(out):
-            raise UserError(f"paths cannot be followed through {type(model).__name__}: it answers with {type(out).__name__}, not with one tensor that "
-                            "depends on its input")
+            raise UserError(
+                f"paths cannot be followed through this {type(model).__name__}: it answers with "
+                f"{type(out).__name__}, not with one tensor that depends on its input"
+            )
         return out
 
     for module, _, weight in changed:
@@ -523,18 +689,23 @@ def _replaced(model: nn.Module, weights: dict[str, Tensor], mode: _Linear, other
 
 def _refused(model: nn.Module, error: Exception) -> UserError:
     """The sentence for what went wrong in a forward pass; it names the innermost module."""
-    paths, where, trace = {id(module): path for path, module in model.named_modules()}, model, error.__traceback__
+    paths = {id(module): path for path, module in model.named_modules()}
+    where, trace = model, error.__traceback__
     while trace is not None:
         within = trace.tb_frame.f_locals.get("self")
         where = within if id(within) in paths else where
         trace = trace.tb_next
     what = f"calls {error}" if isinstance(error, _Unknown) else f"says: {_first_line(error)}"
-    return UserError(f"paths cannot be followed through {paths.get(id(where)) or 'the network'}, a {type(where).__name__}, which {what}")
+    path = paths.get(id(where)) or "the network"
+    return UserError(f"paths cannot be followed through {path}, {_a(where)}, which {what}")
 
 
-def on_paths(model: nn.Module, mask: dict[str, Tensor], output: int | None = None) -> dict[str, Tensor]:
-    """True for a kept weight that lies on a path of kept weights from an input to an output, and for a removed one that would join two ends of
-    such paths; only what mask and modules say counts, no weight's value.
+def on_paths(
+    model: nn.Module, mask: dict[str, Tensor], output: int | None = None
+) -> dict[str, Tensor]:
+    """True for a kept weight that lies on a path of kept weights from an input to an output, and
+    for a removed one that would join two ends of such paths; only what mask and modules say counts,
+    no weight's value.
 
     Args:
         output: the only one of the outputs [1, outputs] that counts.
@@ -543,9 +714,13 @@ def on_paths(model: nn.Module, mask: dict[str, Tensor], output: int | None = Non
         UserError: something that paths can not be followed through, by name.
     """
     weights = {name: m.view(torch.int8).double().requires_grad_() for name, m in mask.items()}
-    x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=next(iter(mask.values())).device)
+    x = torch.ones(
+        (1, *input_shape(model)), dtype=torch.double, device=next(iter(mask.values())).device
+    )
     with torch.enable_grad(), _replaced(model, weights, _Reach(weights), torch.ones_like):
         out = model(x)
         total = (out if output is None else out[0, output]).sum()
-    found = torch.autograd.grad(total, list(weights.values()), allow_unused=True, materialize_grads=True)
+    found = torch.autograd.grad(
+        total, list(weights.values()), allow_unused=True, materialize_grads=True
+    )
     return {name: each > 0 for name, each in zip(mask, found)}

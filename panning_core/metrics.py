@@ -312,6 +312,8 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     """
     if repeats < 1 or not deviation > 0:
         raise UserError(f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}")
+    if not batch[0].is_floating_point():
+        raise UserError("NTK-SAP feeds a network noise, and this one reads tokens")
     generator = generator or torch.Generator().manual_seed(0)
     x, theta = _wide(batch[0]), {name: _wide(w) for name, w in prunable(model).items()}
 

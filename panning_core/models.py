@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import UserError, pick, whole
-from .graph import input_shape, linearised, modes, prunable, remember, uses
+from .graph import input_shape, linearised, modes, prunable, remember, uses  # noqa: F401
 
 Shape = tuple[int, int, int]
 
