@@ -386,7 +386,7 @@ class _Linear(TorchFunctionMode):
             if rule not in _ANY_WEIGHT and id(t) in self.names:
                 raise _Unknown(f"{_name(func)} of {self.names[id(t)]}")
             if isinstance(t.grad_fn, BackwardCFunction) and not isinstance(t.grad_fn, _ANY):
-                raise _Unknown(f"a function of its own, {type(t.grad_fn).__name__}")
+                raise _Unknown(f"a function of another gradient, {type(t.grad_fn).__name__}")
 
     def settle(self, rule: str, out: object) -> object:
         return out
@@ -664,6 +664,7 @@ def _replaced(
         try:
             with torch.enable_grad(), mode:
                 out = forward((x if x.requires_grad else x.detach().requires_grad_()).clone())
+                mode.check(forward, "shape", list(_flowing([out])))
         except Exception as error:
             raise _refused(model, error) from error
         if not _flows(out):
