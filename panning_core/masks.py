@@ -161,8 +161,9 @@ def density(mask: Mask) -> float:
 
 
 def paths(model: nn.Module, mask: Mask) -> Mask:
-    """True for a kept weight that lies on a path of kept weights from an input to an output, and for a removed one that would join two ends of
-    such paths (``graph.on_paths``)."""
+    """True for a kept weight that lies on a path of kept weights from an input to an output, and
+    for a removed one that would join two ends of such paths (``graph.on_paths``).
+    """
     check(model, mask)
     return graph.on_paths(model, mask)
 

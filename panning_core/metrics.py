@@ -52,7 +52,8 @@ def _checked(score: Callable) -> Callable:
                 check(model, mask, batch)
             if isinstance(error, RuntimeError | ValueError) and not isinstance(error, UserError):
                 raise UserError(
-                    f"{score.__name__} can not be computed on this {type(model).__name__} and batch: {str(error).partition(chr(10))[0]}"
+                    f"{score.__name__} can not be computed on this {type(model).__name__} and "
+                    f"batch: {str(error).partition(chr(10))[0]}"
                 ) from error
             raise
     return checked
@@ -62,7 +63,8 @@ def _checked(score: Callable) -> Callable:
 def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
     """The network theta * M as (forward, leaves): a function, which takes other parameters too, and the masked weights to differentiate by;
     train mode, own BN buffers, and float32 in place of float16 and bfloat16."""
-    leaves = {name: _wide(w) * numbers(mask[name], _wide(w).dtype) for name, w in prunable(model).items()}
+    theta = {name: _wide(w) for name, w in prunable(model).items()}
+    leaves = {name: w * numbers(mask[name], w.dtype) for name, w in theta.items()}
     leaves = {name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_() for name, w in leaves.items()}
     state = {
         **{name: _wide(p) for name, p in model.named_parameters()},
@@ -75,8 +77,8 @@ def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torc
         if isinstance(out, Tensor):
             return out
         raise UserError(
-            f"in train mode this {type(model).__name__} answers with a {type(out).__name__}; a metric "
-            "needs one tensor of logits [n, classes] (of torchvision's networks: aux_logits=False)"
+            f"in train mode this {type(model).__name__} answers with a {type(out).__name__}; a "
+            "metric needs one tensor of logits [n, classes] (torchvision: aux_logits=False)"
         )
 
     with (
@@ -90,7 +92,7 @@ def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torc
 
 
 def _wide(t: Tensor) -> Tensor:
-    """In float32 what is float16 or bfloat16: a product of such scores would tie where it matters."""
+    """In float32 what is float16 or bfloat16: products in these tie where it matters."""
     return t.detach().float() if t.dtype in (torch.float16, torch.bfloat16) else t.detach()
 
 
@@ -128,7 +130,8 @@ def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.
         logits = forward(x) / temperature
         gradient = _gradient(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
-        curvature = _gradient(sum((g * f).sum() for g, f in zip(gradient, flow)), leaves) if hessian else ()
+        gtg = sum((g * f).sum() for g, f in zip(gradient, flow))
+        curvature = _gradient(gtg, leaves) if hessian else ()
     return Products({name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
                     {name: theta[name] * h for name, h in zip(theta, curvature)},
                     float(nn.functional.cross_entropy(logits.detach().double(), y)), sum(float(f @ f) for f in (part.double().flatten() for part in flow)))
@@ -214,11 +217,14 @@ def _absolute(scores: Scores, mask: Mask | None = None) -> Scores:
 def random(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """Uniform noise in [0, 1); the control every metric has to beat.
 
-    A weight that is exactly 0 while others of its layer are not was removed before, and has the score 0 that the other metrics give it.
+    A weight that is exactly 0 while others of its layer are not was removed before, and has the
+    score 0 that the other metrics give it.
     """
-    generator = generator or torch.Generator().manual_seed(0)
-    noise = {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in prunable(model).items()}
-    return {name: noise[name] * (w != 0) if w.any() else noise[name] for name, w in prunable(model).items()}
+    generator, scores = generator or torch.Generator().manual_seed(0), {}
+    for name, w in prunable(model).items():
+        noise = torch.rand(w.shape, generator=generator).to(w.device)
+        scores[name] = noise * (w.detach() != 0) if w.any() else noise
+    return scores
 
 
 def magnitude(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
@@ -247,14 +253,21 @@ def grasp_abs(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Gener
 
 
 def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6). float64.
+    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6).
+
+    It is float64.
 
     Raises:
         UserError: R is not a finite number, or 0 though there are paths.
     """
     products, total = synflow_products(model, mask, batch)
-    if not total and masks.count(masks.effective(model, {name: mask[name] & (w != 0) for name, w in prunable(model).items()})):
-        raise UserError(f"SynFlow's R is 0 in float64 for this {type(model).__name__}, though paths are left: its weights must be larger the deeper it is")
+    if not total:
+        left = {name: mask[name] & (w != 0) for name, w in prunable(model).items()}
+        if masks.count(masks.effective(model, left)):
+            raise UserError(
+                f"SynFlow's R is 0 in float64 for this {type(model).__name__}, though paths are "
+                "left: its weights must be larger the deeper it is"
+            )
     return _absolute(products, mask)
 
 
@@ -282,7 +295,10 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
         raise UserError(f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of {len(batch[0])} images, got {steps} and {parts}")
     with _subnetwork(model, mask) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
-        phi = {name: start[name] if name in start else _wide(p).requires_grad_() for name, p in model.named_parameters()}
+        phi = {
+            name: start[name] if name in start else _wide(p).requires_grad_()
+            for name, p in model.named_parameters()
+        }
         velocity, dealt = dict.fromkeys(phi, 0.0), batch[1].argsort(stable=True)  # class by class
         for k in range(steps + 1):
             x, y = (t[dealt[k % parts::parts]] for t in batch) if parts > 1 else batch

@@ -1,6 +1,6 @@
 """Name -> network. Every network here is built from a seed and knows the shape of its input.
 
-What a network is made of, whoever wrote it, is the business of ``graph``; its functions are here too.
+What there is to know of anyone's network is in ``graph``; ``prunable`` and the others are here too.
 Plain networks are ``nn.Sequential``, so that another engine can read them layer by layer.
 """
 

@@ -21,7 +21,8 @@ def _linear(
     model: nn.Module, weights: dict[str, Tensor], signed: bool = False
 ) -> Iterator[Tensor]:
     """Inside, ``model`` is a linear function of the yielded input [1, ...] of ones: no biases, every ReLU open, pooling averages."""
-    x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=next(iter(weights.values())).device)
+    device = next(iter(weights.values())).device
+    x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=device)
     with torch.enable_grad(), linearised(model, weights, paths=True, signed=signed):
         yield x.requires_grad_()
 

@@ -67,7 +67,8 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         asked = asked_for(density, t, rounds)
         scores, parts, told = scorer(mask, batch, asked)
         if trace:
-            trace[-1]["effective_sparsity"] = sight.known_sparsity(mask, parts.get("synflow", (None,))[0], kept)
+            flow, _ = parts.get("synflow", (None, None))
+            trace[-1]["effective_sparsity"] = sight.known_sparsity(mask, flow, kept)
         ranked = -scores if inverted else scores
         if not revive:
             ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
@@ -304,8 +305,8 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         observe: called after each round with (round, mask before, mask after, batch).
 
     Returns:
-        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the effective sparsity (None where paths can
-        not be followed),
+        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the
+        effective sparsity (None where paths can not be followed),
         every layer's density, how many weights were removed and revived, the mass (sum of absolute scores) of each metric
         used on kept and on removed weights, the coefficients of a mix, and events.
 

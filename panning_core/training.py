@@ -85,7 +85,9 @@ class Dense:
     name, count, seconds = "dense", 1, (0.0,)  # networks, and what each took by itself
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
-        layout = torch.contiguous_format if any(p.dim() == 5 for p in model.parameters()) else torch.channels_last  # where convolutions are fastest
+        # The layout in which convolutions are fastest; PyTorch has none of this name for volumes.
+        volumes = any(parameter.dim() == 5 for parameter in model.parameters())
+        layout = torch.contiguous_format if volumes else torch.channels_last
         self.model, self.recipe = model.to(memory_format=layout), recipe
         weights = prunable(model)
         self.pruned = [(weights[name], ~m) for name, m in mask.items() if not m.all()]
