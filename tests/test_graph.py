@@ -1083,7 +1083,7 @@ def test_a_compiled_network_is_the_one_that_was_compiled():
     plain = shaped(
         nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.Tanh(), nn.Linear(8, 4)), 1, 4, 4
     )
-    compiled = torch.compile(plain, backend="eager")
+    compiled = torch.compile(plain, backend="aot_eager")
     batch, mask = batch_of(plain, classes=4), random_mask(plain, 0.5)
     over = {f"_orig_mod.{name}": m for name, m in mask.items()}
     for function in (
