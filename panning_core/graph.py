@@ -78,16 +78,20 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
         raise UserError(
             f"model.also_prunable is {shown(also)}; it is a tuple of kinds of module, (nn.Conv1d,)"
         )
-    kinds = (*KINDS, *also)
-    for path, module in model.named_modules():
+    kinds, first, found = (*KINDS, *also), {}, {}
+    for path, module in model.named_modules():  # one pass: this is asked in every round of a pruner
         if isinstance(module, KINDS) and "weight" not in module._parameters:
             raise UserError(
                 f"the weight of {path or 'the network'}, {_a(module)}, is computed from other "
                 "parameters; make it one again, by prune.remove, remove_weight_norm or "
                 "parametrize.remove_parametrizations of torch.nn.utils"
             )
-    uses = [each for each in _parameters(model) if isinstance(each[0], kinds)]
-    if found := {name: weight for _, key, name, weight in uses if _is_weight(key, weight)}:
+        inside = isinstance(module, kinds)
+        for key, parameter in module._parameters.items():
+            name = first.setdefault(id(parameter), f"{path}.{key}" if path else key)
+            if inside and parameter is not None and _is_weight(key, parameter):
+                found[name] = parameter
+    if found:
         return found
     raise UserError(
         f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune; "
@@ -583,9 +587,6 @@ class _Reach(_Open):
 
     def softmax(self, func, x, dim=-1, **kwargs):
         return self.opening(func, x.sum(dim, keepdim=True).expand_as(x))
-
-    def constant(self, c):
-        return (c != 0).to(c.dtype) if isinstance(c, Tensor) else float(c != 0)
 
     def settle(self, rule, out):
         return out if rule in _SAME_NUMBERS or not _flows(out) else _Any.apply(out)
