@@ -18,7 +18,7 @@ from math import nan
 import torch
 from torch import Tensor, nn
 
-from . import faithful, masks
+from . import faithful, graph, masks
 from .errors import UserError
 from .masks import Mask
 from .models import Block, input_shape, prunable
@@ -127,6 +127,7 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
         small = copy.deepcopy(model)
     except Exception as error:  # what else hangs on the modules decides
         raise UserError(f"compaction cannot copy this network: {error}") from error
+    graph.inherit(small, model)
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
     links = chains(small)

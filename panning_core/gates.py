@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import compaction, masks, training
+from . import compaction, graph, masks, training
 from .data import Splits
 from .errors import UserError, fraction_kept, is_number, pick
 from .masks import Mask
@@ -89,9 +89,12 @@ class Gates:
         if any(parametrize.is_parametrized(layer, "weight") for layer in model.modules()):
             raise UserError("the network has gates already; remove them first")
         weights = prunable(model)
+        if shared := graph.shared(model):
+            raise UserError(f"gates need a weight of its own for every layer; {shared[0]} has two")
         self.model, self.generator, self.shapes = model, generator or torch.Generator().manual_seed(0), {name: w.shape for name, w in weights.items()}
         self._layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
         self._plain = copy.deepcopy(model)  # whose paths can be followed
+        graph.inherit(self._plain, model)
         self.gates: dict[str, Gate] = {}
         for name, layer in list(self._layers.items())[:-1 if structure == "outputs" else None]:
             logits = torch.zeros(shape_of(weights[name].shape)) if initial is None else initial[name].clone()

@@ -17,10 +17,10 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import layers
+from . import graph, layers
 from .errors import UserError, fraction_kept, pick, shown
 from .layers import Least
-from .models import input_shape, linearised, prunable, uses
+from .models import prunable, uses
 from .registry import Table
 
 Mask = dict[str, Tensor]
@@ -240,23 +240,17 @@ def density(mask: Mask) -> float:
     return count(mask) / size(mask)
 
 
-def paths(model: nn.Module, mask: Mask) -> Scores:
-    """Above 0 for a kept weight that lies on a path of kept weights from an input to an output, and for a removed one that would join two ends of
-    such paths; float64.
-
-    It is the gradient of the linearised network with weights 1 and 0 (all-ones input, biases 0), the number of paths where nothing pools; no term is
-    negative, so a live path can not cancel.
+def paths(model: nn.Module, mask: Mask) -> Mask:
+    """True for a kept weight that lies on a path of kept weights from an input to an output, and
+    for a removed one that would join two ends of such paths (``graph.on_paths``).
     """
     check(model, mask)
-    weights = {name: numbers(m).requires_grad_() for name, m in mask.items()}
-    x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=next(iter(mask.values())).device)
-    with torch.enable_grad(), linearised(model, weights, paths=True):
-        return dict(zip(mask, torch.autograd.grad(model(x).sum(), list(weights.values()))))
+    return graph.on_paths(model, mask)
 
 
 def effective(model: nn.Module, mask: Mask) -> Mask:
     """The kept weights that lie on at least one path from an input to an output through kept weights."""
-    return {name: mask[name] & (p > 0) for name, p in paths(model, mask).items()}
+    return {name: mask[name] & p for name, p in paths(model, mask).items()}
 
 
 def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str = "global") -> Mask:
@@ -270,9 +264,10 @@ def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str 
 
     def living(n: int) -> Mask:
         try:
-            return effective(model, {name: m & (scores[name] > -torch.inf) for name, m in keep_top(scores, n / total, scope).items()})
+            top = keep_top(scores, n / total, scope)
         except UserError:  # too few for whole units
             return {}
+        return effective(model, {name: m & (scores[name] > -torch.inf) for name, m in top.items()})
 
     kept = bisect_right(range(total + 1), round(density * total), key=lambda n: count(living(n))) - 1  # it grows with n
     mask = living(kept)

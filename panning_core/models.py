@@ -1,6 +1,6 @@
 """Name -> network. Every network here is built from a seed and knows the shape of its input.
 
-Prunable are the weights of every ``Conv2d`` and ``Linear``; biases and BatchNorm are never pruned and never counted.
+What there is to know of anyone's network is in ``graph``; ``prunable`` and the others are here too.
 Plain networks are ``nn.Sequential``, so that another engine can read them layer by layer.
 """
 
@@ -8,16 +8,14 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from math import prod
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
 from .errors import UserError, pick, shown, told, whole
+from .graph import input_shape, linearised, modes, prunable, remember, uses  # noqa: F401
 from .registry import Table
 
 Shape = tuple[int, ...]  # (channels, height, width), or (features,) of rows
@@ -183,28 +181,6 @@ def _made(
     return model
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules.
-
-    Raises:
-        UserError: there is none, one is computed from other parameters, or ``model`` is no network.
-    """
-    if not isinstance(model, nn.Module):
-        raise UserError(f"a network is an nn.Module, such as models.build gives, not {shown(model)}")
-    if found := {_weight(name): _own_weight(name, module) for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}:
-        return found
-    raise UserError(f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune")
-
-
-def _own_weight(name: str, module: nn.Module) -> nn.Parameter:
-    if (weight := module._parameters.get("weight")) is not None:
-        return weight
-    raise UserError(
-        f"the weight of {name or 'the network'} is computed from other parameters, by torch.nn.utils.prune or a parametrisation "
-        "such as weight_norm; make it an ordinary one first, with prune.remove or parametrize.remove_parametrizations"
-    )
-
-
 def fingerprint(model: nn.Module) -> str:
     """SHA-256 of the prunable weights as they are now, 12 hex digits."""
     digest = hashlib.sha256()
@@ -230,119 +206,3 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to {classes - 1}")
     remember(model, x)
-
-
-def _weight(name: str) -> str:
-    """The name of the weight of the module ``name``; the network itself has none."""
-    return f"{name}.weight" if name else "weight"
-
-
-_SEEN: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()  # one input of a network, zeros
-
-
-def remember(model: nn.Module, x: Tensor) -> None:
-    """``x`` [n, ...] is a batch that ``model`` has read: its shape and type are those of an input
-    of the network, if it does not say another."""
-    _SEEN[model] = torch.zeros_like(x[:1])
-
-
-def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """The shape of one input of ``model``, without the batch: what ``model.input_shape`` says, else
-    that of the last batch that was checked, else what the first layer takes, a ``Linear``.
-
-    Raises:
-        UserError: none of these is there.
-    """
-    if hasattr(model, "input_shape"):
-        return tuple(model.input_shape)
-    if model in _SEEN:
-        return tuple(_SEEN[model].shape[1:])
-    first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
-    if isinstance(first, nn.Linear):
-        return (first.in_features,)
-    raise UserError("the network does not say the shape of its input; set model.input_shape = (channels, height, width)")
-
-
-def _example(model: nn.Module) -> Tensor:
-    """One input [1, ...], zeros."""
-    parameter = next(model.parameters())
-    tokens = model in _SEEN and not _SEEN[model].is_floating_point()
-    return torch.zeros(
-        (1, *input_shape(model)),
-        dtype=_SEEN[model].dtype if tokens else parameter.dtype,
-        device=parameter.device,
-    )
-
-
-def uses(model: nn.Module) -> dict[str, int]:
-    """How often one input uses each weight of a layer: 1 in a ``Linear``, the number of output pixels in a ``Conv2d``.
-
-    ``2 * uses * weights`` is the layer's forward cost in FLOPs (a multiply and an add).
-    """
-    counts: dict[str, int] = {}
-    hooks = [module.register_forward_hook(
-        lambda _, __, out, name=_weight(name): counts.__setitem__(name, prod(out.shape[2:])))
-        for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    try:
-        with torch.no_grad(), modes(model, training=False):
-            model(_example(model))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
-
-
-@contextmanager
-def modes(model: nn.Module, training: bool) -> Iterator[None]:
-    """Inside, every module is in train or eval mode; afterwards each has its own mode again."""
-    others = [module for module in model.modules() if module.training != training]
-    for module in others:
-        vars(module)["training"] = training
-    try:
-        yield
-    finally:
-        for module in others:
-            vars(module)["training"] = not training
-
-
-@contextmanager
-def linearised(model: nn.Module, weights: dict[str, Tensor], paths: bool = False) -> Iterator[None]:
-    """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4) with these weights, none of them negative.
-
-    There are no biases, and BatchNorm is the identity (scale 1, shift 0: its running statistics must not leak in). ReLU
-    and max-pooling act on non-negative numbers, where ReLU is the identity (but lets no gradient through where nothing comes in); with ``paths`` pooling averages, so that
-    every input of a window is a path to the output and not just the largest.
-
-    Args:
-        weights: one for each of ``prunable(model)``, of any dtype; the input must have the same.
-
-    Raises:
-        UserError: a layer with parameters that is none of these.
-    """
-    forwards = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            forwards[module] = partial(module._conv_forward, weight=weights[_weight(name)], bias=None)
-        elif isinstance(module, nn.Linear):
-            forwards[module] = partial(nn.functional.linear, weight=weights[_weight(name)])
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            forwards[module] = _identity
-        elif isinstance(module, nn.MaxPool2d) and paths:
-            forwards[module] = partial(nn.functional.avg_pool2d, kernel_size=module.kernel_size, stride=module.stride, padding=module.padding)
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise UserError(f"paths cannot be followed through {name or 'the network'}, a {type(module).__name__} with parameters; "
-                            "known are Conv2d, Linear and BatchNorm")
-    # An attribute of the instance hides the class's method; deleting it shows the method again. By way of ``vars``, because this is done in
-    # every round of a pruner and ``nn.Module`` looks through parameters, buffers and submodules first.
-    for module, forward in forwards.items():
-        vars(module)["forward"] = forward
-    try:
-        with modes(model, training=False):
-            yield
-    finally:
-        for module in forwards:
-            del vars(module)["forward"]
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x

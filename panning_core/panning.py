@@ -69,6 +69,7 @@ class Sight:
         self.model, self.transparent = model, metrics.sees_every_path(model)
         self.kept_only, self.exact = "kept" in departures, "loss" in departures
         self._stands_in: bool | None = None  # whether the sparse engine does what the network itself does, once that was asked
+        self._followed = True
 
     @cached_property
     def _times(self) -> dict[str, int] | None:
@@ -106,6 +107,14 @@ class Sight:
             kept = masks.places(masks.flatten(mask)) if kept is None else kept
             return 1 - int(synflow.index_select(0, kept).count_nonzero()) / len(synflow)
         return 1 - masks.count(masks.effective(self.model, mask)) / masks.size(mask)
+
+    def known_sparsity(self, *seen) -> float | None:
+        """``effective_sparsity``; None for a network whose paths can not be followed."""
+        try:
+            return self.effective_sparsity(*seen) if self._followed else None
+        except UserError:
+            self._followed = False
+            return None
 
 
 class Extremes:

@@ -6,6 +6,7 @@ separate from the scores and combine freely.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, repeat
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import data, layers, masks, metrics, panning, policies, topologies
+from . import data, graph, layers, masks, metrics, panning, policies, topologies
 from .errors import UserError, fraction_kept, is_number, keywords, pick, settle, unknown, whole
 from .layers import Least, Pattern
 from .masks import Mask
@@ -84,7 +85,8 @@ def _run(
         asked = asked_for(density, t, rounds)
         scores, parts, told = scorer(mask, batch, asked)
         if trace:
-            trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask, parts.get("synflow", (None,))[0], kept)
+            flow, _ = parts.get("synflow", (None, None))
+            trace[-1]["effective_sparsity"] = sight.known_sparsity(mask, flow, kept)
         ranked = -scores if inverted else scores
         if not revive:
             ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
@@ -102,7 +104,7 @@ def _run(
         if observe is not None:
             observe(t, mask, new, batch)
         mask = new
-    trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask)
+    trace[-1]["effective_sparsity"] = sight.known_sparsity(mask)
     return mask, trace
 
 
@@ -370,7 +372,8 @@ def prune(
         floor: fraction that every layer keeps at least, or a dict of one for each pattern.
 
     Returns:
-        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the effective sparsity,
+        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the
+        effective sparsity (None where paths can not be followed),
         every layer's density, how many weights were removed and revived, the mass (sum of absolute scores) of each metric
         used on kept and on removed weights, the coefficients of a mix, and events.
 
@@ -395,6 +398,13 @@ def prune(
             )
     whole("rounds", 1 if rounds is None else rounds, 1)
     whole("seed", seed)
+    if dense := graph.outside(model):
+        warnings.warn(
+            f"density {density} is of {total:,} weights; outside and never pruned are "
+            f"{', '.join(f'{count:,} of {kind}' for kind, count in dense.items())}: "
+            "model.also_prunable, a tuple of kinds of module, takes them in",
+            stacklevel=2,
+        )
     how = {key: value for key, value in {"rounds": rounds, "revive": revive}.items() if value is not None}
     if isinstance(batches, DataLoader):
         batches = data.loader_batches(batches, seed)
