@@ -5,14 +5,16 @@ set -euo pipefail
 
 usage() {
     cat <<'USAGE'
-Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
-       ./run_all.sh verify [quick|paper] [--sample N] [--seed N]
+Usage: ./run_all.sh [quick|paper|PROFILE] [--only STUDY] [--jobs N] [--device cpu|cuda]
+       ./run_all.sh verify [quick|paper|PROFILE] [--sample N] [--seed N]
        ./run_all.sh bench [--quick] [--only PART]
        ./run_all.sh test [pytest arguments]
        ./run_all.sh lab
+       and --plugin FILE with a profile, verify or lab
 
   quick   every study on small embedded data, minutes on two cores (the default)
   paper   every study on the published networks and data; finished runs are kept
+  PROFILE one of your own: notebooks/profiles/PROFILE.yaml names notebooks of notebooks/ and their runs
   verify  every table, verdict and figure of a profile made again from its ledgers, and a random
           sample of its runs done again: are they those of results/? Changes nothing (paper: 5 minutes)
   bench   how fast it is against plain PyTorch and a straightforward implementation, into
@@ -26,6 +28,7 @@ Usage: ./run_all.sh [quick|paper] [--only STUDY] [--jobs N] [--device cpu|cuda]
   --device cpu|cuda   where to compute
   --sample N          for verify: so many runs, of those that took a minute at most (5)
   --seed N            for verify: draws the sample (random, and told)
+  --plugin FILE       a Python file that adds your own networks, data sets, metrics or methods; may be there several times
   --help              this text
 
 The first start installs the packages of requirements.txt into .venv (about 4 minutes
@@ -40,13 +43,32 @@ fail() {
     exit "$1"
 }
 misused() { fail 2 "$1; see ./run_all.sh --help"; }
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
 
 # --- What is asked for: settled before anything is installed, since that takes minutes.
 # (`${options[@]+...}`: bash 3.2 calls an empty list unset.)
 
 mode=""
 profile=""
+plugged=""
 options=()
+is_profile() {
+    case $1 in
+        quick | paper) ;;
+        "" | */*) return 1 ;;
+        *) [ -f "$here/notebooks/profiles/$1.yaml" ] ;;
+    esac
+}
+own_profiles() {
+    local file name
+    for file in "$here"/notebooks/profiles/*.yaml; do
+        name=${file##*/}
+        case ${name%.yaml} in
+            quick | paper | "*") ;;
+            *) printf ' %s,' "${name%.yaml}" ;;
+        esac
+    done
+}
 while [ $# -gt 0 ]; do
     case $1 in
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
@@ -56,7 +78,7 @@ while [ $# -gt 0 ]; do
             usage
             exit 0
             ;;
-        --only | --jobs | --device | --sample | --seed)
+        --only | --jobs | --device | --sample | --seed | --plugin)
             case ${2-} in
                 "" | -*) misused "option $1 needs a value" ;;
             esac
@@ -65,37 +87,51 @@ while [ $# -gt 0 ]; do
                 --sample=*[!0-9]* | --seed=*[!0-9]*) misused "$1 is a whole number from 0, not '$2'" ;;
                 --device=cpu | --device=cuda) ;;
                 --device=*) misused "--device is cpu or cuda, not '$2'" ;;
+                --plugin=/*) plugin=$2 ;;
+                --plugin=*) plugin=$PWD/$2 ;;
             esac
-            options+=("$1" "$2")
+            if [ "$1" = --plugin ]; then
+                [ -f "$plugin" ] || misused "--plugin is a Python file, and there is no '$2'"
+                export PANNING_PLUGIN="${PANNING_PLUGIN:+$PANNING_PLUGIN:}$plugin" # for this command and all that it starts
+                plugged=--plugin
+            else
+                options+=("$1" "$2")
+            fi
             shift 2
             ;;
         --quick)
             options+=("$1")
             shift
             ;;
-        -*) misused "unknown option '$1', it can be --only, --jobs, --device, --quick, --sample, --seed or --help" ;;
-        quick | paper | verify | bench | test | lab)
-            case $mode$profile-$1 in
-                verify-quick | verify-paper) profile=$1 ;;
-                -*) mode=$1 ;;
-                *) misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper, verify, bench, test or lab" ;;
-            esac
+        -*) misused "unknown option '$1', it can be --only, --jobs, --device, --quick, --sample, --seed, --plugin or --help" ;;
+        verify | bench | test | lab)
+            [ -z "$mode$profile" ] || misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper,$(own_profiles) verify, bench, test or lab"
+            mode=$1
             shift
             [ "$mode" != test ] || break # the rest is for pytest
             ;;
-        *) misused "unknown argument '$1', it can be quick, paper, verify, bench, test or lab" ;;
+        *)
+            is_profile "$1" || misused "unknown argument '$1', it can be quick, paper,$(own_profiles) verify, bench, test or lab"
+            case $mode$profile in
+                "" | verify) profile=$1 ;;
+                *) misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper,$(own_profiles) verify, bench, test or lab" ;;
+            esac
+            shift
+            ;;
     esac
 done
-mode=${mode:-quick}
-for option in ${options[@]+"${options[@]}"}; do
+mode=${mode:-reproduce}
+profile=${profile:-quick}
+for option in ${options[@]+"${options[@]}"} $plugged; do
     case $mode$option in
-        quick--only | quick--jobs | quick--device | paper--only | paper--jobs | paper--device | verify--sample | verify--seed | bench--only | bench--quick) ;;
+        reproduce--only | reproduce--jobs | reproduce--device | verify--sample | verify--seed | bench--only | bench--quick) ;;
+        reproduce--plugin | verify--plugin | lab--plugin) ;;
+        reproduce--*) misused "option $option is not for '$profile'" ;;
         "$mode"--*) misused "option $option is not for '$mode'" ;;
     esac
 done
 
-cd "$(dirname "${BASH_SOURCE[0]}")"
-here=$(pwd -P)
+cd "$here"
 
 # --- Which Python.
 
@@ -171,8 +207,8 @@ fi
 # --- Go.
 
 case $mode in
-    quick | paper) exec "$python" -m panning_core.reproduce "$mode" ${options[@]+"${options[@]}"} ;;
-    verify) exec "$python" -m panning_core.verify "${profile:-quick}" ${options[@]+"${options[@]}"} ;;
+    reproduce) exec "$python" -m panning_core.reproduce "$profile" ${options[@]+"${options[@]}"} ;;
+    verify) exec "$python" -m panning_core.verify "$profile" ${options[@]+"${options[@]}"} ;;
     bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/playground.ipynb ;;

@@ -2,7 +2,7 @@
 
 Rooms, left to right; each imports only rooms to its left::
 
-    errors, data, models, masks -> compaction, kernels, sparse -> metrics, topologies, panning, policies -> pruning -> transfer, training, stack
+    errors, registry, noise, data, graph, models, layers, masks -> faithful, compaction, exchange, kernels, sparse -> metrics, topologies, panning, policies -> pruning -> transfer, training, stack
     -> gates, tickets, networks, pathways, toy, agent -> ledger, workers, studies -> statistics, fidelity, report, site -> reproduce, verify
 """
 

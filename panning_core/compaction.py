@@ -18,7 +18,7 @@ from math import nan
 import torch
 from torch import Tensor, nn
 
-from . import masks
+from . import faithful, graph, masks
 from .errors import UserError
 from .masks import Mask
 from .models import Block, input_shape, prunable
@@ -71,12 +71,14 @@ class Compact:
             parts[name][here] = tensors[name][there]
         return parts
 
-    def widen(self, mask: Mask) -> Mask:
-        """A mask of the smaller network as one of the full network."""
-        whole = {name: torch.zeros_like(m) for name, m in self._whole.items()}
-        for name, m in mask.items():
+    def widen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """A mask, or tensors shaped like parameters of the smaller network, as of the full one; 0 at
+        what was removed."""
+        whole = {}
+        for name, tensor in tensors.items():
             there, here = self._ways[name]
-            whole[name][there] = m[here]
+            whole[name] = tensor.new_zeros(there.shape)
+            whole[name][there] = tensor[here]
         return whole
 
     @torch.no_grad()
@@ -115,10 +117,17 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
             eval mode does so too: without BatchNorm, or with running means equal to the constants, as in a fresh network.
 
     Raises:
-        UserError: a mask of another network, or a network that compaction cannot read.
+        UserError: a mask of another network, or a network that compaction cannot read, such as one with hooks.
     """
     masks.check(model, mask)
-    small = copy.deepcopy(model)
+    if reason := faithful.altered(model):
+        raise UserError(f"compaction cannot read this network: {reason}")
+    chains(model)
+    try:
+        small = copy.deepcopy(model)
+    except Exception as error:  # what else hangs on the modules decides
+        raise UserError(f"compaction cannot copy this network: {error}") from error
+    graph.inherit(small, model)
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
     links = chains(small)

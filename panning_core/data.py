@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -18,19 +18,26 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from . import ROOT
-from .errors import UserError, unknown, whole
+from .errors import UserError, shown, told, unknown, whole
+from .registry import Table
 
 Raw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # uint8 or float images [n, c, h, w] and labels [n]: train, test
 
 FORMATS = ("PNG", "JPEG")  #: of images in parquet files; for others Pillow may start a program, such as Ghostscript
+READING = 3  #: times the size of a set is in memory while it is standardised and split
 VALIDATION_FRACTION = 0.1  #: of the official training images; never trained on, the only data a choice may look at
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images ``x`` [n, channels, height, width] (float32, standardised) and labels ``y`` [n] (int64, 0 to classes - 1)."""
+    """Inputs ``x`` and labels ``y`` [n] (int64, 0 to classes - 1).
+
+    Inputs are images [n, channels, height, width] or rows [n, features], float32, or tokens [n,
+    length], int64.
+    """
 
     x: Tensor
     y: Tensor
@@ -56,7 +63,7 @@ class Splits:
     fingerprint: str  #: 12 hex digits of the SHA-256 of the raw pixels and labels
 
     @property
-    def input_shape(self) -> tuple[int, int, int]:
+    def input_shape(self) -> tuple[int, ...]:
         return tuple(self.train.x.shape[1:])
 
     def to(self, device: str | torch.device) -> "Splits":
@@ -129,14 +136,16 @@ def _parquet(path: Path) -> Raw:
     return tuple(arrays)
 
 
-DATASETS = {
+#: name -> a function that gives images and labels of train and test, or ``Splits``; a user may add
+#: some
+DATASETS = Table(__name__ + ".DATASETS", {
     "digits": _digits,
     "mnist": _torchvision("MNIST"),
     "fashion-mnist": _torchvision("FashionMNIST"),
     "cifar10": _torchvision("CIFAR10"),
     "cifar100": _torchvision("CIFAR100"),
     "cifar10-jpeg": lambda: _parquet(folder() / "cifar10-jpeg"),  # a name that a profile may have where the files are not
-}
+})
 #: how pixels become inputs; ``authors`` is what the code of Kang et al. 2022 does (``AUTHORS``)
 NORMALISATIONS = ("standardised", "authors")
 #: data set -> the value of a white pixel, and mean and deviation per channel of pixels in [0, 1]
@@ -157,7 +166,6 @@ def names() -> list[str]:
     return [*DATASETS, *sorted({path.parent.name for path in folder().glob("*/train.parquet")} - DATASETS.keys())]
 
 
-@lru_cache(maxsize=2)
 def load(name: str, normalisation: str = "standardised") -> Splits:
     """The data set ``name``: a key of ``DATASETS``, or a sub-folder of the data folder with train.parquet and test.parquet.
 
@@ -169,12 +177,39 @@ def load(name: str, normalisation: str = "standardised") -> Splits:
     """
     if name not in names():
         raise unknown("data set", name, names())
-    scale = authors_scale(name) if check_normalisation(name, normalisation) == "authors" else None
-    arrays = DATASETS[name]() if name in DATASETS else _parquet(folder() / name)
+    check_normalisation(name, normalisation)
+    return _load(name, normalisation, DATASETS.get(name))
+
+
+@lru_cache(maxsize=2)
+def _load(name: str, normalisation: str, read: Callable[[], Raw | Splits] | None) -> Splits:
+    """``load`` by the function that the name stands for now."""
+    scale = authors_scale(name) if normalisation == "authors" else None
+    arrays = _read(name, read) if read else _parquet(folder() / name)
+    if isinstance(arrays, Splits):  # a data set of the user's own, such as from_loaders gives
+        return arrays
     title = TITLES.get(name, name)
     if name == "fashion-mnist" and arrays[0].max() < 255:  # the official pixels reach 255
         title += " (contrast-compressed copy)"
     return from_arrays(*arrays, name=name, title=title, scale=scale)
+
+
+load.cache_clear = _load.cache_clear  # for who changes PANNING_DATA
+
+
+def _read(name: str, read: Callable[[], Raw | Splits]) -> Raw | Splits:
+    try:
+        found = read()
+    except UserError:
+        raise
+    except Exception as error:  # of a data set that the user has registered
+        raise UserError(f"the data set {name} can not be read: {told(error)}") from error
+    if not (isinstance(found, Splits) or isinstance(found, tuple | list) and len(found) == 4):
+        raise UserError(
+            f"the data set {name} gives {shown(found)}; it must give images and labels of train "
+            "and test, or data.Splits"
+        )
+    return found
 
 
 def check_normalisation(name: str, normalisation: str) -> str:
@@ -196,12 +231,30 @@ def authors_scale(name: str) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: str | None = None,
-                scale: tuple[Tensor, Tensor] | None = None) -> Splits:
-    """Splits from your own arrays: images [n, c, h, w] or [n, h, w], or feature rows [n, d]; integer labels [n] from 0.
+def from_arrays(
+    x_train,
+    y_train,
+    x_test,
+    y_test,
+    name: str = "arrays",
+    title: str | None = None,
+    scale: tuple[Tensor, Tensor] | None = None,
+    *,
+    channels: str | None = None,
+    tokens: bool = False,
+) -> Splits:
+    """Splits from your own arrays: images [n, c, h, w] or [n, h, w], feature rows [n, d], or tokens
+    [n, length]; integer labels [n] from 0.
 
-    Pixels are standardised per channel with the mean and deviation of the training part, or with those of ``scale``
-    ([1, channels, 1, 1] each); a tenth of the training images, always the same for the same n, becomes the validation split.
+    Images are standardised per channel and rows per feature, with the mean and deviation of the
+    training part, or with those of ``scale`` ([1, channels, 1, 1] each). A part of the training
+    images becomes the validation split, always the same for the same labels (``validation_split``).
+
+    Args:
+        channels: where images [n, ...] of four dimensions have theirs, ``"first"`` or ``"last"``;
+            None is first, and arrays that look like [n, height, width, channels] are refused.
+        tokens: the arrays are whole numbers from 0 for an ``Embedding``: they stay as they are,
+            int64.
 
     Raises:
         UserError: shapes that do not match, labels that are not 0, 1, 2, ..., or values that are not finite.
@@ -226,28 +279,241 @@ def from_arrays(x_train, y_train, x_test, y_test, name: str = "arrays", title: s
             raise UserError(f"{name}: {part} images hold values that are not finite numbers in float32")
     if len(raw[1]) < 2:
         raise UserError(f"{name}: one training image; at least 2 are needed, one of them for validation")
-    fingerprint = hashlib.sha256(b"".join(np.ascontiguousarray(a).tobytes() for a in raw)).hexdigest()[:12]
-    shape = {2: (1, 1, -1), 3: (1, *raw[0].shape[1:]), 4: raw[0].shape[1:]}[raw[0].ndim]
-    images = [torch.from_numpy(x.reshape(len(x), *shape).astype(np.float32)) for x in (raw[0], raw[2])]
+    raw[0], raw[2] = (_channels_first(x, channels, name) for x in (raw[0], raw[2]))
+    if tokens:
+        _check_tokens(raw[0], raw[2], name)
+    digest = hashlib.sha256()
+    for each in raw:
+        digest.update(np.ascontiguousarray(each))
+    shape = (1, *raw[0].shape[1:]) if raw[0].ndim == 3 else raw[0].shape[1:]
+    kind = np.int64 if tokens else np.float32
+    images = [torch.from_numpy(x.reshape(len(x), *shape).astype(kind)) for x in (raw[0], raw[2])]
     labels = [torch.from_numpy(y.astype(np.int64)) for y in (raw[1], raw[3])]
     classes = int(max(y.max() for y in labels)) + 1
     if len(found := labels[0].unique()) != classes:
         absent = next(label for label, seen in enumerate([*found.tolist(), None]) if label != seen)
         raise UserError(f"{name}: labels go up to {classes - 1} and no training image has label {absent}; they must be 0, 1, 2, ... without a gap")
 
-    order = torch.randperm(len(labels[0]), generator=torch.Generator().manual_seed(0))
-    held = max(1, int(len(order) * VALIDATION_FRACTION))
-    kept, validation = order[held:].sort().values, order[:held].sort().values
-    mean, deviation = scale or (images[0][kept].mean((0, 2, 3), keepdim=True),
-                                images[0][kept].std((0, 2, 3), keepdim=True).clamp_min(1e-8))
-    images = [(x - mean) / deviation for x in images]
-    return Splits(name, title or name, Split(images[0][kept], labels[0][kept], classes),
-                  Split(images[0][validation], labels[0][validation], classes), Split(images[1], labels[1], classes),
-                  classes, fingerprint)
+    kept, validation = validation_split(labels[0])
+    if not tokens:
+        mean, deviation = scale or _moments(images[0][kept])
+        images = [(x - mean) / deviation for x in images]
+    return Splits(
+        name,
+        title or name,
+        Split(images[0][kept], labels[0][kept], classes),
+        Split(images[0][validation], labels[0][validation], classes),
+        Split(images[1], labels[1], classes),
+        classes,
+        digest.hexdigest()[:12],
+    )
+
+
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over all but the channels, or over all but the features of rows."""
+    over = (0, 2, 3)[: x.dim() - 1]
+    mean = x.mean(over, keepdim=True)
+    if x.numel() == mean.numel():  # a single number has no deviation
+        return mean, torch.ones_like(mean)
+    return mean, x.std(over, keepdim=True).clamp_min(1e-8)
+
+
+def _channels_first(x: np.ndarray, channels: str | None, name: str) -> np.ndarray:
+    """Images [n, channels, height, width]; other arrays as they are."""
+    if channels not in (None, "first", "last"):
+        raise unknown("place of the channels", channels, ("first", "last"))
+    if x.ndim != 4:
+        return x
+    if channels == "last":
+        return x.transpose(0, 3, 1, 2)
+    height, width, few = x.shape[1:]
+    if channels is None and (height == width > few or min(height, width) > 4 >= few):
+        raise UserError(
+            f"{name}: images of shape {x.shape} look like [n, height, width, channels]; say "
+            "channels='last', "
+            "or channels='first' if they are [n, channels, height, width]"
+        )
+    return x
+
+
+def _check_tokens(train: np.ndarray, test: np.ndarray, name: str) -> None:
+    if train.ndim != 2 or any(x.dtype.kind not in "iu" or x.min() < 0 for x in (train, test)):
+        raise UserError(
+            f"{name}: tokens are whole numbers from 0, [n, length]; got {train.dtype} "
+            f"{train.shape} "
+            f"and {test.dtype} {test.shape}"
+        )
+
+
+def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Which of the training images ``labels`` [n] are trained on and which are for validation: two
+    ascending lists of places.
+
+    A tenth drawn at random, always the same for the same n. Where that would leave a class out of
+    either part, a tenth of every class instead, at least one image of each; then a class with a
+    single image is trained on.
+
+    Raises:
+        UserError: no class has two images.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+    held = torch.zeros(len(labels), dtype=torch.bool)
+    held[order[: max(1, int(len(order) * VALIDATION_FRACTION))]] = True
+    sizes = labels.bincount()
+    inside = labels[held].bincount(minlength=len(sizes))
+    if ((inside == sizes) | (inside == 0) & (sizes > 1))[sizes > 0].any():
+        members = ((labels[order] == label).nonzero().flatten() for label in range(len(sizes)))
+        chosen = [
+            which[: max(1, int(len(which) * VALIDATION_FRACTION))]
+            for which in members
+            if len(which) > 1
+        ]
+        if not chosen:
+            raise UserError(
+                "no class has two training images; at least 2 are needed, one of them for "
+                "validation"
+            )
+        held = torch.zeros(len(labels), dtype=torch.bool)
+        held[order[torch.cat(chosen)]] = True
+    return (~held).nonzero().flatten(), held.nonzero().flatten()
+
+
+def from_loaders(
+    train: DataLoader,
+    test: DataLoader,
+    name: str = "loaders",
+    title: str | None = None,
+    *,
+    channels: str | None = None,
+) -> Splits:
+    """Splits from two loaders of pairs (inputs [n, ...], labels [n]), read once.
+
+    Inputs stay as the loaders give them, in shape and value: normalising is theirs. Whole numbers
+    [n, length] are tokens. A random augmentation is drawn once, for all epochs. The order is that
+    of ``train``; where it shuffles, always the same. The global random state is left alone. The
+    validation split is cut from ``train`` as in ``from_arrays``.
+
+    **Memory**: the whole set is held, 4 bytes for each value of an input (8 for a token), and while
+    it is read ``READING`` times as much. A set for which the machine has not so much memory is
+    refused before it is read.
+
+    Args:
+        channels: as in ``from_arrays``.
+
+    Raises:
+        UserError: what is no such loader, an empty one, too large a set, or inputs and labels that
+            ``from_arrays`` refuses.
+    """
+    parts = [_collected(loader, part, name) for loader, part in ((train, "train"), (test, "test"))]
+    (x, y), (x_test, y_test) = parts
+    if x.shape[1:] != x_test.shape[1:]:
+        raise UserError(
+            f"{name}: inputs are {list(x.shape[1:])} in train and {list(x_test.shape[1:])} in "
+            "test; they must be alike"
+        )
+    x, x_test = (
+        torch.from_numpy(_channels_first(part.numpy(), channels, name)) for part in (x, x_test)
+    )
+    tokens, shape = x.dim() == 2 and not x.is_floating_point(), x.shape[1:]
+    unscaled = torch.zeros(1), torch.ones(1)
+    rows = from_arrays(
+        x.flatten(1), y, x_test.flatten(1), y_test, name, title, unscaled, tokens=tokens
+    )
+    whole_again = {part: getattr(rows, part) for part in ("train", "validation", "test")}
+    return replace(
+        rows,
+        **{part: replace(split, x=split.x.view(-1, *shape)) for part, split in whole_again.items()},
+    )
+
+
+def _collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor]:
+    """All inputs and labels of a loader."""
+    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | dict | str):
+        raise UserError(
+            f"{name}: {part} is {shown(loader)}; it must be a DataLoader that gives pairs (inputs, "
+            "labels)"
+        )
+    inputs, labels, bytes_ = [], [], 0
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        for batch in loader:
+            if not (
+                isinstance(batch, tuple | list)
+                and len(batch) == 2
+                and all(isinstance(each, Tensor) and each.dim() for each in batch)
+            ):
+                raise UserError(
+                    f"{name}: {part} gives {shown(batch)}; it must give pairs (inputs [n, ...], "
+                    "labels [n]) of tensors"
+                )
+            x = batch[0].detach().cpu()
+            inputs.append(x.float() if x.is_floating_point() else x)
+            labels.append(batch[1].cpu())
+            each = x[:1].numel() * max(4, x.element_size())
+            bytes_ += len(x) * each
+            _check_memory(max(bytes_, each * _length(loader)), part, name)
+    if not inputs:
+        raise UserError(f"{name}: {part} gives no batch")
+    if len(shapes := {tuple(x.shape[1:]) for x in inputs}) > 1:
+        raise UserError(
+            f"{name}: {part} gives inputs of the shapes {sorted(shapes)}; all must be alike"
+        )
+    return torch.cat(inputs), torch.cat(labels)
+
+
+def _length(loader: DataLoader) -> int:
+    """How many inputs a loader gives, 0 where it does not know."""
+    try:
+        return len(loader.dataset)
+    except (AttributeError, TypeError):
+        return 0
+
+
+def _check_memory(bytes_: int, part: str, name: str) -> None:
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if READING * bytes_ > there:
+        raise UserError(
+            f"{name}: {part} is {bytes_ / 2**30:,.1f} GiB, {READING} times as much while it is "
+            "read, and this machine has "
+            f"{there / 2**30:,.1f}; give fewer inputs, such as torch.utils.data.Subset"
+        )
+
+
+def loader_batches(loader: DataLoader, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of ``loader``, epoch after epoch without end; where it shuffles by ``seed``, the
+    global random state left alone.
+
+    Raises:
+        UserError: a loader without a batch.
+    """
+    batches, state = iter(()), torch.Generator().manual_seed(seed).get_state()
+    while True:
+        with torch.random.fork_rng(devices=[]):
+            torch.set_rng_state(state)
+            batch = next(batches, None)
+            if batch is None:
+                batches = iter(loader)
+                batch = next(batches, None)
+            state = torch.get_rng_state()
+        if batch is None:
+            raise UserError(
+                "the loader gives no batch; it needs at least one, of a pair (inputs, labels)"
+            )
+        yield batch
 
 
 def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """A batch [n, c, h, w] with each image shifted by up to ``pad`` pixels (zeros come in) and mirrored with probability 1/2."""
+    """A batch [n, c, h, w] with each image shifted by up to ``pad`` pixels (zeros come in) and
+    mirrored with probability 1/2.
+
+    Raises:
+        UserError: a batch that is not of images.
+    """
+    if x.dim() != 4:
+        raise UserError(
+            f"crop and flip are for images [n, channels, height, width], got {list(x.shape)}; "
+            "use a recipe without augment"
+        )
     n, _, height, width = x.shape
     device = x.device
     dy, dx = (torch.randint(-pad, pad + 1, (n, 1), generator=generator).to(device) for _ in range(2))
@@ -263,8 +529,14 @@ def balanced_batch(split: Split, per_class: int, generator: torch.Generator) -> 
     """(x, y) with ``per_class`` images of every class, drawn without replacement, ordered by class.
 
     Raises:
-        UserError: a class with fewer images than asked for.
+        UserError: a class with fewer images than asked for, or what is no ``Split``.
     """
+    if not isinstance(split, Split):
+        raise UserError(
+            f"a balanced batch is drawn from a Split, such as splits.train, not from "
+            f"{shown(split)}; "
+            "data.from_loaders makes splits of loaders"
+        )
     whole("per_class", per_class, 1)
     labels = split.y.cpu()
     chosen = []

@@ -20,7 +20,7 @@ class UserError(ValueError):
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not among ``known``: it offers the near names, or else all of them."""
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.51)
     offer = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
     return UserError(f"unknown {kind} {name!r}; {offer}")
 
@@ -56,6 +56,11 @@ def whole(kind: str, value: int, least: int = 0) -> int:
 def shown(value: object) -> str:
     """The beginning of what Python calls ``value``, on one line."""
     return " ".join(repr(value)[:80].split())
+
+
+def told(error: BaseException) -> str:
+    """Which error it is and what it says, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def is_number(value: object) -> bool:

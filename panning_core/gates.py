@@ -21,11 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import compaction, masks, training
+from . import compaction, graph, masks, training
 from .data import Splits
 from .errors import UserError, fraction_kept, is_number, pick
 from .masks import Mask
 from .models import prunable
+from .noise import drawn_from
 
 FIRST, WIDE = 6, 20  #: one of so many steps on the whole network, down to so many times the budget
 
@@ -85,12 +86,15 @@ class Gates:
         shape_of = pick("structure", structure, STRUCTURES)
         if not 0 < temperature < math.inf:
             raise UserError(f"temperature is {temperature}; it must be a number above 0")
+        if any(parametrize.is_parametrized(layer, "weight") for layer in model.modules()):
+            raise UserError("the network has gates already; remove them first")
         weights = prunable(model)
+        if shared := graph.shared(model):
+            raise UserError(f"gates need a weight of its own for every layer; {shared[0]} has two")
         self.model, self.generator, self.shapes = model, generator or torch.Generator().manual_seed(0), {name: w.shape for name, w in weights.items()}
         self._layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
-        if any(parametrize.is_parametrized(layer, "weight") for layer in self._layers.values()):
-            raise UserError("the network has gates already; remove them first")
         self._plain = copy.deepcopy(model)  # whose paths can be followed
+        graph.inherit(self._plain, model)
         self.gates: dict[str, Gate] = {}
         for name, layer in list(self._layers.items())[:-1 if structure == "outputs" else None]:
             logits = torch.zeros(shape_of(weights[name].shape)) if initial is None else initial[name].clone()
@@ -256,7 +260,7 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
 
     Args:
         density: the fraction of gates to stay open: of gates on weights, the mask has at most round(density * N) *effective* weights and no others.
-        seed: of the gates' noise and the order of the images.
+        seed: of the gates' noise, the network's own and the order of the images.
         epochs, batch_size: of this training; what is left of the network may be trained further.
         lr, gate_lr, forget: as in ``fit_budget``.
         temperature, structure: as in ``Gates``.
@@ -271,25 +275,26 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
     if not fraction_kept(density) or not all(map(is_number, (lr, gate_lr, forget, penalty))) or not min(lr, gate_lr) > 0 or not min(forget, penalty) >= 0:
         raise UserError(f"gates take a density above 0 and at most 1, rates above 0, and forget and penalty of at least 0, got density {density}, lr {lr}, "
                         f"gate_lr {gate_lr}, forget {forget}, penalty {penalty}")
-    training.check(model, splits)
     recipe, generator = training.Recipe(epochs, batch_size, seed=seed), torch.Generator().manual_seed(seed)
+    training.check(model, splits, batch_size)
     gates = Gates(model, structure, temperature, generator)
     budget, per_epoch = max(1, round(density * gates.count)), math.ceil(len(splits.train) / batch_size)
     steps, first = epochs * per_epoch, epochs * per_epoch // FIRST
     batches = ((x, y) for epoch in training.epochs(splits.train, recipe) for x, y, _ in epoch)
     loss, wide, small = nn.functional.cross_entropy, WIDE * budget, None
     model.train()
-    if penalty:
-        losses = fit_penalty(model, gates, batches, loss, lr, penalty, density)
-    elif structure != "weights" or wide >= gates.count or not first:
-        losses = fit_budget(model, gates, batches, loss, falling(gates.count, budget, steps), lr, gate_lr, forget)
-    else:
-        losses = fit_budget(model, gates, islice(batches, first), loss, falling(gates.count, wide, first, (1.0, 0.5), 1.0), lr, gate_lr, forget)
-        logits, opened = {name: gate.logits.detach() for name, gate in gates.gates.items()}, gates.mask()
-        gates.remove()
-        small = compaction.compact(model, {name: _between(m).clone() for name, m in opened.items()}, fold=False)
-        gates = Gates(small.model, structure, temperature, generator, small.narrow(logits))
-        losses += fit_budget(small.model, gates, batches, loss, falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0)), lr, gate_lr, forget)
+    with drawn_from(torch.Generator().manual_seed(seed), splits.train.x.device):
+        if penalty:
+            losses = fit_penalty(model, gates, batches, loss, lr, penalty, density)
+        elif structure != "weights" or wide >= gates.count or not first:
+            losses = fit_budget(model, gates, batches, loss, falling(gates.count, budget, steps), lr, gate_lr, forget)
+        else:
+            losses = fit_budget(model, gates, islice(batches, first), loss, falling(gates.count, wide, first, (1.0, 0.5), 1.0), lr, gate_lr, forget)
+            logits, opened = {name: gate.logits.detach() for name, gate in gates.gates.items()}, gates.mask()
+            gates.remove()
+            small = compaction.compact(model, {name: _between(m).clone() for name, m in opened.items()}, fold=False)
+            gates = Gates(small.model, structure, temperature, generator, small.narrow(logits))
+            losses += fit_budget(small.model, gates, batches, loss, falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0)), lr, gate_lr, forget)
     mask = gates.mask(budget)
     gates.remove()
     if small:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import zipfile
 from bisect import bisect_right
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -16,8 +17,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from . import graph, layers
 from .errors import UserError, fraction_kept, pick, shown
-from .models import input_shape, linearised, prunable, uses
+from .layers import Least
+from .models import prunable, uses
+from .registry import Table
 
 Mask = dict[str, Tensor]
 Scores = dict[str, Tensor]
@@ -98,50 +102,127 @@ def _top(values: np.ndarray, keep: int) -> np.ndarray:
     return chosen
 
 
-def _global(vector: Tensor, like: Mask | Scores, density: float) -> Mask:
-    return unflatten(torch.from_numpy(_top(vector.cpu().numpy(), round(density * len(vector)))).to(vector.device), like)
+def _best(part: Tensor, keep: int) -> Tensor:
+    """True for exactly the ``keep`` largest of a tensor."""
+    best = torch.from_numpy(_top(part.flatten().cpu().numpy(), keep))
+    return best.to(part.device).view(part.shape)
 
 
-def _layerwise(vector: Tensor, like: Mask | Scores, density: float) -> Mask:
-    return {name: _global(part.flatten(), {name: part}, density)[name] for name, part in unflatten(vector, like).items()}
+def _global(
+    vector: Tensor, like: Mask | Scores, density: float, least: Least | None = None
+) -> Mask:
+    if least:  # what stays in any case comes first
+        vector = vector.clamp(max=torch.finfo(vector.dtype).max)
+        for name, part in unflatten(vector, like).items():
+            part[_best(part, least[name])] = torch.inf
+    return unflatten(_best(vector, round(density * len(vector))), like)
 
 
-def _units(vector: Tensor, like: Mask | Scores, density: float) -> Mask:
+def _layerwise(
+    vector: Tensor, like: Mask | Scores, density: float, least: Least | None = None
+) -> Mask:
+    if least:
+        return _shared(layers.uniform, vector, like, density, least)
+    return {
+        name: _best(part, round(density * part.numel()))
+        for name, part in unflatten(vector, like).items()
+    }
+
+
+def _shared(
+    share: Callable[[torch.Size], int],
+    vector: Tensor,
+    like: Mask | Scores,
+    density: float,
+    least: Least | None = None,
+) -> Mask:
+    parts = unflatten(vector, like)
+    sizes = [part.numel() for part in parts.values()]
+    counts = layers.share_out(
+        round(density * len(vector)),
+        [share(part.shape) for part in parts.values()],
+        [least[name] if least else 0 for name in parts],
+        sizes,
+    )
+    return {name: _best(part, count) for (name, part), count in zip(parts.items(), counts)}
+
+
+def _units(vector: Tensor, like: Mask | Scores, density: float, least: Least | None = None) -> Mask:
     _check_numbers(float(vector.max()))
-    layers = list(unflatten(vector, like).values())
-    scores = torch.cat([part.flatten(1).sum(1) for part in layers])
-    lengths = [len(part) for part in layers]
-    cost = torch.cat([torch.full((n,), part[0].numel(), device=vector.device) for n, part in zip(lengths, layers)])
+    parts = list(unflatten(vector, like).values())
+    scores = torch.cat([part.flatten(1).sum(1) for part in parts])
+    lengths = [len(part) for part in parts]
+    cost = torch.cat(
+        [torch.full((n,), part[0].numel(), device=vector.device) for n, part in zip(lengths, parts)]
+    )
     first = torch.cat([torch.arange(len(part), device=vector.device) == part.argmax() for part in scores.split(lengths)[:-1]]
                       + [torch.ones(lengths[-1], dtype=torch.bool, device=vector.device)])
+    for name, part, stays in zip(like, parts, first.split(lengths)):
+        if least and 0 < least[name] < part.numel():
+            raise UserError(
+                "a floor counts weights, and the scope 'units' keeps whole units, the best of each "
+                "layer always; leave out floor"
+            )
+        if least and least[name]:
+            stays[:] = True
     order = torch.where(first, torch.inf, scores).argsort(descending=True, stable=True)
     room = round(density * len(vector))
     if (least := int(cost[first].sum())) > room:
         raise UserError(f"density {density} keeps {room:,} weights, and the outputs and one unit of every other layer take {least:,}")
     kept = torch.zeros_like(first)
     kept[order] = cost[order].cumsum(0) <= room
-    return {name: rows.view(-1, *[1] * (part.dim() - 1)).expand(part.shape).clone() for name, part, rows in zip(like, layers, kept.split(lengths))}
+    return {
+        name: rows.view(-1, *[1] * (part.dim() - 1)).expand(part.shape).clone()
+        for name, part, rows in zip(like, parts, kept.split(lengths))
+    }
 
 
-#: how far scores are compared: (scores [weights], the layers they are of, density) -> mask
-SCOPES = {"global": _global, "layerwise": _layerwise, "units": _units}
+#: how far scores are compared: (scores [weights], the layers they are of, density, what each layer
+#: keeps at least) -> mask
+SCOPES = Table(
+    __name__ + ".SCOPES",
+    {
+        "global": _global,
+        "layerwise": _layerwise,
+        "uniform": partial(_shared, layers.uniform),
+        "erk": partial(_shared, layers.erk),
+        "units": _units,
+    },
+)
 
 
-def keep_top(scores: Scores, density: float, scope: str = "global") -> Mask:
+def keep_top(
+    scores: Scores, density: float, scope: str = "global", least: Least | None = None
+) -> Mask:
     """Keep exactly round(density * N) weights with the largest scores; ties go to the earlier weight in the order of the dict.
 
     Args:
-        scope: ``"global"`` compares all weights together, ``"layerwise"`` keeps the same fraction of every layer, ``"units"`` keeps whole
-            output units and channels, those with the largest sums, at most round(density * N) weights; the last layer's and the best of every other
-            layer stay.
+        scope: ``"global"`` compares all weights together. ``"uniform"`` keeps the same fraction of
+            every layer, and ``"erk"`` one proportional to sum / product of the layer's dimensions,
+            at most all (Evci et al. 2020). ``"layerwise"`` is ``"uniform"`` with every layer
+            rounded for itself, so that the sum may differ by a few weights. ``"units"`` keeps whole
+            output units and channels, those with the largest sums, at most round(density * N)
+            weights; the last layer's and the best of every other layer stay.
+        least: how many weights each layer keeps at least, as ``layers.limits`` gives it; they count
+            in ``density``.
 
     Raises:
-        UserError: density outside [0, 1] or too small for whole units, what is no scores, NaN among them, or an unknown scope.
+        UserError: density outside [0, 1] or too small for whole units or ``least``, what is no
+            scores, NaN among them, or an unknown scope.
     """
     fraction_kept(density)
     if not (isinstance(scores, Mapping) and scores and all(isinstance(s, Tensor) and s.dtype in (torch.float16, torch.float32, torch.float64) for s in scores.values())):
         raise UserError("scores are a dict of float tensors (float16, float32 or float64), one for each layer; metrics.snip, for example, gives such")
-    return pick("scope", scope, SCOPES)(flatten(scores), scores, density)
+    keep = pick("scope", scope, SCOPES)
+    if least is None:
+        return keep(flatten(scores), scores, density)
+    if not isinstance(least, Mapping) or least.keys() != scores.keys():
+        raise UserError(
+            f"least is {shown(least)}; it must be a number for each layer of the scores, as "
+            "layers.limits gives it"
+        )
+    layers.check_room(least, density, size(scores))
+    return keep(flatten(scores), scores, density, least)
 
 
 def count(mask: Mask) -> int:
@@ -159,23 +240,17 @@ def density(mask: Mask) -> float:
     return count(mask) / size(mask)
 
 
-def paths(model: nn.Module, mask: Mask) -> Scores:
-    """Above 0 for a kept weight that lies on a path of kept weights from an input to an output, and for a removed one that would join two ends of
-    such paths; float64.
-
-    It is the gradient of the linearised network with weights 1 and 0 (all-ones input, biases 0), the number of paths where nothing pools; no term is
-    negative, so a live path can not cancel.
+def paths(model: nn.Module, mask: Mask) -> Mask:
+    """True for a kept weight that lies on a path of kept weights from an input to an output, and
+    for a removed one that would join two ends of such paths (``graph.on_paths``).
     """
     check(model, mask)
-    weights = {name: numbers(m).requires_grad_() for name, m in mask.items()}
-    x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=next(iter(mask.values())).device)
-    with torch.enable_grad(), linearised(model, weights, paths=True):
-        return dict(zip(mask, torch.autograd.grad(model(x).sum(), list(weights.values()))))
+    return graph.on_paths(model, mask)
 
 
 def effective(model: nn.Module, mask: Mask) -> Mask:
     """The kept weights that lie on at least one path from an input to an output through kept weights."""
-    return {name: mask[name] & (p > 0) for name, p in paths(model, mask).items()}
+    return {name: mask[name] & p for name, p in paths(model, mask).items()}
 
 
 def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str = "global") -> Mask:
@@ -189,9 +264,10 @@ def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str 
 
     def living(n: int) -> Mask:
         try:
-            return effective(model, {name: m & (scores[name] > -torch.inf) for name, m in keep_top(scores, n / total, scope).items()})
+            top = keep_top(scores, n / total, scope)
         except UserError:  # too few for whole units
             return {}
+        return effective(model, {name: m & (scores[name] > -torch.inf) for name, m in top.items()})
 
     kept = bisect_right(range(total + 1), round(density * total), key=lambda n: count(living(n))) - 1  # it grows with n
     mask = living(kept)

@@ -6,7 +6,7 @@ Each function takes
 - ``model``: its current weights are the *dense* weights theta;
 - ``mask``: the sub-network theta * M that is scored;
 - ``batch``: (x [n, c, h, w], y [n]); a metric that needs no data takes shape and device from it;
-- ``generator``: source of noise for a metric that draws some.
+- ``generator``: source of noise for a metric, or a network, that draws some.
 
 A new metric is one function and one entry in ``METRICS``; every study, the test battery and the benchmarks then see it.
 """
@@ -22,11 +22,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import masks, models
+from . import graph, masks, models, noise
 from .errors import UserError
+from .faithful import one_tensor
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
+from .registry import Table
 
 Batch = tuple[Tensor, Tensor]
 TEMPERATURE = 200.0  #: divides the logits in the GraSP family and inside Panning (the authors' code)
@@ -49,19 +52,56 @@ def _checked(score: Callable) -> Callable:
         except Exception as error:
             if not isinstance(error, UserError):
                 check(model, mask, batch)
+            if isinstance(error, RuntimeError | ValueError) and not isinstance(error, UserError):
+                raise UserError(
+                    f"{score.__name__} can not be computed on this {type(model).__name__} and "
+                    f"batch: {str(error).partition(chr(10))[0]}"
+                ) from error
             raise
     return checked
 
 
 @contextmanager
-def _subnetwork(model: nn.Module, mask: Mask, layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
+def _subnetwork(model: nn.Module, mask: Mask, generator: torch.Generator | None = None,
+                layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
     """The network theta * M as (forward, leaves): a function, which takes other parameters too, and the masked weights to differentiate by;
-    train mode, own BN buffers."""
-    leaves = {name: w.detach() * numbers(mask[name], w.dtype) for name, w in prunable(model).items()}
+    train mode, own BN buffers, and float32 in place of float16 and bfloat16. What it draws itself, as dropout does, follows from
+    ``generator``, which moves on then."""
+    theta = {name: _wide(w) for name, w in prunable(model).items()}
+    leaves = {name: w * numbers(mask[name], w.dtype) for name, w in theta.items()}
     leaves = {name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_() for name, w in leaves.items()}
-    state = {**{name: p.detach() for name, p in model.named_parameters()}, **{name: b.clone() for name, b in model.named_buffers()}, **leaves}
-    with modes(model, training=True), torch.enable_grad(), torch.random.fork_rng(devices=[]):
-        yield lambda x, others={}: functional_call(model, {**state, **others}, x), list(leaves.values())
+    state = {
+        **{name: _wide(p) for name, p in model.named_parameters()},
+        **{name: _wide(b.clone()) for name, b in model.named_buffers()},
+        **leaves,
+    }
+    generator, device = generator or torch.Generator().manual_seed(0), next(iter(leaves.values())).device
+    parallel = isinstance(model, nn.DataParallel)  # which takes no other parameters than its own
+
+    def forward(x: Tensor, others: dict[str, Tensor] = {}) -> Tensor:
+        tensors = {**state, **others}
+        if parallel:
+            tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
+        return one_tensor(functional_call(model.module if parallel else model, tensors, _wide(x)))
+
+    with (
+        modes(model, training=True),
+        torch.enable_grad(),
+        noise.drawn_from(generator, device),
+        graph.eager(model),
+        sdpa_kernel(SDPBackend.MATH),  # the one that can be differentiated twice
+    ):
+        yield forward, list(leaves.values())
+
+
+def _wide(t: Tensor) -> Tensor:
+    """In float32 what is float16 or bfloat16: products in these tie where it matters."""
+    return t.detach().float() if t.dtype in (torch.float16, torch.bfloat16) else t.detach()
+
+
+def _gradient(of: Tensor, leaves: list[Tensor], **how) -> tuple[Tensor, ...]:
+    """0 for a weight that has no part in it, such as that of a layer that is not called."""
+    return torch.autograd.grad(of, leaves, allow_unused=True, materialize_grads=True, **how)
 
 
 @_checked
@@ -81,19 +121,21 @@ class Products(NamedTuple):
 
 
 @_checked
-def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, hessian: bool = False) -> Products:
+def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, hessian: bool = False,
+             generator: torch.Generator | None = None) -> Products:
     """theta * g and, with ``hessian``, theta * Hg, of the sub-network theta * M, logits divided by ``temperature``.
 
     g is the gradient of the mean cross-entropy with respect to every prunable weight, kept or not; Hg is the Hessian
     times the kept weights' part of g, by double backward: the derivative of g . stop(g M).
     """
     x, y = batch
-    theta = {name: w.detach() for name, w in prunable(model).items()}
-    with _subnetwork(model, mask) as (forward, leaves):
+    theta = {name: _wide(w) for name, w in prunable(model).items()}
+    with _subnetwork(model, mask, generator) as (forward, leaves):
         logits = forward(x) / temperature
-        gradient = torch.autograd.grad(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
+        gradient = _gradient(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
-        curvature = torch.autograd.grad(sum((g * f).sum() for g, f in zip(gradient, flow)), leaves) if hessian else ()
+        gtg = sum((g * f).sum() for g, f in zip(gradient, flow))
+        curvature = _gradient(gtg, leaves) if hessian else ()
     return Products({name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
                     {name: theta[name] * h for name, h in zip(theta, curvature)},
                     float(nn.functional.cross_entropy(logits.detach().double(), y)), sum(float(f @ f) for f in (part.double().flatten() for part in flow)))
@@ -103,9 +145,9 @@ def gradient_flow(model: nn.Module, mask: Mask, batch: Batch, temperature: float
     """The logits [n, classes] of the sub-network theta * M, and g . g over its kept weights (``gtg`` of ``products`` without the products) or over all."""
     x, y = batch
     # The layout in which convolutions are fastest; the products keep another, because their committed masks hang on the last bit.
-    with _subnetwork(model, mask, torch.channels_last) as (forward, leaves):
+    with _subnetwork(model, mask, layout=torch.channels_last) as (forward, leaves):
         logits = forward(x)
-        gradient = torch.autograd.grad(nn.functional.cross_entropy(logits / temperature, y), leaves)
+        gradient = _gradient(nn.functional.cross_entropy(logits / temperature, y), leaves)
     counted = (g.double() * numbers(mask[name]) if kept_only else g.double() for name, g in zip(prunable(model), gradient))
     return logits.detach(), sum(float(g.square().sum()) for g in counted)
 
@@ -138,7 +180,7 @@ def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]
         last.copy_(flat)
         with torch.enable_grad(), linearised(model, weights):
             out = model(torch.ones_like(batch[0][:1], dtype=torch.double)).sum()
-            gradient = torch.autograd.grad(out, list(weights.values()))
+            gradient = _gradient(out, list(weights.values()))
         total = float(out.detach())
         if not math.isfinite(total):
             raise UserError(f"SynFlow's R is {total} in float64 for this {type(model).__name__} of {len(layers)} prunable layers; "
@@ -158,10 +200,19 @@ def sees_every_path(model: nn.Module) -> bool:
     padding has made uneven.
     """
     weights = prunable(model).values()
+    if any(type(module) not in TRANSPARENT for module in model.modules()):
+        return False
     pools = any(isinstance(module, nn.MaxPool2d) for module in model.modules())
     pads = any(isinstance(module, nn.Conv2d) and module.padding != (0, 0) for module in model.modules())
     least = torch.finfo(torch.double).tiny ** (1 / len(weights))
     return not (pools and pads) and all(float(w.detach().abs().min()) > least for w in weights)
+
+
+#: Modules that do nothing to a value but what ``sees_every_path`` looks for.
+TRANSPARENT = {
+    nn.Sequential, models.Block, nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.Identity,
+    nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
+}  # fmt: skip
 
 
 def _absolute(scores: Scores, mask: Mask | None = None) -> Scores:
@@ -169,39 +220,60 @@ def _absolute(scores: Scores, mask: Mask | None = None) -> Scores:
 
 
 def random(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """Uniform noise in [0, 1); the control every metric has to beat."""
-    generator = generator or torch.Generator().manual_seed(0)
-    return {name: torch.rand(w.shape, generator=generator).to(w.device) for name, w in prunable(model).items()}
+    """Uniform noise in [0, 1); the control every metric has to beat.
+
+    A weight that is exactly 0 while others of its layer are not was removed before, and has the
+    score 0 that the other metrics give it.
+    """
+    generator, scores = generator or torch.Generator().manual_seed(0), {}
+    for name, w in prunable(model).items():
+        noise = torch.rand(w.shape, generator=generator).to(w.device)
+        scores[name] = noise * (w.detach() != 0) if w.any() else noise
+    return scores
 
 
 def magnitude(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """|theta|."""
-    return _absolute({name: w.detach() for name, w in prunable(model).items()})
+    return _absolute({name: _wide(w) for name, w in prunable(model).items()})
 
 
 def snip(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """|theta M g(theta M)|: how much the loss moves when the weight goes (Lee et al. 2019, eq. 6); in rounds, Iterative SNIP."""
-    return _absolute(products(model, mask, batch).snip, mask)
+    return _absolute(products(model, mask, batch, generator=generator).snip, mask)
 
 
 def force(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """|theta g(theta M)|: the gradient of the pruned network, the weight of the dense one (de Jorge et al. 2021, section 4)."""
-    return _absolute(products(model, mask, batch).snip)
+    return _absolute(products(model, mask, batch, generator=generator).snip)
 
 
 def grasp(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """theta Hg, signed: goes first what lowers the gradient flow g.g least, or raises it (Wang et al. 2020, eq. 8)."""
-    return products(model, mask, batch, TEMPERATURE, hessian=True).grasp
+    return products(model, mask, batch, TEMPERATURE, True, generator).grasp
 
 
 def grasp_abs(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
     """|theta Hg|: the absolute form of GraSP that Panning's code also has."""
-    return _absolute(grasp(model, mask, batch))
+    return _absolute(grasp(model, mask, batch, generator))
 
 
 def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
-    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6). float64."""
-    return _absolute(synflow_products(model, mask, batch)[0], mask)
+    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6).
+
+    It is float64.
+
+    Raises:
+        UserError: R is not a finite number, or 0 though there are paths.
+    """
+    products, total = synflow_products(model, mask, batch)
+    if not total:
+        left = {name: mask[name] & (w != 0) for name, w in prunable(model).items()}
+        if masks.count(masks.effective(model, left)):
+            raise UserError(
+                f"SynFlow's R is 0 in float64 for this {type(model).__name__}, though paths are "
+                "left: its weights must be larger the deeper it is"
+            )
+    return _absolute(products, mask)
 
 
 @_checked
@@ -226,19 +298,22 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
     """
     if steps < 0 or not 1 <= parts <= len(batch[0]):
         raise UserError(f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of {len(batch[0])} images, got {steps} and {parts}")
-    with _subnetwork(model, mask) as (forward, leaves):
+    with _subnetwork(model, mask, generator) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
-        phi = {name: start[name] if name in start else p.detach().requires_grad_() for name, p in model.named_parameters()}
+        phi = {
+            name: start[name] if name in start else _wide(p).requires_grad_()
+            for name, p in model.named_parameters()
+        }
         velocity, dealt = dict.fromkeys(phi, 0.0), batch[1].argsort(stable=True)  # class by class
         for k in range(steps + 1):
             x, y = (t[dealt[k % parts::parts]] for t in batch) if parts > 1 else batch
             loss = nn.functional.cross_entropy(forward(x, phi), y)
             if k == steps:
                 break
-            gradient = torch.autograd.grad(loss, list(phi.values()), create_graph=not first_order)
+            gradient = _gradient(loss, list(phi.values()), create_graph=not first_order)
             velocity = {name: momentum * velocity[name] + g for name, g in zip(phi, gradient)}
             phi = {name: p - lr * velocity[name] for name, p in phi.items()}
-        gradient = torch.autograd.grad(loss, leaves)
+        gradient = _gradient(loss, leaves)
     products = {name: w.detach() * g.detach() * numbers(mask[name], w.dtype) for (name, w), g in zip(prunable(model).items(), gradient)}
     if units:
         products = {name: p.flatten(1).mean(1).view(-1, *[1] * (p.dim() - 1)).expand(p.shape) for name, p in products.items()}
@@ -258,13 +333,15 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
     """
     if repeats < 1 or not deviation > 0:
         raise UserError(f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}")
+    if not batch[0].is_floating_point():
+        raise UserError("NTK-SAP feeds a network noise, and this one reads tokens")
     generator = generator or torch.Generator().manual_seed(0)
-    x, theta = batch[0], {name: w.detach() for name, w in prunable(model).items()}
+    x, theta = _wide(batch[0]), {name: _wide(w) for name, w in prunable(model).items()}
 
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, dtype=like.dtype).to(like.device)
 
-    with _subnetwork(model, mask) as (forward, _):
+    with _subnetwork(model, mask, generator) as (forward, _):
         gates = {name: numbers(mask[name], w.dtype).requires_grad_() for name, w in theta.items()}
         total = 0.0
         for _ in range(repeats):
@@ -273,9 +350,21 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
             moved = {name: w + deviation * normal(w) for name, w in drawn.items()}
             here, there = (forward(noise, {name: w * gates[name] for name, w in weights.items()}) for weights in (drawn, moved))
             total = total + (here - there).square().sum()
-        gradient = torch.autograd.grad(total, list(gates.values()))
+        gradient = _gradient(total, list(gates.values()))
     return _absolute(dict(zip(theta, gradient)), mask)
 
 
-METRICS = {"random": random, "magnitude": magnitude, "snip": snip, "grasp": grasp, "grasp-abs": grasp_abs, "synflow": synflow, "force": force,
-           "prospr": prospr, "ntk-sap": ntk_sap}
+METRICS = Table(
+    __name__ + ".METRICS",
+    {
+        "random": random,
+        "magnitude": magnitude,
+        "snip": snip,
+        "grasp": grasp,
+        "grasp-abs": grasp_abs,
+        "synflow": synflow,
+        "force": force,
+        "prospr": prospr,
+        "ntk-sap": ntk_sap,
+    },
+)

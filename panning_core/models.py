@@ -1,6 +1,6 @@
 """Name -> network. Every network here is built from a seed and knows the shape of its input.
 
-Prunable are the weights of every ``Conv2d`` and ``Linear``; biases and BatchNorm are never pruned and never counted.
+What there is to know of anyone's network is in ``graph``; ``prunable`` and the others are here too.
 Plain networks are ``nn.Sequential``, so that another engine can read them layer by layer.
 """
 
@@ -8,17 +8,26 @@ from __future__ import annotations
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Callable, Sequence
 from math import prod
 
 import torch
 from torch import Tensor, nn
 
-from .errors import UserError, pick, shown, whole
+from .errors import UserError, pick, shown, told, whole
+from .graph import input_shape, linearised, modes, prunable, remember, uses  # noqa: F401
+from .registry import Table
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, ...]  # (channels, height, width), or (features,) of rows
+
+
+def _image(shape: Shape) -> Shape:
+    if len(shape) != 3:
+        raise UserError(
+            f"convolutions need images (channels, height, width), got rows {list(shape)}; lenet300 "
+            "takes them"
+        )
+    return shape
 
 
 def lenet300(shape: Shape, classes: int) -> nn.Module:
@@ -36,7 +45,7 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
     Unlike Caffe's it has a ReLU after each convolution (behind the pool, where it costs a quarter and gives the same):
     without them SGD at the published rate of 0.1 diverges within an epoch from either initialisation.
     """
-    channels, height, width = shape
+    channels, height, width = _image(shape)
     if min(height, width) < 16:
         raise UserError(f"lenet5 needs images of at least 16x16 pixels, got {height}x{width}; lenet300 takes any size")
     side = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
@@ -50,7 +59,7 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
 def vgg(plan: list[int | str]):
     """VGG with BatchNorm and one Linear(512) (Simonyan & Zisserman 2015, in its usual CIFAR form)."""
     def build(shape: Shape, classes: int) -> nn.Module:
-        if min(shape[1:]) < 32:
+        if min(_image(shape)[1:]) < 32:
             raise UserError(f"VGG halves its input five times and needs images of at least 32x32 pixels, got {shape[1]}x{shape[2]}")
         layers, channels = [], shape[0]
         for width in plan:
@@ -85,18 +94,19 @@ class Block(nn.Module):
 def resnet(widths: list[int], blocks: int):
     """A ResNet with a 3x3 stem; one group of ``blocks`` basic blocks for every width (He et al. 2016, section 4.2)."""
     def build(shape: Shape, classes: int) -> nn.Module:
-        groups, inside = [], widths[0]
+        groups, inside, (channels, *_) = [], widths[0], _image(shape)
         for group, width in enumerate(widths):
             for position in range(blocks):
                 groups.append(Block(inside, width, stride=2 if group and not position else 1))
                 inside = width
         return nn.Sequential(OrderedDict(
-            conv=nn.Conv2d(shape[0], widths[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(),
+            conv=nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(),
             blocks=nn.Sequential(*groups), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(inside, classes)))
     return build
 
 
-MODELS = {
+#: name -> a function of (shape of an input, classes) that gives the network; a user may add some
+MODELS = Table(__name__ + ".MODELS", {
     "lenet300": lenet300,
     "lenet5": lenet5,
     "vgg11": vgg([64, "pool", 128, "pool", *[256] * 2, "pool", *[512] * 2, "pool", *[512] * 2, "pool"]),
@@ -105,7 +115,7 @@ MODELS = {
     "resnet18": resnet([64, 128, 256, 512], 2),
     "resnet20": resnet([16, 32, 64], 3),
     "resnet32": resnet([32, 64, 128], 5),  # twice as wide as He et al.'s, as GraSP's and Panning's code have it
-}
+})
 
 
 def _panning_init(model: nn.Module) -> None:
@@ -119,7 +129,7 @@ def _panning_init(model: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-INITS = {"pytorch": lambda model: None, "panning": _panning_init}
+INITS = Table(__name__ + ".INITS", {"pytorch": lambda model: None, "panning": _panning_init})
 
 
 def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "pytorch") -> nn.Module:
@@ -127,38 +137,48 @@ def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "p
 
     Args:
         name: a key of ``MODELS``.
-        input_shape: (channels, height, width); stored as ``model.input_shape``.
+        input_shape: (channels, height, width), or (features,) for rows and tokens; stored as
+            ``model.input_shape``.
         classes: length of the output.
         seed: of every random weight.
         init: ``"pytorch"`` (PyTorch's defaults) or ``"panning"`` (the authors').
 
     Raises:
-        UserError: unknown name or initialisation, numbers out of range, or images too small for the network.
+        UserError: unknown name or initialisation, numbers out of range, or inputs that the network
+            can not have.
     """
     make, initialise = pick("model", name, MODELS), pick("initialisation", init, INITS)
-    if not isinstance(input_shape, Sequence) or len(input_shape) != 3:
-        raise UserError(f"input_shape is {input_shape!r}; it must be (channels, height, width)")
-    for kind, value, least in (*((each, size, 1) for each, size in zip(("channels", "height", "width"), input_shape)), ("classes", classes, 1), ("seed", seed, 0)):
+    if not isinstance(input_shape, Sequence) or len(input_shape) not in (1, 3):
+        raise UserError(
+            f"input_shape is {input_shape!r}; it must be (channels, height, width), or (features,) "
+            "for rows"
+        )
+    sizes = ("channels", "height", "width") if len(input_shape) == 3 else ("features",)
+    numbers = [*zip(sizes, input_shape), ("classes", classes)]
+    for kind, value, least in (*((*each, 1) for each in numbers), ("seed", seed, 0)):
         whole(kind, value, least)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = make(tuple(input_shape), classes)
+        model = _made(name, make, tuple(input_shape), classes)
         initialise(model)
     model.input_shape = tuple(input_shape)
     return model
 
 
-def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> weight of every ``Conv2d`` and ``Linear``, in the order of the modules.
-
-    Raises:
-        UserError: there is none, or ``model`` is no network.
-    """
+def _made(
+    name: str, make: Callable[[Shape, int], nn.Module], shape: Shape, classes: int
+) -> nn.Module:
+    try:
+        model = make(shape, classes)
+    except UserError:
+        raise
+    except Exception as error:  # of a network that the user has registered
+        raise UserError(
+            f"{name} can not be made for inputs {list(shape)} and {classes} classes: {told(error)}"
+        ) from error
     if not isinstance(model, nn.Module):
-        raise UserError(f"a network is an nn.Module, such as models.build gives, not {shown(model)}")
-    if found := {_weight(name): module.weight for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))}:
-        return found
-    raise UserError(f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune")
+        raise UserError(f"{name} of models.MODELS gives {shown(model)}; it must give an nn.Module")
+    return model
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -185,93 +205,4 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
                         f"of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}") from error
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to {classes - 1}")
-
-
-def _weight(name: str) -> str:
-    """The name of the weight of the module ``name``; the network itself has none."""
-    return f"{name}.weight" if name else "weight"
-
-
-def input_shape(model: nn.Module) -> tuple[int, ...]:
-    """The shape of one input of ``model``, without the batch."""
-    if hasattr(model, "input_shape"):
-        return tuple(model.input_shape)
-    first = next((m for m in model.modules() if isinstance(m, (nn.Conv2d, nn.Linear))), None)
-    if isinstance(first, nn.Linear):
-        return (first.in_features,)
-    raise UserError("the network does not say the shape of its input; set model.input_shape = (channels, height, width)")
-
-
-def uses(model: nn.Module) -> dict[str, int]:
-    """How often one input uses each weight of a layer: 1 in a ``Linear``, the number of output pixels in a ``Conv2d``.
-
-    ``2 * uses * weights`` is the layer's forward cost in FLOPs (a multiply and an add).
-    """
-    counts: dict[str, int] = {}
-    hooks = [module.register_forward_hook(
-        lambda _, __, out, name=_weight(name): counts.__setitem__(name, prod(out.shape[2:])))
-        for name, module in model.named_modules() if isinstance(module, (nn.Conv2d, nn.Linear))]
-    parameter = next(model.parameters())
-    try:
-        with torch.no_grad(), modes(model, training=False):
-            model(torch.zeros((1, *input_shape(model)), dtype=parameter.dtype, device=parameter.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return counts
-
-
-@contextmanager
-def modes(model: nn.Module, training: bool) -> Iterator[None]:
-    """Inside, every module is in train or eval mode; afterwards each has its own mode again."""
-    others = [module for module in model.modules() if module.training != training]
-    for module in others:
-        vars(module)["training"] = training
-    try:
-        yield
-    finally:
-        for module in others:
-            vars(module)["training"] = not training
-
-
-@contextmanager
-def linearised(model: nn.Module, weights: dict[str, Tensor], paths: bool = False) -> Iterator[None]:
-    """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4) with these weights, none of them negative.
-
-    There are no biases, and BatchNorm is the identity (scale 1, shift 0: its running statistics must not leak in). ReLU
-    and max-pooling act on non-negative numbers, where ReLU is the identity (but lets no gradient through where nothing comes in); with ``paths`` pooling averages, so that
-    every input of a window is a path to the output and not just the largest.
-
-    Args:
-        weights: one for each of ``prunable(model)``, of any dtype; the input must have the same.
-
-    Raises:
-        UserError: a layer with parameters that is none of these.
-    """
-    forwards = {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            forwards[module] = partial(module._conv_forward, weight=weights[_weight(name)], bias=None)
-        elif isinstance(module, nn.Linear):
-            forwards[module] = partial(nn.functional.linear, weight=weights[_weight(name)])
-        elif isinstance(module, nn.modules.batchnorm._BatchNorm):
-            forwards[module] = _identity
-        elif isinstance(module, nn.MaxPool2d) and paths:
-            forwards[module] = partial(nn.functional.avg_pool2d, kernel_size=module.kernel_size, stride=module.stride, padding=module.padding)
-        elif next(module.parameters(recurse=False), None) is not None:
-            raise UserError(f"paths cannot be followed through {name or 'the network'}, a {type(module).__name__} with parameters; "
-                            "known are Conv2d, Linear and BatchNorm")
-    # An attribute of the instance hides the class's method; deleting it shows the method again. By way of ``vars``, because this is done in
-    # every round of a pruner and ``nn.Module`` looks through parameters, buffers and submodules first.
-    for module, forward in forwards.items():
-        vars(module)["forward"] = forward
-    try:
-        with modes(model, training=False):
-            yield
-    finally:
-        for module in forwards:
-            del vars(module)["forward"]
-
-
-def _identity(x: Tensor) -> Tensor:
-    return x
+    remember(model, x)

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import data, masks, models, training
+from . import data, masks, models, registry, training
 from .errors import UserError, command_line
 from .masks import Mask
 from .models import prunable
@@ -110,7 +110,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m panning_core.networks", description="Measure a recorded network again.")
     parser.add_argument("file", help="a network as JSON")
     parser.add_argument("--dataset", help="another data set with images of the same shape")
+    registry.option(parser)
     options = parser.parse_args()
+    registry.load_plugins(options.plugin)
     print(evaluate(load(options.file), options.dataset))
     return 0
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import masks, metrics, sparse
+from . import faithful, masks, metrics, sparse
 from .errors import UserError, shown
 from .masks import Mask
 from .metrics import TEMPERATURE, Batch
@@ -68,6 +68,8 @@ class Sight:
     def __init__(self, model: nn.Module, departures: Collection[str] = FIRST):
         self.model, self.transparent = model, metrics.sees_every_path(model)
         self.kept_only, self.exact = "kept" in departures, "loss" in departures
+        self._stands_in: bool | None = None  # whether the sparse engine does what the network itself does, once that was asked
+        self._followed = True
 
     @cached_property
     def _times(self) -> dict[str, int] | None:
@@ -84,8 +86,11 @@ class Sight:
     def look(self, mask: Mask, batch: Batch) -> Look:
         """The sub-network on a batch. The loss is that of float32 logits in float64: batches differ by 1e-5, fifty steps of a float32."""
         x, y = batch
-        if self.kept_only and self._is_sparse(mask):
-            net = sparse.SparseNet(self.model, mask)
+        usable = self.kept_only and self._stands_in is not False and self._is_sparse(mask)
+        net = sparse.SparseNet(self.model, mask) if usable else None
+        if net and self._stands_in is None:
+            self._stands_in = faithful.departure(self.model, mask, x, y, net.answer) is None
+        if net and self._stands_in:
             logits, gtg = net.flow(net.pixels(x), y, TEMPERATURE)
         else:
             logits, gtg = metrics.gradient_flow(self.model, mask, batch, TEMPERATURE, self.kept_only)
@@ -102,6 +107,14 @@ class Sight:
             kept = masks.places(masks.flatten(mask)) if kept is None else kept
             return 1 - int(synflow.index_select(0, kept).count_nonzero()) / len(synflow)
         return 1 - masks.count(masks.effective(self.model, mask)) / masks.size(mask)
+
+    def known_sparsity(self, *seen) -> float | None:
+        """``effective_sparsity``; None for a network whose paths can not be followed."""
+        try:
+            return self.effective_sparsity(*seen) if self._followed else None
+        except UserError:
+            self._followed = False
+            return None
 
 
 class Extremes:

@@ -10,24 +10,21 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from . import compaction, masks
+from . import compaction, graph, masks
 from .data import Split
 from .masks import Mask
 from .models import input_shape, linearised, modes, prunable
 
 
 @contextmanager
-def _linear(model: nn.Module, weights: dict[str, Tensor]) -> Iterator[Tensor]:
+def _linear(
+    model: nn.Module, weights: dict[str, Tensor], signed: bool = False
+) -> Iterator[Tensor]:
     """Inside, ``model`` is a linear function of the yielded input [1, ...] of ones: no biases, every ReLU open, pooling averages."""
-    units = [module for module in model.modules() if isinstance(module, nn.ReLU)]
-    for module in units:
-        module.forward = lambda x: x
-    try:
-        with torch.enable_grad(), linearised(model, weights, paths=True):
-            yield torch.ones((1, *input_shape(model)), dtype=torch.double, device=next(iter(weights.values())).device, requires_grad=True)
-    finally:
-        for module in units:
-            del module.forward
+    device = next(iter(weights.values())).device
+    x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=device)
+    with torch.enable_grad(), linearised(model, weights, paths=True, signed=signed):
+        yield x.requires_grad_()
 
 
 def contributions(model: nn.Module, mask: Mask) -> Tensor:
@@ -36,7 +33,7 @@ def contributions(model: nn.Module, mask: Mask) -> Tensor:
     What an input does to an output while every ReLU is open; an explanation read from the weights alone.
     """
     weights = {name: w.detach().double() * masks.numbers(mask[name]) for name, w in prunable(model).items()}
-    with _linear(model, weights) as x:
+    with _linear(model, weights, signed=True) as x:
         return torch.stack([torch.autograd.grad(out, x, retain_graph=True)[0][0] for out in model(x)[0]])
 
 
@@ -79,10 +76,7 @@ def permutation_importance(model: nn.Module, mask: Mask, split: Split, repeats: 
 
 def pathway(model: nn.Module, mask: Mask, output: int) -> Mask:
     """The kept weights that lie on a path from an input to this output."""
-    weights = {name: masks.numbers(m).requires_grad_() for name, m in mask.items()}
-    with _linear(model, weights) as x:
-        paths = torch.autograd.grad(model(x)[0, output], list(weights.values()))
-    return {name: m & (p > 0) for (name, m), p in zip(mask.items(), paths)}
+    return {name: mask[name] & p for name, p in graph.on_paths(model, mask, output).items()}
 
 
 def without(model: nn.Module, mask: Mask, output: int, shared: bool = False) -> Mask:

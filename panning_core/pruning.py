@@ -6,6 +6,7 @@ separate from the scores and combine freely.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import cycle, repeat
@@ -13,20 +14,23 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
-from . import masks, metrics, panning, policies, topologies
+from . import data, graph, layers, masks, metrics, panning, policies, topologies
 from .errors import UserError, fraction_kept, is_number, keywords, pick, settle, unknown, whole
+from .layers import Least, Pattern
 from .masks import Mask
 from .metrics import Batch
 from .models import prunable
 from .panning import MIXED, Look, Sight, coefficients, deviations, one_path, resampled
 from .policies import Policy
+from .registry import Table
 
 #: density after round t of ``rounds``; both end exactly at the density asked for
-SCHEDULES: dict[str, Callable[[float, int, int], float]] = {
+SCHEDULES: dict[str, Callable[[float, int, int], float]] = Table(__name__ + ".SCHEDULES", {
     "exponential": lambda density, t, rounds: density ** (t / rounds),
     "linear": lambda density, t, rounds: 1 - (1 - density) * t / rounds,
-}
+})
 
 #: metric -> its scores [weights] and their mass
 Parts = dict[str, tuple[Tensor, float]]
@@ -48,10 +52,25 @@ def _mass(scores: Tensor) -> float:
     return float(scores.abs().sum(dtype=torch.double))
 
 
-def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: int, schedule: str, revive: bool, scope: str,
-         inverted: bool, observe, effective: bool, guard: Callable[..., tuple[Mask, list[str]]] | None = None) -> tuple[Mask, list[dict]]:
+def _run(
+    model: nn.Module,
+    scorer: Scorer,
+    density: float,
+    batches,
+    *,
+    rounds: int,
+    schedule: str,
+    revive: bool,
+    scope: str,
+    inverted: bool,
+    observe,
+    effective: bool,
+    least: Least | None = None,
+    guard: Callable[..., tuple[Mask, list[str]]] | None = None,
+) -> tuple[Mask, list[dict]]:
     """The loop that every pruner shares. Inside it all weights are one vector. ``guard`` may replace a round's mask."""
     asked_for, keep = pick("schedule", schedule, SCHEDULES), pick("scope", scope, masks.SCOPES)
+    keep = partial(keep, least=least) if least else keep
     mask, trace, stream, sight = masks.ones(model), [], _stream(batches), Sight(model)
     kept, batch = masks.places(masks.flatten(mask)), None
     total = len(kept)
@@ -66,7 +85,8 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         asked = asked_for(density, t, rounds)
         scores, parts, told = scorer(mask, batch, asked)
         if trace:
-            trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask, parts.get("synflow", (None,))[0], kept)
+            flow, _ = parts.get("synflow", (None, None))
+            trace[-1]["effective_sparsity"] = sight.known_sparsity(mask, flow, kept)
         ranked = -scores if inverted else scores
         if not revive:
             ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
@@ -84,7 +104,7 @@ def _run(model: nn.Module, scorer: Scorer, density: float, batches, *, rounds: i
         if observe is not None:
             observe(t, mask, new, batch)
         mask = new
-    trace[-1]["effective_sparsity"] = sight.effective_sparsity(mask)
+    trace[-1]["effective_sparsity"] = sight.known_sparsity(mask)
     return mask, trace
 
 
@@ -179,6 +199,7 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         if guarded and count < len(prunable(model)) and count < (least := masks.count(one_path(model))):
             raise UserError(f"density {density} keeps {count} weights and a path through this network takes {least}: none could live")
     dense_mask, dense, synflow_of, flow = masks.ones(model), {}, metrics.synflow_of(model), (None, None)
+    draws = False  # noise of its own, such as dropout's: the same batch then has other products every time
     neutral = torch.tensor(0.0 if form == "sum" else 1.0, dtype=torch.double, device=next(model.parameters()).device)
 
     def of_flow(mask: Mask, batch: Batch) -> tuple[Tensor, float]:
@@ -191,7 +212,10 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
     def of_data(mask: Mask, batch: Batch) -> tuple[Parts, Look | None]:
         if used == ["synflow"]:
             return {}, None
-        products = metrics.products(model, mask, batch, metrics.TEMPERATURE, hessian="grasp" in used)
+        nonlocal draws
+        state = generator.get_state()
+        products = metrics.products(model, mask, batch, metrics.TEMPERATURE, "grasp" in used, generator)
+        draws = draws or not torch.equal(state, generator.get_state())
         parts = {name: masks.flatten(getattr(products, name)) for name in used if name != "synflow"}
         return {name: (part, _mass(part)) for name, part in parts.items()}, Look(products.loss, products.gtg)
 
@@ -215,7 +239,7 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
     def scorer(mask: Mask, batch: Batch, asked: float):
         # Of an iterator no batch is known to come again, and a sub-network is another one in every round.
         key = id(batch) if isinstance(batches, Sequence) and not masked else None
-        if key is None or key not in dense:
+        if key is None or key not in dense or draws:
             dense[key] = of_data(mask if masked else dense_mask, batch), {}
         (parts, look), of_mix = dense[key]
         synflow = of_flow(mask, batch)[0] if "synflow" in used else None
@@ -260,7 +284,7 @@ OPTIONS = {"panning": {"masked": False}, "panning-product": {"masked": False}, A
 
 #: name -> pruner; the iterative ones take 100 rounds, SynFlow's and Panning's published number, NTK-SAP its 20; ``prune`` also takes any other metric's
 #: name, one-shot
-PRUNERS = {
+PRUNERS = Table(__name__ + ".PRUNERS", {
     **{name: one_shot(name) for name in ("random", "magnitude", "snip", "grasp", "grasp-abs", "prospr")},
     "smart-ratio": partial(_with_topology, topologies.smart_ratio, rounds=1, revive=False),
     "phew": partial(_with_topology, topologies.phew, rounds=1, revive=False),
@@ -272,7 +296,7 @@ PRUNERS = {
     "panning-product": partial(_panning, "product", rounds=100, revive=True),
     "panning-masked": partial(_panning, "masked", rounds=100, revive=True),
     AGENT: partial(_panning, "sum", rounds=100, revive=True),
-}
+})
 
 
 def rounds_of(method: str) -> int:
@@ -300,19 +324,39 @@ def check_mix(mix: Sequence[float]) -> tuple[float, float, float]:
     return tuple(mix)
 
 
-def prune(model: nn.Module, method: str, density: float, batches, rounds: int | None = None, seed: int = 0, *, scope: str = "global",
-          schedule: str = "exponential", revive: bool | None = None, mix: tuple[float, float, float] | None = None,
-          policy: Policy | str | Path | None = None, options: Mapping[str, object] | None = None, inverted: bool = False,
-          effective: bool = False, observe: Callable[[int, Mask, Mask, Batch], None] | None = None) -> tuple[Mask, list[dict]]:
+def prune(
+    model: nn.Module,
+    method: str,
+    density: float,
+    batches,
+    rounds: int | None = None,
+    seed: int = 0,
+    *,
+    scope: str = "global",
+    schedule: str = "exponential",
+    revive: bool | None = None,
+    mix: tuple[float, float, float] | None = None,
+    policy: Policy | str | Path | None = None,
+    options: Mapping[str, object] | None = None,
+    inverted: bool = False,
+    effective: bool = False,
+    observe: Callable[[int, Mask, Mask, Batch], None] | None = None,
+    include: Pattern | Sequence[Pattern] | None = None,
+    exclude: Pattern | Sequence[Pattern] | None = None,
+    floor: float | Mapping[str, float] = 0.0,
+) -> tuple[Mask, list[dict]]:
     """Find a mask before training. ``model`` is only read; nothing about it or the global random state changes.
 
     Args:
         method: a name of ``methods()``.
-        density: fraction kept; the mask has exactly round(density * N) weights.
-        batches: one batch (x, y), a list of batches used in turn, or an iterator that gives a fresh one each round.
+        density: fraction kept of all prunable weights, those of layers that stay whole among them;
+            the mask has exactly round(density * N) weights.
+        batches: one batch (x, y), a list of batches used in turn, an iterator that gives a fresh
+            one each round, or a ``DataLoader`` of such pairs, used epoch after epoch and, where it
+            shuffles, by ``seed``.
         rounds: of scoring and pruning; None is the method's own number.
         seed: of the noise of a metric that draws some.
-        scope: a key of ``masks.SCOPES``.
+        scope: a key of ``masks.SCOPES``; ``keep_top`` describes them.
         schedule: ``"exponential"``, density^(t/rounds), or ``"linear"``.
         revive: whether a pruned weight may return; None is the method's own way. A weight returns only if its metric
             gives pruned weights a score: FORCE and Panning do, Iterative SNIP and SynFlow give them 0.
@@ -323,15 +367,20 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         inverted: control, keep the lowest scores.
         effective: ``density`` counts effective weights: the last round keeps as many of the best as leave at most so many, and those alone.
         observe: called after each round with (round, mask before, mask after, batch).
+        include: patterns of ``layers``: only these layers are pruned, all others stay whole.
+        exclude: these stay whole, such as ``["first", "last"]``.
+        floor: fraction that every layer keeps at least, or a dict of one for each pattern.
 
     Returns:
-        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the effective sparsity,
+        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the
+        effective sparsity (None where paths can not be followed),
         every layer's density, how many weights were removed and revived, the mass (sum of absolute scores) of each metric
         used on kept and on removed weights, the coefficients of a mix, and events.
 
     Raises:
-        UserError: an unknown name, a density that keeps nothing or, for the agent and PHEW, less than a path; rounds below 1, a mix, a policy
-            or an option where there is none.
+        UserError: an unknown name, a density that keeps nothing, less than whole layers and floors
+            take or, for the agent and PHEW, less than a path; rounds below 1, a mix, a policy or an
+            option where there is none, a pattern without a layer.
     """
     if method not in methods():
         raise unknown("pruner", method, methods())
@@ -340,9 +389,25 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
     total = sum(w.numel() for w in prunable(model).values())
     if round(density * total) < 1:
         raise UserError(f"density {density} keeps none of {total:,} weights; the least is {1 / total:.1e}")
+    if (least := layers.limits(model, include, exclude, floor)) is not None:
+        layers.check_room(least, density, total)
+        if effective:
+            raise UserError(
+                "effective keeps only what lies on a path, so no layer stays whole and no floor "
+                "holds; leave out effective, or include, exclude and floor"
+            )
     whole("rounds", 1 if rounds is None else rounds, 1)
     whole("seed", seed)
+    if dense := graph.outside(model):
+        warnings.warn(
+            f"density {density} is of {total:,} weights; outside and never pruned are "
+            f"{', '.join(f'{count:,} of {kind}' for kind, count in dense.items())}: "
+            "model.also_prunable, a tuple of kinds of module, takes them in",
+            stacklevel=2,
+        )
     how = {key: value for key, value in {"rounds": rounds, "revive": revive}.items() if value is not None}
+    if isinstance(batches, DataLoader):
+        batches = data.loader_batches(batches, seed)
     if mix is not None:
         if method not in MIXING:
             raise UserError(f"a mix belongs to {' or '.join(MIXING)}, not to {method}")
@@ -353,4 +418,4 @@ def prune(model: nn.Module, method: str, density: float, batches, rounds: int | 
         policy = policies.SHIPPED if policy is None else policy
         how["policy"] = policy if callable(policy) else policies.load(policy)
     return pruner(model, density, batches, generator=torch.Generator().manual_seed(seed), options=settle(method, options_of(method), options or {}), scope=scope, schedule=schedule,
-                  inverted=inverted, observe=observe, effective=effective, **how)
+                  inverted=inverted, observe=observe, effective=effective, least=least, **how)

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from . import ROOT, report, site, studies
+from . import ROOT, registry, report, site, studies
 from .errors import UserError, command_line, unknown
 from .site import OVERVIEW
 
@@ -71,7 +71,7 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
     results = studies.folder(study, profile_name).parent
     notebook = ROOT / "notebooks" / f"{study}.ipynb"
     text = notebook.read_text()
-    inputs = [notebook, *sorted((ROOT / "panning_core").glob("*.py"))]
+    inputs = [notebook, *sorted((ROOT / "panning_core").glob("*.py")), *registry.PLUGINS]
     inputs += [path for path in sorted(results.glob("*/*.jsonl")) if path.parent.name == study or path.parent.name in text]  # it may read another study's
     inputs += sorted((ROOT / "results" / "benchmarks").glob("*.csv")) + sorted((ROOT / "results" / "published").glob("*.csv"))
     if study == OVERVIEW:
@@ -151,7 +151,9 @@ def main() -> int:
     parser.add_argument("--only", metavar="STUDY")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--device", default="cpu")
+    registry.option(parser)
     options = parser.parse_args()
+    registry.load_plugins(options.plugin)
     return reproduce(options.profile, options.only, options.jobs, options.device)
 
 

@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from . import kernels
+from . import faithful, kernels
 from .compaction import Select
 from .errors import UserError
 from .kernels import NARROW, STEP
@@ -299,11 +299,20 @@ class Taps(Step):
                                            False, self.add)))
         return calls
 
-    def store(self) -> None:
+    def _whole(self, values: np.ndarray) -> Tensor:
+        """The weight tensor that has these values where weights survive."""
         dense = np.zeros(self.module.weight.numel(), np.float32)
-        dense[self.where] = self.weights
+        dense[self.where] = values
+        return torch.from_numpy(dense).view_as(self.module.weight)
+
+    def told(self) -> dict[nn.Parameter, Tensor]:
+        """The gradient of each parameter of the module."""
+        told = {self.module.weight: self._whole(self.dweights)}
+        return told | ({self.module.bias: torch.tensor(self.dbiases)} if self.biased else {})
+
+    def store(self) -> None:
         with torch.no_grad():
-            self.module.weight.copy_(torch.from_numpy(dense).view_as(self.module.weight))
+            self.module.weight.copy_(self._whole(self.weights))
             if self.biased:
                 self.module.bias.copy_(torch.from_numpy(self.biases))
 
@@ -377,6 +386,10 @@ class Norm(Step):
             kept += np.float32(self.module.momentum) * (new - kept).astype(np.float32)
         self.batches += 1
 
+    def told(self) -> dict[nn.Parameter, Tensor]:
+        """The gradient of each parameter of the module."""
+        return {self.module.weight: torch.tensor(self.dgamma), self.module.bias: torch.tensor(self.dbeta)}
+
     def finish(self) -> None:
         """Called on the way back, when the sums over the batch are known."""
         self.dgamma[:], self.dbeta[:] = self.products * self.inverse, self.sums
@@ -424,6 +437,10 @@ KNOWN = {
 
 
 class Tracer(fx.Tracer):
+    def create_args_for_root(self, root_fn: Callable, is_module: bool, concrete_args: object = None) -> tuple[Callable, list]:
+        """The images are all that a forward is given, as in ``model(x)``: other arguments have their defaults."""
+        return root_fn, [self.root, self.create_proxy("placeholder", "x", (), {})]
+
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return type(module) in KNOWN or super().is_leaf_module(module, name)
 
@@ -478,6 +495,8 @@ def examine(node: fx.Node, module: nn.Module) -> None:
         refuse("MaxPool2d whose stride is not its kernel size is not supported")
     if isinstance(module, nn.BatchNorm2d) and module.momentum is None:
         refuse("BatchNorm2d with momentum=None is not supported")
+    if any(not parameter.requires_grad for parameter in module.parameters()):
+        refuse(f"{node.target} is frozen, and it trains every parameter")
     if any(parameter.dtype != torch.float32 for parameter in module.parameters()):
         refuse("only float32 is supported")
     if any(True for _ in module.parameters()) and sum(other.target == node.target for other in node.graph.nodes) > 1:
@@ -547,6 +566,8 @@ class SparseNet:
 
     def _read(self, model: nn.Module, mask: dict[str, Tensor]) -> Signal:
         """Adds the steps of a model, and returns the signal of its logits."""
+        if reason := faithful.altered(model):
+            refuse(reason)
         shape = (*input_shape(model), 1, 1)[:3]
         self.input = Signal(shape, 1, 0, False)
         self.input.lay_out()
@@ -554,6 +575,9 @@ class SparseNet:
             graph = trace(model)
         except Exception as error:
             refuse(f"its forward can not be traced ({error})")
+        called = {f"{node.target}.weight" for node in graph.nodes if node.op == "call_module"}
+        self.parameters = dict(model.named_parameters())
+        self.idle = [(self.parameters[name], ~m) for name, m in mask.items() if name not in called]
         found: dict[fx.Node, tuple[Signal, Shape]] = {}
         for node in graph.nodes:
             sources = [found[source] for source in node.all_input_nodes]
@@ -563,15 +587,20 @@ class SparseNet:
                 module = model.get_submodule(node.target)
                 examine(node, module)
                 found[node] = self._layer(module, *sources[0], mask.get(f"{node.target}.weight"))
-            elif node.target in (operator.add, operator.iadd, torch.add) and len(sources) == 2:
+            elif node.target in (operator.add, operator.iadd, torch.add) and len(sources) == 2 and not node.kwargs:
                 found[node] = self._sum(*sources)
             elif node.op == "output" and len(sources) == 1:
                 signal, shape = sources[0]
                 if signal.shape != (shape[0], 1, 1) or not signal.trains:
                     refuse("its output is not one number for each class")
                 return signal if signal.margin == (0, 0) else self._relayout(signal, np.arange(shape[0]), shape, signal.lanes)
+            elif node.op == "get_attr":
+                owner = node.target.rpartition(".")[0]
+                kind = type(model.get_submodule(owner)).__name__
+                refuse(f"the forward of {owner or 'the network'}, a {kind}, is not supported")
             else:
-                refuse(f"{getattr(node.target, '__name__', node.target)} is not supported")
+                given = f" with {' and '.join(node.kwargs)}" if node.kwargs else ""
+                refuse(f"{getattr(node.target, '__name__', node.target)}{given} is not supported")
 
     def _layer(self, module: nn.Module, signal: Signal, shape: Shape, mask: Tensor | None) -> tuple[Signal, Shape]:
         if isinstance(module, nn.Flatten):
@@ -703,12 +732,23 @@ class SparseNet:
             The logits [batch, classes] float32, not divided, and the squared norm of the gradient of the loss with respect to the surviving
             weights, without biases and batch normalisation; summed in float64.
         """
+        logits = self._look(x, y, temperature)
+        gradients = [step.dweights.astype(np.float64) for step in self.trained if isinstance(step, Taps)]
+        return logits, sum(float(gradient @ gradient) for gradient in gradients) / temperature ** 2
+
+    def _look(self, x: Tensor, y: Tensor, temperature: float) -> Tensor:
+        """The logits of ``flow``, whose gradients are ``temperature`` times those of the loss."""
         self._take(x)
         scores: list[np.ndarray] = []
         self._differentiate(y.numpy(), temperature, scores)
-        gradients = [step.dweights.astype(np.float64) for step in self.trained if isinstance(step, Taps)]
-        logits = torch.from_numpy(np.concatenate(scores)).mT.flatten(0, 1)[:len(x)]
-        return logits, sum(float(gradient @ gradient) for gradient in gradients) / temperature ** 2
+        return torch.from_numpy(np.concatenate(scores)).mT.flatten(0, 1)[:len(x)]
+
+    def answer(self, x: Tensor, y: Tensor) -> faithful.Answer:
+        """What the network answers to images and labels as ``step`` takes them; nothing is learned."""
+        logits = self._look(x, y, 1.0)
+        told = {p: gradient for step in self.trained for p, gradient in step.told().items()}
+        gradients = {n: told[p] if p in told else torch.zeros_like(p) for n, p in self.parameters.items()}
+        return faithful.Answer(logits, self.logits(x), gradients)
 
     def _differentiate(self, labels: np.ndarray, temperature: float = 1.0, told: list[np.ndarray] | None = None) -> float:
         """``gradients`` becomes ``temperature`` times that of the mean loss of scores / temperature, not to be small for its sake.
@@ -757,6 +797,9 @@ class SparseNet:
         """Writes everything learned into the model; a pruned weight becomes exactly 0."""
         for step in self.trained:
             step.store()
+        with torch.no_grad():
+            for weight, gone in self.idle:
+                weight[gone] = 0.0
 
     def _take(self, x: Tensor) -> None:
         samples = len(x)

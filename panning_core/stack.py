@@ -17,11 +17,11 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import masks, training
+from . import faithful, masks, noise, training
 from .data import Splits
 from .errors import UserError
 from .masks import Mask
-from .models import input_shape, modes
+from .models import input_shape
 from .training import Recipe
 
 
@@ -37,8 +37,14 @@ def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
     Every parameter and buffer is theirs, one after the other along the first axis, under the same name.
 
     Raises:
-        UserError: networks of different shapes, or one with a layer that mixes channels in another way than ``Conv2d`` and ``Linear``.
+        UserError: networks of different shapes; one with hooks, frozen parameters or noise of its own; or one with a layer that mixes
+            channels in another way than ``Conv2d`` and ``Linear``.
     """
+    for network in networks:
+        if reason := faithful.altered(network):
+            raise UserError(f"these networks can not be trained as one: {reason}")
+        if frozen := [name for name, parameter in network.named_parameters() if not parameter.requires_grad]:
+            raise UserError(f"these networks can not be trained as one: {frozen[0]} is frozen")
     count, stacked = len(networks), copy.deepcopy(networks[0])
     for layer in stacked.modules():
         if isinstance(layer, nn.Conv2d):
@@ -47,23 +53,31 @@ def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
             layer.forward = partial(_linear, layer, count)
     channels, *size = input_shape(stacked)
     some = next(stacked.parameters())
-    x = torch.rand((2, count, channels, *size), generator=torch.Generator().manual_seed(0)).to(some)
+    x = torch.rand((4, count, channels, *size), generator=torch.Generator().manual_seed(0)).to(some)
     try:
         for name, tensor in stacked.state_dict(keep_vars=True).items():
             if tensor.dim():  # BatchNorm's number of batches is the same in all
                 tensor.data = torch.cat([network.state_dict()[name] for network in networks])
-        with torch.no_grad(), modes(stacked, training=False):
-            found, right = stacked(x.flatten(1, 2)), []
-            for k, network in enumerate(networks):
-                with modes(network, training=False):
-                    right.append(network(x[:, k]))
-        right = torch.cat(right, 1)
-        same = (found - right).abs().max() < 0.01 * right.abs().max()  # rounding is less, on CUDA too, and a mistake is more
+        same = _agree(stacked, networks, x)
     except (KeyError, RuntimeError) as error:
         raise UserError(f"these networks can not be trained as one: {error}") from error
     if not same:
-        raise UserError("these networks can not be trained as one: a layer besides Conv2d and Linear mixes their channels")
+        raise UserError("these networks can not be trained as one: a layer besides Conv2d and Linear mixes their channels, or draws noise")
     return stacked
+
+
+def _agree(stacked: nn.Module, networks: Sequence[nn.Module], x: Tensor) -> bool:
+    """Whether both answer x [n, count, channels, ...] alike, with the same gradients."""
+
+    def loss(logits: Tensor, y: Tensor) -> Tensor:
+        return sum(nn.functional.cross_entropy(part, y) for part in logits.chunk(len(networks), 1))
+
+    y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+    own = [faithful.ask(net, masks.ones(net), x[:, k], y) for k, net in enumerate(networks)]
+    found = faithful.ask(stacked, masks.ones(stacked), x.flatten(1, 2), y, loss)
+    gradients = {name: torch.cat([each.gradients[name] for each in own]) for name in found.gradients}
+    logits, settled = (torch.cat(parts, 1) for parts in list(zip(*own))[:2])
+    return faithful.difference(faithful.Answer(logits, settled, gradients), found) is None
 
 
 class Stack(training.Dense):
@@ -113,13 +127,15 @@ def train(networks: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits,
     if len({dataclasses.replace(recipe, seed=0) for recipe in recipes}) > 1:
         raise UserError("the recipes of a stack differ in more than their seeds")
     start = time.perf_counter()
+    device, drawn = splits.train.x.device, torch.Generator().manual_seed(recipes[0].seed)
     stack, rows = Stack(networks, pruned, recipes[0]), [[] for _ in networks]
     for epoch, orders in enumerate(zip(*(training.epochs(splits.train, recipe) for recipe in recipes)), 1):
         total = 0
-        for steps in zip(*orders):
-            x, y, (lr, *_) = zip(*steps)
-            total += stack.step(torch.stack(x, 1), torch.stack(y, 1), lr) * len(y[0])
-        logits = {part: stack.logits(getattr(splits, part).x) for part in ("validation", "test")}
+        with noise.drawn_from(drawn, device):
+            for steps in zip(*orders):
+                x, y, (lr, *_) = zip(*steps)
+                total += stack.step(torch.stack(x, 1), torch.stack(y, 1), lr) * len(y[0])
+            logits = {part: stack.logits(getattr(splits, part).x) for part in ("validation", "test")}
         for k, loss in enumerate((total / len(splits.train)).tolist()):
             if not rows[k] or math.isfinite(rows[k][-1]["loss"]):
                 rows[k].append({"epoch": epoch, "loss": loss, **{

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache, partial
@@ -33,8 +33,10 @@ import torch
 from tqdm import tqdm
 
 from . import ROOT, __version__, data, gates, masks, models, networks, panning, policies, pruning, results, stack, tickets, training, transfer
+from . import layers, registry
 from .errors import UserError, command_line, fraction, keywords, pick, settle, unknown, whole
 from .ledger import Ledger
+from .registry import Table
 from .toy import Toy
 from .toy import run as run_toy
 from .workers import WorkerDied, spread
@@ -43,8 +45,19 @@ if TYPE_CHECKING:
     from . import agent
 
 #: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask, trace; ``model`` is trained then
-LEARNERS = {"gumbel-softmax": gates.learn, "iterative-magnitude": tickets.iterative_magnitude, "trained-magnitude": tickets.trained_magnitude}
-PRUNING = ("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns", "effective")  #: fields that no learner has
+LEARNERS = Table(
+    __name__ + ".LEARNERS",
+    {
+        "gumbel-softmax": gates.learn,
+        "iterative-magnitude": tickets.iterative_magnitude,
+        "trained-magnitude": tickets.trained_magnitude,
+    },
+)
+#: fields that no learner has
+PRUNING = (
+    *("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns"),
+    *("effective", "include", "exclude", "floor"),
+)
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
 STACK = 32  #: so many runs are trained at once on CUDA
 SHARE = 8  #: so many runs of one seed learn from the same batches on the CPU
@@ -76,6 +89,10 @@ class Run:
         order: seed of the order of the training images instead of ``seed``.
         scoring: seed of the scoring batches and of a metric's noise instead of ``seed``.
         engine: a key of ``training.ENGINES``; None is the faster one.
+        include, exclude: as in ``pruning.prune``, by names: a grid crosses its lists, so two
+            patterns for one run are ``[[first, last]]``.
+        floor: as in ``pruning.prune``: a number, or a dict, which is kept as pairs (pattern,
+            fraction).
 
     ``epochs`` 0 prunes and trains nothing: such a run has no accuracies.
     """
@@ -107,6 +124,9 @@ class Run:
     order: int | None = None
     scoring: int | None = None
     engine: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    floor: float | tuple[tuple[str, float], ...] = 0.0
 
     def __post_init__(self):
         if self.method == pruning.AGENT:
@@ -140,17 +160,70 @@ class Run:
             options = dict(self.options)
         except (TypeError, ValueError):
             raise UserError(f"options are {self.options!r}; they must be names and values, like {{steps: 3}}") from None
+        self._settle_layers()
         known = {} if self.method == "dense" else keywords(LEARNERS[self.method]) if self.method in LEARNERS else pruning.options_of(self.method)
         object.__setattr__(self, "options", tuple(settle(self.method, known, options).items()))
+        if self.method == "dense" and (self.include or self.exclude or self.floor):
+            raise UserError(
+                "a dense run prunes no layer; leave out include, exclude and floor, or name a "
+                "method"
+            )
         if self.method == "dense" and (self.sparsity or self.transfer or self.returns or self.effective):
             raise UserError("a dense run has sparsity 0, nothing to transfer and no returns; name a method")
         if self.method in LEARNERS and (foreign := [name for name in self.canonical() if name in PRUNING] + ["control"] * (self.control in ("invert", "shuffle"))):
             raise UserError(f"{self.method} learns weights and mask together; {foreign[0]} {getattr(self, foreign[0])!r} belongs to pruning before training")
 
+    def _settle_layers(self) -> None:
+        """Equal choices of layers get one form, and thus one key."""
+        for name in ("include", "exclude"):
+            chosen = layers.patterns(name, getattr(self, name))
+            if not all(isinstance(pattern, str) for pattern in chosen):
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}; a run names layers by patterns such as "
+                    "'first' or 'Linear'"
+                )
+            object.__setattr__(self, name, tuple(sorted(chosen)))
+        floor = self.floor
+        if isinstance(floor, list | tuple):  # pairs, as a run keeps them
+            try:
+                floor = dict(floor)
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"floor is {floor!r}; it must be a fraction, or patterns and fractions like "
+                    f"{{conv1: 0.5}}"
+                ) from None
+        found = {
+            pattern: float(least)
+            for pattern, least in sorted(layers.floors(floor).items())
+            if least
+        }
+        if not all(isinstance(pattern, str) for pattern in found):
+            raise UserError(
+                f"floor is {floor!r}; its layers are patterns such as 'first' or 'Linear'"
+            )
+        object.__setattr__(
+            self, "floor", found["*"] if found.keys() == {"*"} else tuple(found.items()) or 0.0
+        )
+        if self.effective and (self.include or self.exclude or self.floor):
+            raise UserError(
+                "effective keeps only what lies on a path, so no layer stays whole and no floor "
+                "holds; leave out one of them"
+            )
+
+    def chosen_layers(self) -> dict[str, object]:
+        """Which layers are pruned: keyword arguments of ``layers.limits`` and ``pruning.prune``."""
+        floor = dict(self.floor) if isinstance(self.floor, tuple) else self.floor
+        return {"include": self.include, "exclude": self.exclude, "floor": floor}
+
     def canonical(self) -> dict:
         """The fields that are not at their default; a field added later leaves old runs as they are."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
-        return {**fields, "options": dict(self.options)} if self.options else fields
+        pairs = {
+            name: dict(fields[name])
+            for name in ("options", "floor")
+            if isinstance(fields.get(name), tuple)
+        }
+        return {**fields, **pairs}
 
     def key(self) -> str:
         """SHA-256 of the canonical JSON."""
@@ -176,9 +249,23 @@ def find_mask(run: Run, model: torch.nn.Module, splits: data.Splits, observe=Non
     seed = run.seed if run.scoring is None else run.scoring
     batches = data.balanced_batches(splits.train, run.per_class, torch.Generator().manual_seed(seed))
     mask, trace = pruning.prune(
-        model, run.method, 1 - run.sparsity, next(batches) if run.fixed_batch else batches, run.rounds, seed, scope=run.scope,
-        schedule=run.schedule, revive=run.revive, mix=run.mix, policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
-        options=dict(run.options), inverted=run.control == "invert", effective=run.effective, observe=observe)
+        model,
+        run.method,
+        1 - run.sparsity,
+        next(batches) if run.fixed_batch else batches,
+        run.rounds,
+        seed,
+        scope=run.scope,
+        schedule=run.schedule,
+        revive=run.revive,
+        mix=run.mix,
+        policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
+        options=dict(run.options),
+        inverted=run.control == "invert",
+        effective=run.effective,
+        observe=observe,
+        **run.chosen_layers(),
+    )
     return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
 
 
@@ -327,6 +414,7 @@ def profile(name: str) -> dict[str, dict]:
     a grid that is for CUDA devices alone."""
     import yaml
 
+    registry.load_plugins()  # the names of a profile may be theirs
     files = {path.stem: path for path in (ROOT / "notebooks" / "profiles").glob("*.yaml")}
     path = pick("profile", name, files)
     class Strict(yaml.SafeLoader):
@@ -563,7 +651,8 @@ def _play(toys: list[Toy]) -> list[dict]:
 
 @cache
 def provenance(device: str) -> dict:
-    """What produced a result: commit and whether the code was changed since, versions, device, one thread. Of this process: a worker asks for itself."""
+    """What produced a result: commit and whether the code was changed since, versions, device, one
+    thread, plugins if there are any. Of this process: a worker asks for itself."""
     def git(*command: str) -> str | None:
         done = subprocess.run(["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else None
@@ -571,9 +660,23 @@ def provenance(device: str) -> dict:
     changed = git("status", "--porcelain", "--", "panning_core", "requirements.txt")
     on_cuda = device.startswith("cuda") and torch.cuda.is_available()
     processor = torch.cuda.get_device_name() if on_cuda else platform.processor() or platform.machine()
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changed is None else bool(changed),
-            "versions": {"panning_core": __version__, "python": platform.python_version(), "torch": torch.__version__},
-            "device": device, "processor": processor, "threads": 1}
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
+        "versions": {
+            "panning_core": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "device": device,
+        "processor": processor,
+        "threads": 1,
+        **(
+            {"plugins": {path.name: digest for path, digest in registry.PLUGINS.items()}}
+            if registry.PLUGINS
+            else {}
+        ),
+    }
 
 
 def _line(done: Run | Toy | agent.Training, found: dict | Exception, seconds: float, device: str = "cpu", **origin) -> dict:
@@ -660,6 +763,20 @@ def _begins_with_linear(dataset: str, name: str) -> bool:
     return isinstance(next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)), torch.nn.Linear)
 
 
+def _check_layers(runs: Sequence[Run]) -> None:
+    """Raise a ``UserError`` for layers that a network has not, or that leave nothing to prune: of
+    the study, not of every run."""
+    for run in {
+        (run.dataset, run.model, run.include, run.exclude, run.floor, run.sparsity): run
+        for run in runs
+    }.values():
+        if run.include or run.exclude or run.floor:
+            splits = run.splits()
+            model = models.build(run.model, splits.input_shape, splits.classes, seed=0)
+            if least := layers.limits(model, **run.chosen_layers()):
+                layers.check_room(least, 1 - run.sparsity, masks.size(masks.ones(model)))
+
+
 def check_machine(jobs: int | None, device: str) -> None:
     """Raise a ``UserError`` unless ``jobs`` processes on ``device`` can be had."""
     try:
@@ -694,6 +811,7 @@ def sweep(study: str, profile_name: str, jobs: int | None = None, device: str = 
         ledger.check_writable()
         for dataset, normalisation in {(run.dataset, run.normalisation) for run in missing}:
             data.load(dataset, normalisation)  # a missing file is an error of the study, not of every run
+        _check_layers(missing)
         if "agents" in section(study, profile_name):
             teach(study, profile_name, jobs)
         with tqdm(total=len(wanted), initial=len(wanted) - len(missing), desc=study, unit="run",
@@ -710,7 +828,9 @@ def main() -> int:
     parser.add_argument("--jobs", type=int, help="processes (default: one a core; one on CUDA)")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--merge", type=Path, metavar="LEDGER", help="take over the runs of another ledger of this study instead")
+    registry.option(parser)
     options = parser.parse_args()
+    registry.load_plugins(options.plugin)
     if options.merge:
         wanted = {run.key() for run in runs(options.study, options.profile)}  # the names must be right
         if (rows := Ledger(options.merge).rows()) and wanted.isdisjoint(row["key"] for row in rows):
@@ -726,3 +846,6 @@ if __name__ == "__main__":
     from panning_core import studies  # the workers must find these names in the module, not in __main__
 
     command_line(studies.main)
+else:
+    with suppress(UserError):  # a plugin that is broken is named where a profile is read
+        registry.load_plugins()

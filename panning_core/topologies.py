@@ -198,4 +198,5 @@ def _completing(model: nn.Module, places: np.ndarray) -> np.ndarray:
     like = prunable(model)
     kept = torch.zeros(sum(w.numel() for w in like.values()), dtype=torch.bool)
     kept[torch.from_numpy(places)] = True
-    return flatten(masks.paths(model, unflatten(kept.to(next(iter(like.values())).device), like))).cpu().numpy() > 0
+    paths = masks.paths(model, unflatten(kept.to(next(iter(like.values())).device), like))
+    return flatten(paths).cpu().numpy()

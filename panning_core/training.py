@@ -15,11 +15,12 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import compaction, data, masks, sparse
+from . import compaction, data, faithful, masks, noise, sparse
 from .data import Split, Splits
 from .errors import UserError, is_number, pick, shown, unknown, whole
 from .masks import Mask
 from .models import check_batch, prunable
+from .registry import Table
 
 #: learning-rate factor at step t of ``steps``
 DECAYS: dict[str, Callable[[int, int], float]] = {
@@ -74,14 +75,14 @@ class Recipe:
 
 #: Published recipes (Kang et al. 2022's code; Tanaka et al. 2020, figure 6), and a short one for processors; its rate and batch are the best
 #: of a few on the validation images, with SNIP's and SynFlow's masks of ResNet-20 at 98 %, seed 0. A study says how it departs from a recipe.
-RECIPES = {
+RECIPES = Table(__name__ + ".RECIPES", {
     "mnist": Recipe(),
     "mnist-warm-up": Recipe(warm_up=5),
     "fashion-mnist": Recipe(augment=True),
     "cifar": Recipe(epochs=180, batch_size=128, weight_decay=5e-4, augment=True),
     "synflow-cifar": Recipe(epochs=160, batch_size=128, nesterov=True, decay="steps", augment=True),
     "cifar-short": Recipe(epochs=1, batch_size=64, lr=0.4, weight_decay=5e-4, nesterov=True, decay="one-cycle"),
-}
+})
 
 
 class Dense:
@@ -90,14 +91,21 @@ class Dense:
     name, count, seconds = "dense", 1, (0.0,)  # networks, and what each took by itself
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
-        self.model, self.recipe = model.to(memory_format=torch.channels_last), recipe  # the layout in which convolutions are fastest
+        self.model, self.mask, self.recipe = model, mask, recipe
+        self._lay_out(torch.channels_last)  # the layout in which convolutions are fastest
         weights = prunable(model)
         self.pruned = [(weights[name], ~m) for name, m in mask.items() if not m.all()]
         with torch.no_grad():
             for weight, gone in self.pruned:
                 weight[gone] = 0.0
         self.like = next(model.parameters())
-        self.optimiser = torch.optim.SGD(model.parameters(), recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+        learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.optimiser = torch.optim.SGD(learning, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+
+    def _lay_out(self, layout: torch.memory_format) -> None:
+        for parameter in self.model.parameters():
+            if parameter.dim() == 4:  # the layouts of others have other names
+                parameter.data = parameter.data.to(memory_format=layout)
 
     def images(self, x: Tensor) -> Tensor:
         """What ``step`` and ``logits`` want of the images [n, channels, height, width] of a data set."""
@@ -119,7 +127,8 @@ class Dense:
         # A pruned weight starts at 0 and gets no gradient: then decay, momentum and step leave it at exactly 0.
         # Filled rather than multiplied, because 0 * inf of a diverging run would bring it back as NaN.
         for weight, gone in self.pruned:
-            weight.grad.masked_fill_(gone, 0.0)
+            if weight.grad is not None:  # frozen, or of a layer that is not called
+                weight.grad.masked_fill_(gone, 0.0)
         self.optimiser.step()
         return loss.detach().double()
 
@@ -128,9 +137,13 @@ class Dense:
         with torch.no_grad():
             return torch.cat([self._forward(part) for part in x.split(1000)])
 
+    def answer(self, x: Tensor, y: Tensor) -> faithful.Answer:
+        """What the network answers to images and labels; nothing is learned."""
+        return faithful.ask(self.model, self.mask, x, y)
+
     def store(self) -> None:
         """The model's own weights were trained; they get their usual layout back."""
-        self.model.to(memory_format=torch.contiguous_format)
+        self._lay_out(torch.contiguous_format)
 
 
 class Sparse:
@@ -141,6 +154,7 @@ class Sparse:
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
         self.net, self.recipe = sparse.SparseNet(model, mask), recipe
         self.images, self.logits, self.store = self.net.pixels, self.net.logits, self.net.store
+        self.answer = self.net.answer
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> float:
         return self.net.step(x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov)
@@ -175,12 +189,13 @@ def live(model: nn.Module, mask: Mask) -> float:
 def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
     """``"sparse"`` where it pays, else ``"dense"``; warns where it would pay and can not train the network."""
     on_cpu = next(model.parameters()).device.type == "cpu"
-    if not (on_cpu and recipe.precision == "fp32" and live(model, mask) < SPARSE_BELOW):
+    if not (on_cpu and recipe.precision == "fp32"):
         return "dense"
     if reason := sparse.unsupported(model):
-        warnings.warn(f"training on the dense engine, which is slower: {reason}", stacklevel=4)
+        if masks.density(mask) < SPARSE_BELOW:
+            warnings.warn(f"training on the dense engine, which is slower: {reason}", stacklevel=4)
         return "dense"
-    return "sparse"
+    return "sparse" if live(model, mask) < SPARSE_BELOW else "dense"
 
 
 @cache
@@ -230,7 +245,12 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
     """Train ``model`` in place under ``mask``; afterwards every pruned weight is exactly 0.
 
     What is trained is the network without its dead units, where ``compaction.compact`` can read it; what is removed without
-    being pruned, such as a dead unit's bias, stays as it was. The same seed, device, thread count and engine give the same bits.
+    being pruned, such as a dead unit's bias, stays as it was, and so does a frozen parameter. The same seed, device, thread count and
+    engine give the same bits; the noise of a network that draws some, as dropout does, follows from the seed, and the global random
+    state is left alone.
+
+    The sparse engine and the compacted network are used if they answer a few images as ``model`` itself does, in both modes and with the
+    same gradients; otherwise ``model`` itself is trained on the dense engine, and a warning says what was different.
 
     Args:
         splits: on the model's device. Test accuracy is recorded at every epoch and decides nothing.
@@ -242,7 +262,8 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
         A run whose loss stops being finite ends with that epoch's row; its loss says so.
 
     Raises:
-        UserError: a mask of another network, an unknown engine, or a network the sparse engine can not train.
+        UserError: a mask of another network, an unknown engine, a network the sparse engine can not train, or one that can not learn these
+            images in batches of this size.
     """
     small, trainer = _prepare(model, mask, splits, recipe, engine)
     log, = _fit(trainer, splits, recipe, observe)
@@ -271,22 +292,37 @@ def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: 
     return [logs[id(trainer)] for _, trainer in prepared]
 
 
-def check(model: nn.Module, splits: Splits) -> None:
-    """Raise a ``UserError`` unless ``splits`` is a data set that ``model`` can learn."""
+def check(model: nn.Module, splits: Splits, batch_size: int) -> None:
+    """Raise a ``UserError`` unless ``splits`` is a data set that ``model`` can learn in batches of this size."""
     if not isinstance(splits, Splits):
         raise UserError(f"a data set is what data.load or data.from_arrays gives, not {shown(splits)}")
-    last = splits.train.y.argmax()[None]
-    check_batch(model, splits.train.x[last], splits.train.y[last])
-    if frozen := [name for name, parameter in model.named_parameters() if not parameter.requires_grad]:
-        raise UserError(f"{frozen[0]} is frozen and could not learn; call model.requires_grad_(True)")
+    images, labels = splits.train.x, splits.train.y
+    last = labels.argmax()[None]
+    check_batch(model, images[last], labels[last])
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise UserError("every parameter is frozen and none could learn; call model.requires_grad_(True)")
+    alone = len(images) % batch_size == 1 or batch_size == 1
+    few = images[: 1 if alone else 2], labels[: 1 if alone else 2]
+    try:
+        faithful.ask(model, masks.ones(model), *few)
+    except UserError:
+        raise
+    except Exception as error:  # of many kinds
+        reason = str(error).partition("\n")[0]
+        if alone:
+            raise UserError(
+                f"{len(images)} images in batches of {batch_size} leave a batch of one image, "
+                f"which this network can not learn from ({reason}); choose another batch_size"
+            ) from error
+        raise UserError(f"the network fails in train mode: {reason}") from error
 
 
 def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None = None) -> tuple[compaction.Compact | None, Dense | Sparse]:
-    """The compacted network, None where it can not be read, and what trains it."""
+    """The compacted network, None where the whole one is trained, and what trains it."""
     masks.check(model, mask)
-    check(model, splits)
     if not isinstance(recipe, Recipe):
         raise UserError(f"a recipe is a training.Recipe, or one of training.RECIPES, not {shown(recipe)}")
+    check(model, splits, recipe.batch_size)
     pick("engine", engine or "dense", ENGINES)
     try:
         small = compaction.compact(model, mask, fold=False)
@@ -295,8 +331,22 @@ def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engin
     network, alive = (small.model, small.mask) if small else (model, mask)
     if engine == "sparse" and (reason := sparse.unsupported(network)):
         raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
-    engine = engine or choose_engine(network, alive, recipe)
-    return small, ENGINES[engine](network, alive, recipe)
+    chosen = engine or choose_engine(network, alive, recipe)
+    if not small and chosen == "dense":
+        return None, ENGINES[chosen](model, mask, recipe)
+    trainer = ENGINES[chosen](network, alive, recipe)
+
+    def answer(x: Tensor, y: Tensor) -> faithful.Answer:
+        found = trainer.answer(x, y)
+        return found._replace(gradients=small.widen(found.gradients)) if small else found
+
+    if not (part := faithful.departure(model, mask, splits.train.x, splits.train.y, answer)):
+        return small, trainer
+    reason = f"the {'sparse engine' if chosen == 'sparse' else 'compacted network'} has another {part} than the network itself"
+    if engine == "sparse":
+        raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
+    warnings.warn(f"training the network itself on the dense engine, which is slower: {reason}", stacklevel=3)
+    return None, ENGINES["dense"](model, mask, recipe)
 
 
 def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe, observe: Callable[[dict], None] | None = None) -> list[pd.DataFrame]:
@@ -305,10 +355,12 @@ def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe, obser
     own, logs = {part: getattr(splits, part) for part in ("train", "validation", "test")}, [[] for _ in range(trainer.count)]
     if not recipe.augment:  # which needs whole images
         own = {part: replace(split, x=trainer.images(split.x)) for part, split in own.items()}
-    with fast_products(splits.train.x.device):
+    device, drawn = splits.train.x.device, torch.Generator().manual_seed(recipe.seed)
+    with fast_products(device):
         for epoch, steps in enumerate(epochs(own["train"], recipe), 1):
-            losses = torch.as_tensor(sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps) / len(splits.train)).reshape(-1)
-            logits = {part: trainer.logits(own[part].x).unflatten(1, (trainer.count, -1)) for part in ("validation", "test")}
+            with noise.drawn_from(drawn, device):
+                losses = torch.as_tensor(sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps) / len(splits.train)).reshape(-1)
+                logits = {part: trainer.logits(own[part].x).unflatten(1, (trainer.count, -1)) for part in ("validation", "test")}
             for k, (log, loss) in enumerate(zip(logs, losses.tolist())):
                 if not log or math.isfinite(log[-1]["loss"]):
                     log.append({"epoch": epoch, "loss": loss, **{f"{part}_accuracy": accuracy(found[:, k], own[part].y) for part, found in logits.items()}})

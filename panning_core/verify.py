@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from . import ROOT, data, report, results, studies
+from . import ROOT, data, registry, report, results, studies
 from .errors import UserError, command_line
 from .ledger import Ledger
 
@@ -161,7 +161,9 @@ def main() -> int:
     parser.add_argument("profile", nargs="?", default="quick")
     parser.add_argument("--sample", type=int, default=5, metavar="N")
     parser.add_argument("--seed", type=int, metavar="N")
+    registry.option(parser)
     options = parser.parse_args()
+    registry.load_plugins(options.plugin)
     return verify(options.profile, options.sample, options.seed)
 
 

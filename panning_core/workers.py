@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from joblib.externals.loky import get_reusable_executor
 
+from . import registry
 from .errors import UserError
 
 ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA", "NUMEXPR")} | {"VECLIB_MAXIMUM_THREADS": "1"}
@@ -60,12 +61,12 @@ def spread(work: Callable[[list], object], tasks: Iterable[list], jobs: int) -> 
 
 def _attempt(work: Callable, tasks: Iterator[list], jobs: int, cluster: str | None) -> Iterator[tuple[list, object]]:
     """``spread`` until the tasks are out or a worker has died; then what was in hand yields a ``WorkerDied`` and the rest stays in ``tasks``."""
-    going, died = {}, None
+    going, died, added = {}, None, registry.additions()
     with (_cluster(cluster) if cluster else _processes(jobs)) as (pool, room, Death):
         while True:
             for task in () if died else islice(tasks, room() - len(going)):
                 try:
-                    going[pool.submit(_one_at_a_time, work, task)] = task
+                    going[pool.submit(_one_at_a_time, work, task, added)] = task
                 except Death:
                     died = WorkerDied(DIED)
                     yield task, died
@@ -81,16 +82,21 @@ def _attempt(work: Callable, tasks: Iterator[list], jobs: int, cluster: str | No
                 yield task, found
 
 
-def _one_at_a_time(work: Callable, task: list) -> object:
+def _one_at_a_time(work: Callable, task: list, added: bytes) -> object:
     """PyTorch's random state and thread count belong to the process, and a Dask worker may have been given several threads."""
     with _alone:
+        registry.receive(added)
         return work(task)
 
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[tuple[Executor, Callable[[], int], type[Exception]]]:
     """(pool, how many tasks it takes, what a task raises whose worker died): processes of one thread each."""
-    pool = get_reusable_executor(jobs, timeout=IDLE, initializer=_serve, initargs=(os.getpid(),), env=ONE_THREAD)
+    # Other plugins are a reason for other workers.
+    env = ONE_THREAD | {registry.VARIABLE: os.environ.get(registry.VARIABLE, "")}
+    pool = get_reusable_executor(
+        jobs, timeout=IDLE, initializer=_serve, initargs=(os.getpid(),), env=env
+    )
     try:
         yield pool, lambda: jobs, BrokenProcessPool
     except BaseException:

@@ -246,7 +246,7 @@ IN_PYTHON = {
     "a part for a data set": (lambda d: d.train(splits=d.digits.train), "a data set is what data.load or data.from_arrays gives, not Split("),
     "a data set of other images": (lambda d: d.train(model=d.other, mask=masks.ones(d.other)), "it takes [1, 6, 6]) can not read images [1, 8, 8]"),
     "a data set of more classes": (lambda d: d.train(splits=d.arrays(**{f"{a}_{p}": v for p in ("train", "test") for a, v in (("x", np.zeros((24, 1, 8, 8))), ("y", np.arange(24) % 12))})), "the network knows the classes 0 to 9"),
-    "a frozen network": (lambda d: d.train(model=d.model.requires_grad_(False)), "fc1.weight is frozen and could not learn; call model.requires_grad_(True)"),
+    "a frozen network": (lambda d: d.train(model=d.model.requires_grad_(False)), "every parameter is frozen and none could learn; call model.requires_grad_(True)"),
     "a name for a recipe": (lambda d: d.train(recipe="mnist"), "a recipe is a training.Recipe, or one of training.RECIPES, not 'mnist'"),
     "an engine with a slip": (lambda d: d.train(engine="spars"), "unknown engine 'spars'; did you mean 'sparse'?"),
     "epochs and a half": (lambda d: training.Recipe(epochs=1.5), "epochs is 1.5; it must be a whole number from 1"),

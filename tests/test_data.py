@@ -1,15 +1,20 @@
 """Data: what a split is, what a batch is, and what a user reads when the input is wrong."""
 
 import io
+from itertools import islice
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 import torchvision
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
-from panning_core import data
+from panning_core import data, masks, metrics, models, pruning, training
 from panning_core.errors import UserError
 
 
@@ -68,7 +73,7 @@ def test_a_constant_channel_stays_finite():
     assert torch.equal(splits.train.x, torch.zeros_like(splits.train.x))
 
 
-@pytest.mark.parametrize("shape, expected", [((6,), (1, 1, 6)), ((4, 5), (1, 4, 5)), ((3, 4, 5), (3, 4, 5))])
+@pytest.mark.parametrize("shape, expected", [((6,), (6,)), ((4, 5), (1, 4, 5)), ((3, 4, 5), (3, 4, 5))])
 def test_shapes_of_images_and_feature_rows(shape, expected):
     assert data.from_arrays(*arrays(shape=shape)).input_shape == expected
 
@@ -119,6 +124,399 @@ def test_pixels_beyond_float32_are_an_error():
     x[3, 0, 1, 1] = 1e300
     with pytest.raises(UserError, match="finite"):
         data.from_arrays(x, y, xt, yt)
+
+
+# --- the validation split ---
+
+
+def plain(n):
+    """The split as it always was: a tenth, whatever the labels."""
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    held = max(1, int(n * data.VALIDATION_FRACTION))
+    return order[held:].sort().values, order[:held].sort().values
+
+
+@given(st.lists(st.integers(0, 6), min_size=2, max_size=120))
+@settings(max_examples=200, deadline=None)
+def test_every_class_is_trained_on_and_those_of_two_images_are_validated(labels):
+    labels = torch.tensor(labels)
+    sizes = labels.bincount()
+    if sizes.max() < 2:
+        with pytest.raises(UserError, match="no class has two training images"):
+            data.validation_split(labels)
+        return
+    train, validation = data.validation_split(labels)
+    assert sorted([*train.tolist(), *validation.tolist()]) == list(range(len(labels)))
+    assert all(each.tolist() == sorted(each.tolist()) for each in (train, validation))
+    trained, held = (labels[part].bincount(minlength=len(sizes)) for part in (train, validation))
+    assert (trained[sizes > 0] > 0).all() and (held[sizes > 1] > 0).all()
+    before = plain(len(labels))
+    fair = [labels[part].bincount(minlength=len(sizes)) for part in before]
+    if (fair[0][sizes > 0] > 0).all() and (fair[1][sizes > 1] > 0).all():
+        assert all(map(torch.equal, (train, validation), before))
+    else:
+        assert (held == torch.where(sizes > 1, (sizes // 10).clamp_min(1), 0)).all()
+
+
+def test_a_rare_class_is_in_both_parts_and_a_single_image_is_trained_on():
+    """200 images, two of class 1, one of class 2; the plain split would swallow one of them."""
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0)).tolist()
+    labels = np.zeros(200, int)
+    labels[[order[0], order[1]]], labels[order[2]] = (
+        1,
+        2,
+    )  # all three among the first twenty, for validation
+    splits = data.from_arrays(
+        np.random.default_rng(0).random((200, 4, 4)), labels, np.zeros((3, 4, 4)), np.arange(3)
+    )
+    assert splits.train.y.bincount().tolist() == [
+        178,
+        1,
+        1,
+    ] and splits.validation.y.bincount().tolist() == [19, 1]
+    labels[order[2]] = 1  # nothing is left out of either part: but all three are out of train
+    assert [
+        int((data.validation_split(torch.from_numpy(labels))[k] >= 0).sum()) for k in (0, 1)
+    ] == [180, 20]
+
+
+def test_no_class_with_two_images_is_one_sentence():
+    with pytest.raises(
+        UserError,
+        match="no class has two training images; at least 2 are needed, one of them for validation",
+    ):
+        data.from_arrays(np.zeros((2, 4, 4)), np.arange(2), np.zeros((2, 4, 4)), np.arange(2))
+
+
+@pytest.mark.parametrize("name", ["digits", "mnist", "fashion-mnist", "cifar10-jpeg"])
+def test_the_split_of_the_committed_runs_stays(name):
+    """The numbers of images of each class in the real sets: none is left out of the plain split, so
+    nothing changes."""
+    counts = {
+        "digits": None,
+        "mnist": [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949],
+    }.get(name, [len(range(5000))] * 10)
+    labels = (
+        data.load("digits").train.y
+        if counts is None
+        else torch.arange(10).repeat_interleave(torch.tensor(counts))
+    )
+    assert all(map(torch.equal, data.validation_split(labels), plain(len(labels))))
+
+
+# --- channels, rows and tokens ---
+
+
+@pytest.mark.parametrize(
+    "shape", [(32, 32, 3), (8, 8, 1), (28, 20, 1), (20, 28, 4), (64, 64, 13), (6, 6, 2)]
+)
+def test_channels_last_is_never_taken_for_channels_first(shape):
+    x, y, xt, yt = arrays(shape=shape)
+    with pytest.raises(
+        UserError,
+        match=r"mine: images of shape .* look like \[n, height, width, channels\]; say channels='",
+    ):
+        data.from_arrays(x, y, xt, yt, "mine")
+    last, first = (data.from_arrays(x, y, xt, yt, channels=place) for place in ("last", "first"))
+    assert last.input_shape == (shape[2], *shape[:2]) and first.input_shape == shape
+    right = data.from_arrays(
+        x.transpose(0, 3, 1, 2), y, xt.transpose(0, 3, 1, 2), yt, channels="first"
+    )
+    assert (
+        torch.equal(last.train.x, right.train.x)
+        and torch.equal(last.test.x, right.test.x)
+        and last.fingerprint == right.fingerprint
+    )
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        (1, 28, 28),
+        (3, 32, 32),
+        (2, 6, 6),
+        (3, 4, 5),
+        (16, 4, 4),
+        (512, 1, 1),
+        (64, 7, 7),
+        (3, 64, 4),
+        (4, 4, 4),
+        (16, 8, 8),
+    ],
+)
+def test_channels_first_is_taken_as_it_is(shape):
+    assert data.from_arrays(*arrays(shape=shape)).input_shape == shape
+
+
+def test_another_place_of_channels_is_one_sentence():
+    with pytest.raises(
+        UserError, match="unknown place of the channels 'middle'; known: first, last"
+    ):
+        data.from_arrays(*arrays(), channels="middle")
+
+
+def test_rows_are_standardised_per_feature():
+    x, y, xt, yt = arrays(shape=(3,))
+    x, xt = x * [1, 10, 100] + [5, 0, -7], xt * [1, 10, 100] + [5, 0, -7]
+    splits = data.from_arrays(x, y, xt, yt)
+    assert splits.train.x.shape == (45, 3)
+    assert torch.allclose(splits.train.x.mean(0), torch.zeros(3), atol=1e-5) and torch.allclose(
+        splits.train.x.std(0), torch.ones(3), atol=1e-4
+    )
+    two = data.from_arrays(
+        np.eye(2), np.zeros(2, int), np.eye(2), np.zeros(2, int)
+    )  # one is trained on: it has no deviation
+    assert (
+        two.train.x.shape == (1, 2) and two.train.x.isfinite().all() and two.test.x.isfinite().all()
+    )
+
+
+def test_tokens_stay_whole_numbers():
+    tokens, y = np.random.default_rng(0).integers(0, 50, (60, 7)), np.arange(60) % 3
+    splits = data.from_arrays(tokens, y, tokens[:9], y[:9], tokens=True)
+    assert (
+        splits.train.x.dtype == torch.int64
+        and splits.input_shape == (7,)
+        and torch.equal(splits.test.x, torch.from_numpy(tokens[:9]))
+    )
+    for bad in (tokens - 1, tokens + 0.5, tokens[:, :, None]):
+        with pytest.raises(
+            UserError, match=r"mine: tokens are whole numbers from 0, \[n, length\]"
+        ):
+            data.from_arrays(bad, y, bad[:9], y[:9], "mine", tokens=True)
+
+
+def test_crop_and_flip_of_rows_is_one_sentence():
+    with pytest.raises(
+        UserError,
+        match=r"crop and flip are for images .*, got \[5, 8\]; use a recipe without augment",
+    ):
+        data.crop_and_flip(torch.zeros(5, 8), torch.Generator())
+
+
+class Mean(nn.Module):
+    """The mean of embedded tokens."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.out = nn.Embedding(50, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.embedding(x).mean(1))
+
+
+class Patches(nn.Module):
+    """Its first ``Linear`` does not read the input."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.out = nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        x = x.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4).flatten(1, 3)
+        return self.out(self.first(x).relu().mean(1))
+
+
+def token_splits():
+    tokens, y = np.random.default_rng(0).integers(0, 50, (60, 7)), np.arange(60) % 3
+    return data.from_arrays(tokens, y, tokens[:9], y[:9], tokens=True)
+
+
+@pytest.mark.filterwarnings("ignore:training on the dense engine")
+@pytest.mark.parametrize(
+    "make, splits",
+    [
+        (
+            lambda: nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 3)),
+            lambda: data.from_arrays(*arrays(60, 9, 3, (8,))),
+        ),
+        (
+            lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 3)),
+            lambda: data.from_arrays(*arrays(60, 9, 3, (4, 4))),
+        ),
+        (Patches, lambda: data.from_arrays(*arrays(60, 9, 3, (4, 4)))),
+        (Mean, token_splits),
+    ],
+)
+def test_the_shape_of_an_input_is_taken_from_the_batch(make, splits):
+    model, splits = make(), splits()
+    assert not hasattr(model, "input_shape")
+    batch = data.balanced_batch(splits.train, 4, torch.Generator().manual_seed(0))
+    mask = masks.keep_top(metrics.snip(model, masks.ones(model), batch), 0.5)
+    log = training.train(model, mask, splits, training.Recipe(epochs=2))
+    assert (
+        len(log) == 2
+        and masks.flops(model, mask) > 0
+        and models.input_shape(model) == splits.input_shape
+    )
+    assert all((dict(model.named_parameters())[name][~m] == 0).all() for name, m in mask.items())
+
+
+def test_noise_for_tokens_is_one_sentence():
+    model, splits = Mean(), token_splits()
+    batch = data.balanced_batch(splits.train, 4, torch.Generator().manual_seed(0))
+    with pytest.raises(
+        UserError, match="NTK-SAP feeds a network noise, and this one reads tokens"
+    ):
+        metrics.ntk_sap(model, masks.ones(model), batch)
+
+
+# --- loaders ---
+
+
+def loaders(shape=(1, 4, 4), shuffle=True, dtype=torch.float32, **how):
+    x, y, xt, yt = (torch.from_numpy(a) for a in arrays(60, 20, 5, shape))
+    return [
+        DataLoader(TensorDataset(x.to(dtype), y), 16, shuffle=s, **how)
+        for x, y, s in ((x, y, shuffle), (xt, yt, False))
+    ]
+
+
+def test_loaders_give_what_they_give():
+    train, test = loaders()
+    state = torch.get_rng_state()
+    splits = data.from_loaders(train, test, "mine", "Mine")
+    assert torch.equal(torch.get_rng_state(), state)
+    x, y = train.dataset.tensors
+    assert (splits.name, splits.title, splits.classes, splits.input_shape) == (
+        "mine",
+        "Mine",
+        5,
+        (1, 4, 4),
+    )
+    assert torch.equal(splits.test.x, test.dataset.tensors[0]) and torch.equal(
+        splits.test.y, test.dataset.tensors[1]
+    )
+    both = torch.cat([splits.train.x, splits.validation.x])
+    number = both[:, 0, 0, 0].long()
+    assert number.sort().values.tolist() == list(range(60)) and torch.equal(both, x[number])
+    assert torch.equal(torch.cat([splits.train.y, splits.validation.y]), y[number])
+    torch.rand(3)
+    again = data.from_loaders(train, test)
+    assert (
+        torch.equal(again.train.x, splits.train.x) and again.fingerprint == splits.fingerprint
+    )  # the same order, whatever the global state
+
+
+@pytest.mark.parametrize(
+    "shape, dtype, kept",
+    [
+        ((6,), torch.float32, torch.float32),
+        ((5, 6), torch.float16, torch.float32),
+        ((2, 3, 4, 4), torch.float64, torch.float32),
+        ((6,), torch.int32, torch.int64),
+        ((3, 4, 4), torch.uint8, torch.float32),
+    ],
+)
+def test_loaders_of_rows_sequences_videos_and_tokens(shape, dtype, kept):
+    train, test = (
+        DataLoader([(x.abs().to(dtype), y) for x, y in loader.dataset], 7)
+        for loader in loaders(shape)
+    )
+    splits = data.from_loaders(train, test)
+    assert splits.input_shape == shape and splits.train.x.dtype == kept
+    assert torch.equal(splits.test.x[3], test.dataset[3][0].to(kept))
+
+
+def test_a_network_learns_from_loaders():
+    splits = data.from_loaders(*loaders((8,)))
+    model = nn.Sequential(nn.Linear(8, 12), nn.ReLU(), nn.Linear(12, 5))
+    training.train(model, masks.ones(model), splits, training.Recipe(epochs=1))
+
+
+def bad_loaders():
+    train, test = loaders()
+    images = torch.zeros(9, 1, 4, 4)
+    yield [], test, "mine: train gives no batch"
+    yield train, 3, "mine: test is 3; it must be a DataLoader"
+    yield {"a": 1}, test, "it must be a DataLoader"
+    yield DataLoader(TensorDataset(images)), test, r"mine: train gives \[tensor.*pairs"
+    yield [{"x": images}], test, "mine: train gives {'x'.*pairs"
+    yield [(images, 3)], test, "pairs"
+    yield [(images, torch.zeros(9))], test, "mine: train labels must be integers"
+    yield [(images, torch.zeros(8, dtype=torch.long))], test, "mine: train labels have shape"
+    yield [(images * torch.nan, torch.zeros(9, dtype=torch.long))], test, "not finite"
+    yield (
+        [
+            (images, torch.zeros(9, dtype=torch.long)),
+            (images[..., :3], torch.zeros(9, dtype=torch.long)),
+        ],
+        test,
+        "mine: train gives inputs of the shapes",
+    )
+    yield (
+        [(images[..., :3], torch.zeros(9, dtype=torch.long))],
+        test,
+        r"inputs are \[1, 4, 3\] in train and \[1, 4, 4\] in test",
+    )
+    yield (
+        [(torch.zeros(9, 8, 8, 3), torch.zeros(9, dtype=torch.long))],
+        [(torch.zeros(9, 8, 8, 3), torch.zeros(9, dtype=torch.long))],
+        "look like",
+    )
+
+
+@pytest.mark.parametrize("train, test, says", list(bad_loaders()))
+def test_bad_loaders_are_one_sentence(train, test, says):
+    with pytest.raises(UserError, match=says):
+        data.from_loaders(train, test, "mine")
+
+
+def test_a_set_larger_than_the_memory_is_refused_after_one_batch():
+    class Huge(torch.utils.data.Dataset):
+        read = 0
+
+        def __len__(self):
+            return 10**9
+
+        def __getitem__(self, index):
+            Huge.read += 1
+            return torch.zeros(3, 224, 224), 0
+
+    with pytest.raises(
+        UserError,
+        match=r"mine: train is 560,760.5 GiB, 3 times as much while it is read, and this machine",
+    ):
+        data.from_loaders(DataLoader(Huge(), 2), loaders()[1], "mine")
+    assert Huge.read == 2
+
+
+def test_batches_of_a_loader_come_again_and_follow_from_their_seed():
+    train = loaders()[0]
+
+    def drawn(seed, count=9):
+        return [y.tolist() for _, y in islice(data.loader_batches(train, seed), count)]
+
+    state = torch.get_rng_state()
+    first = drawn(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(5)
+    assert drawn(0) == first != drawn(1) and [len(y) for y in first] == [16, 16, 16, 12] * 2 + [16]
+    assert first[:4] != first[4:8]  # another order in the second epoch
+    with pytest.raises(UserError, match="the loader gives no batch"):
+        next(data.loader_batches(DataLoader(TensorDataset(torch.zeros(0, 1))), 0))
+
+
+def test_prune_takes_a_loader():
+    train, _ = loaders()
+    model = nn.Sequential(nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 5))
+    state, seen = torch.get_rng_state(), []
+    mask, trace = pruning.prune(
+        model,
+        "iterative-snip",
+        0.3,
+        train,
+        6,
+        observe=lambda t, old, new, batch: seen.append(batch[1].tolist()),
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert (
+        masks.count(mask) == round(0.3 * 252)
+        and len(trace) == 6
+        and seen == [y.tolist() for _, y in islice(data.loader_batches(train, 0), 6)]
+    )
+    again, _ = pruning.prune(model, "iterative-snip", 0.3, train, 6)
+    assert all(torch.equal(m, again[name]) for name, m in mask.items())
 
 
 # --- batches ---

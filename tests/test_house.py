@@ -10,7 +10,7 @@ from panning_core import ROOT
 from panning_core.ledger import Ledger
 
 #: Left to right. A new module finds its place here and in the docstring of the package.
-ORDER = ["errors", "data", "models", "masks", "compaction", "kernels", "sparse", "metrics", "topologies", "panning", "policies", "pruning", "transfer", "training", "stack",
+ORDER = ["errors", "registry", "noise", "data", "graph", "models", "layers", "masks", "faithful", "compaction", "exchange", "kernels", "sparse", "metrics", "topologies", "panning", "policies", "pruning", "transfer", "training", "stack",
          "gates", "tickets", "networks", "pathways", "toy", "agent",
          "ledger", "workers", "studies", "statistics", "fidelity", "report", "site", "reproduce", "verify"]
 SHOWING = ["jupyter", "jupyterlab", "papermill", "nbconvert", "nbformat", "nbclient", "ipykernel", "IPython", "matplotlib", "seaborn"]

@@ -1,13 +1,17 @@
 """The README's commands and code run, and the guide works: a reader finds out before we do otherwise."""
 
+import dataclasses
 import re
+import shutil
 import subprocess
 import sys
 
 import pandas as pd
 import pytest
+import torch
+import yaml
 
-from panning_core import ROOT, masks, networks, studies
+from panning_core import ROOT, exchange, masks, networks, registry, studies
 
 README = (ROOT / "README.md").read_text()
 
@@ -30,6 +34,50 @@ def test_python_examples_run(capsys, tmp_path, monkeypatch):
     assert masks.count(mask) <= round(0.01 * masks.size(mask)) and masks.count(masks.effective(model, mask)) == masks.count(mask)
     exec(compile(gated, "README.md", "exec"), scope)
     assert masks.count(scope["mask"]) <= 502 and scope["log"].validation_accuracy.iloc[-1] > 0.5
+
+
+def test_the_plugin_and_the_profile_run(tmp_path, monkeypatch):
+    """With fewer epochs; the commands are understood where such a profile is."""
+    _, plugin = blocks("py")
+    (grid,) = yaml.safe_load(blocks("yaml")[0])["my_study"]["grid"]
+    for place in ("panning_core.models.MODELS", "panning_core.data.DATASETS"):
+        for name in ("small", "rows"):
+            monkeypatch.setitem(registry.TABLES[place], name, None)  # goes again afterwards
+            del registry.TABLES[place][name]
+    exec(compile(plugin, "my_models.py", "exec"), {})
+    runs = studies.expand([grid])
+    found = studies.execute(dataclasses.replace(runs[0], epochs=1))
+    assert len(runs) == 12 and found["kept_weights"] == 5600 and found["layers"]["4"][0] == 400
+
+    (tmp_path / "notebooks" / "profiles").mkdir(parents=True)
+    (tmp_path / "notebooks" / "profiles" / "mine.yaml").write_text(blocks("yaml")[0])
+    (tmp_path / "my_models.py").write_text(plugin)
+    shutil.copy(ROOT / "run_all.sh", tmp_path)
+    for command in [
+        line
+        for block in blocks("sh")
+        for line in block.splitlines()
+        if line.startswith("./run_all.sh")
+    ]:
+        done = subprocess.run(
+            ["bash", *command.split(), "--help"], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
+
+
+def test_masks_are_exchanged(tmp_path, monkeypatch, lenet300):
+    monkeypatch.chdir(tmp_path)
+    exports, mask = (
+        [],
+        {name: m & (torch.rand(m.shape) < 0.5) for name, m in masks.ones(lenet300).items()},
+    )
+    monkeypatch.setattr(
+        exchange, "save_onnx", lambda *seen, **how: exports.append((seen[2], how))
+    )  # test_exchange.py does it
+    exec(compile(blocks("py")[0], "README.md", "exec"), scope := {"model": lenet300, "mask": mask})
+    assert all(torch.equal(m, mask[name]) for name, m in scope["mask"].items()) and exports == [
+        ("network.onnx", {"compact": True})
+    ]
 
 
 COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]

@@ -53,6 +53,11 @@ class Checkout:
             timeout=60,
         )
 
+    def profile(self, name):
+        folder = self.root / "notebooks" / "profiles"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f"{name}.yaml").write_text("{}")
+
     @property
     def calls(self):
         return self.calls_file.read_text().splitlines()
@@ -113,10 +118,19 @@ def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
         (["--quick"], "--quick"),
         (["paper", "--quick"], "--quick"),
         (["bench", "--quick", "grid"], "'grid'"),
+        (["mine", "paper"], "'paper'"),
+        (["bench", "mine"], "'mine'"),
+        (["../profiles/mine"], "'../profiles/mine'"),
+        (["--plugin"], "--plugin"),
+        (["--plugin", "nowhere.py"], "'nowhere.py'"),
+        (["--plugin=/nowhere.py", "mine"], "'/nowhere.py'"),
+        (["bench", "--plugin", "python"], "--plugin"),
+        (["mine", "--sample", "2"], "'mine'"),
         ([""], "''"),
     ],
 )
 def test_a_misuse_is_one_sentence_and_nothing_is_installed(checkout, arguments, offending):
+    checkout.profile("mine")
     done = checkout.run(*arguments)
     assert done.returncode == 2
     assert offending in done.stderr and "see ./run_all.sh --help" in done.stderr
@@ -193,3 +207,44 @@ def test_an_active_environment_with_the_package_is_used_as_it_is(checkout, varia
 def test_an_active_environment_of_another_checkout_is_not_used(checkout):
     assert checkout.run(VIRTUAL_ENV="/some/environment", FAKE_ROOT="/another/checkout").returncode == 0
     assert checkout.installed and (checkout.root / ".venv").exists()
+
+
+def test_own_profiles_are_offered(checkout):
+    assert "it can be quick, paper, verify, bench, test or lab;" in checkout.run("mien").stderr
+    for name in ("mine", "another"):
+        checkout.profile(name)
+    assert (
+        "it can be quick, paper, another, mine, verify, bench, test or lab;"
+        in checkout.run("mien").stderr
+    )
+
+
+def test_a_profile_and_plugins_of_ones_own(checkout):
+    """A plugin is found from where the user is; for the command, and all that it starts, it stands
+    in the environment."""
+    checkout.profile("mine")
+    plugin = checkout.bin / "my models.py"
+    plugin.write_text("")
+    shell = FAKE_PYTHON.replace('echo "$@" >>"$CALLS"', 'echo "$@ [${PANNING_PLUGIN-}]" >>"$CALLS"')
+    for name in ("python", *PYTHONS):
+        (checkout.bin / name).write_text(shell)
+    active = {"VIRTUAL_ENV": "/some/environment", "FAKE_ROOT": str(checkout.root)}
+    for arguments, started in [
+        (
+            ["mine", "--plugin", "my models.py", "--jobs=2"],
+            f"-m panning_core.reproduce mine --jobs 2 [{plugin}]",
+        ),
+        (
+            [f"--plugin={plugin}", "verify", "mine", "--plugin", "python"],
+            f"-m panning_core.verify mine [{plugin}:{checkout.bin / 'python'}]",
+        ),
+        (["mine"], "-m panning_core.reproduce mine []"),
+    ]:
+        done = checkout.run(*arguments, **active)
+        assert done.returncode == 0, done.stderr
+        assert checkout.calls[-1] == started
+    assert checkout.run(
+        "lab", "--plugin", "my models.py", **active
+    ).returncode == 0 and checkout.calls[-1].endswith(f"[{plugin}]")
+    assert checkout.run("mine", PANNING_PLUGIN="/first.py", **active).returncode == 0
+    assert checkout.calls[-1].endswith("[/first.py]")

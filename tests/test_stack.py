@@ -182,3 +182,32 @@ def test_networks_of_different_shapes_and_recipes_are_named():
         stack.train(found, [masks.ones(other)] * 3, splits, recipes())
     with pytest.raises(UserError, match="differ in more than their seeds"):
         stack.train(found[:2], pruned[:2], splits, [RECIPE, dataclasses.replace(RECIPE, lr=1.0)])
+
+
+@pytest.mark.parametrize("change, says", [
+    (lambda m: m.relu1.register_forward_hook(lambda _, x, out: out), "relu1 has a forward hook"),
+    (lambda m: m.fc2.weight.register_hook(lambda g: 0.5 * g), "fc2.weight has a hook"),
+    (lambda m: m.fc2.bias.requires_grad_(False), "fc2.bias is frozen"),
+    (lambda m: setattr(m, "relu2", nn.Dropout(0.5)), "mixes their channels, or draws noise"),
+])
+def test_what_only_a_network_itself_does_is_named(change, says):
+    splits, (found, pruned) = images((1, 6, 6)), networks("lenet300", (1, 6, 6))
+    change(found[1])
+    change(found[0])
+    with pytest.raises(UserError, match=f"^these networks can not be trained as one: .*{says}"):
+        stack.train(found[:2], pruned[:2], splits, recipes()[:2])
+
+
+class Detached(nn.Module):
+    """Answers alike and passes no gradient on."""
+
+    def forward(self, x):
+        return x if isinstance(x, torch.Tensor) and x.shape[1] == 300 else x.detach()
+
+
+def test_a_gradient_that_only_a_stack_loses_is_found():
+    splits, (found, pruned) = images((1, 6, 6)), networks("lenet300", (1, 6, 6))
+    for network in found:
+        network.relu1 = Detached()
+    with pytest.raises(UserError, match="can not be trained as one: a layer besides"):
+        stack.train(found, pruned, splits, recipes())

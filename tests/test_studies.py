@@ -48,7 +48,8 @@ CHANGES = {"dataset": "mnist", "model": "lenet5", "method": "snip", "sparsity": 
            "scope": "layerwise", "revive": False, "mix": (1, 0, 0), "control": "shuffle", "per_class": 5, "fixed_batch": True,
            "recipe": "cifar", "epochs": 3, "transfer": True, "precision": "bf16",
            "policy": "random", "returns": True, "options": {"steps": 1}, "effective": True, "network": True,
-           "normalisation": "authors", "order": 1, "scoring": 1, "engine": "dense"}
+           "normalisation": "authors", "order": 1, "scoring": 1, "engine": "dense",
+           "include": ("fc1", "fc2"), "exclude": "last", "floor": 0.1}
 
 
 def test_every_field_changes_the_key():
