@@ -191,7 +191,8 @@ def test_every_option_has_a_plain_default():
     assert pruning.options_of("prospr") == {"steps": 3, "lr": 0.1, "momentum": 0.0, "parts": 1, "first_order": False, "units": False}
     assert pruning.options_of("ntk-sap") == {"repeats": 5, "deviation": 0.01}
     assert pruning.options_of("panning") == pruning.options_of("panning-product") == {"masked": False}
-    own = ("prospr", "ntk-sap", "panning", "panning-product")
+    assert pruning.options_of("panning-agent") == {"guard": True}
+    own = ("prospr", "ntk-sap", "panning", "panning-product", "panning-agent")
     assert all(pruning.options_of(method) == {} for method in pruning.methods() if method not in own)
 
 
