@@ -214,7 +214,9 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
             return {}, None
         nonlocal draws
         state = generator.get_state()
-        products = metrics.products(model, mask, batch, metrics.TEMPERATURE, hessian="grasp" in used, generator=generator)
+        products = metrics.products(
+            model, mask, batch, metrics.TEMPERATURE, hessian="grasp" in used, generator=generator
+        )
         draws = draws or not torch.equal(state, generator.get_state())
         parts = {name: masks.flatten(getattr(products, name)) for name in used if name != "synflow"}
         return {name: (part, _mass(part)) for name, part in parts.items()}, Look(products.loss, products.gtg)

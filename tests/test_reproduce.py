@@ -138,7 +138,7 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     text = (results / "README.md").read_text()
     assert text.index("# A study that fails") < text.index("# Here it comes") < text.index("## A study that works")
     assert "![Accuracy of two seeds.](01_works/accuracy.png)" in text and (results / "01_works" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
-    assert "> **Claim** (Somebody 2020). Digits can be learned.\n>\n> **✔ holds.** n = 2." in text
+    assert "> **Claim** (Somebody 2020). Digits can be learned.\n>\n> **✔ holds.** n = 5." in text
     assert "*Accuracy of two seeds.*<br>\n<sub>2 runs of 01_works · code " in text and " · [01_works/runs.jsonl](01_works/runs.jsonl)</sub>" in text
     assert (results / "01_works" / "seeds.md").read_text() in text
     assert (results / "html" / "00_fails.html").exists() and "data:image/png;base64," in (results / "html" / "01_works.html").read_text()

@@ -37,7 +37,12 @@ CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml
 METHODS = {"load_replay_buffer", "extractall", "read_pickle"}
 SAFE = {"torch.load": ("weights_only", True), "numpy.load": ("allow_pickle", False)}  #: with this argument, written out
 #: file -> what stands there all the same, and why
-ALLOWED = {"panning_core/studies.py": {"yaml.load"}}  # its loader is yaml's SafeLoader, which makes plain values only, and refuses keys that are there twice
+ALLOWED = {
+    # Its loader is yaml's SafeLoader, which makes plain values only, and refuses keys that are there twice.
+    "panning_core/studies.py": {"yaml.load"},
+    # No file is read: what the starting process itself registers goes to its own workers, as joblib's tasks do.
+    "panning_core/registry.py": {"cloudpickle", "importlib.import_module", "pickle"},
+}
 
 
 def risks(text):
