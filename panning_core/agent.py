@@ -298,6 +298,7 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
     from stable_baselines3.common.noise import NormalActionNoise
 
     t = training
+    growing = not t.redraw and "extremes" not in t.departures  # units that never stop growing, over all legs
     path, told = checkpoint(t, folder), {"episodes": [], "evaluations": [], "seconds": 0.0, "extremes": []}
 
     def evaluate() -> None:
@@ -330,12 +331,12 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
             learner.set_random_seed(int(np.random.SeedSequence([t.seed, leg]).generate_state(1)[0]))
             learner.learn(min(LEG, t.steps - learner.num_timesteps), watch, reset_num_timesteps=False)
             evaluate()
-            told["extremes"] = [] if t.redraw else [env.extremes.low, env.extremes.high]
+            told["extremes"] = [env.extremes.low, env.extremes.high] if growing else []
             told["seconds"] += time.perf_counter() - start
             _keep(learner, told, path)
     versions = {"panning_core": __version__, **{package: version(package) for package in ("torch", "gymnasium", "stable-baselines3")}}
     card = {"trained_on": list(t.networks), "steps": t.steps, "seed": t.seed, "seconds": round(told["seconds"], 1), "training": asdict(t), "versions": versions}
-    if not t.redraw:  # where it is applied to its own network, its units go on from here
+    if growing:  # where it is applied to its own network, its units go on from here
         card |= {"network": models.fingerprint(t.source()(None)[0]), "extremes": told["extremes"]}
     return _actor(learner, card), told
 

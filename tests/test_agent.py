@@ -635,3 +635,12 @@ def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_runs(learned, tmp_
     torch.save({"x": Harmful(tmp_path / "harm")}, path)
     torch.load(path, weights_only=False)
     assert (tmp_path / "harm").exists()  # it would have run
+
+
+@pytest.mark.parametrize("departures, kept", [(panning.DEFAULT, True), (panning.FIRST, False)])
+def test_units_that_grow_go_on_with_the_policy_and_fixed_ones_do_not(departures, kept, tmp_path, monkeypatch):
+    monkeypatch.setattr(agent, "LEG", 50)
+    training = Training(**TINY | {"steps": 60, "departures": departures})
+    actor, told = agent.learn(training, tmp_path)
+    assert bool(told["extremes"]) == ("network" in actor.card) == kept
+    assert bool(actor.known(training.source()(None)[0])) == kept and not actor.known(training.source(9)(None)[0])
