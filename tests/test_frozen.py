@@ -1,0 +1,27 @@
+"""What was recorded stays what it is: the key of every committed ledger line follows from its run."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from panning_core import ROOT, agent, studies, toy
+
+LEDGERS = sorted((ROOT / "results" / "paper").glob("*/*.jsonl"))
+KINDS = {"runs": lambda run: studies.Run(**run), "agents": agent.recorded, "toys": lambda run: toy.Toy(**run)}
+
+
+def _told(path: Path) -> str:
+    return f"{path.parent.name}/{path.name}"
+
+
+@pytest.mark.parametrize("path", LEDGERS, ids=_told)
+def test_every_recorded_run_has_the_key_it_was_recorded_under(path):
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    read = KINDS[path.stem]
+    assert lines
+    assert [line["key"] for line in lines] == [read(line["run"]).key() for line in lines]
+
+
+def test_nothing_recorded_was_lost():
+    assert sum(len(path.read_text().splitlines()) for path in LEDGERS) >= 3950
