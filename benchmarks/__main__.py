@@ -18,7 +18,15 @@ from . import agreement, environment, grid, scoring, show, timing, train
 
 #: name -> a function of ``quick`` that returns a table, empty where there is nothing to measure
 PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
-    "training": train.speed, "memory": train.memory, "agreement": agreement.agreement, "scoring": scoring.scoring, "selection": scoring.selection, "agent": environment.speed, "fixes": environment.fixes, "grid": grid.grid}
+    "training": train.speed,
+    "memory": train.memory,
+    "agreement": agreement.agreement,
+    "scoring": scoring.scoring,
+    "selection": scoring.selection,
+    "agent": environment.speed,
+    "fixes": environment.fixes,
+    "grid": grid.grid,
+}
 
 
 def headline(parts: dict[str, pd.DataFrame]) -> dict[str, float | None]:
@@ -30,26 +38,51 @@ def headline(parts: dict[str, pd.DataFrame]) -> dict[str, float | None]:
     """
     method, sparsity = train.HEADLINE
     measured = {"train_lenet300_98": "shared_ratio"}
-    wanted = {**{f"train_{name}_98": ("training", {"network": name, "method": method, "sparsity": sparsity}) for name in train.NETWORKS},
-              **{f"panning_{name}": ("scoring", {"network": name, "method": "panning"}) for name in ("lenet5", "resnet20")},
-              "agent_lenet5": ("agent", {"network": "lenet5"})}
+    wanted = {
+        **{
+            f"train_{name}_98": (
+                "training",
+                {"network": name, "method": method, "sparsity": sparsity},
+            )
+            for name in train.NETWORKS
+        },
+        **{
+            f"panning_{name}": ("scoring", {"network": name, "method": "panning"})
+            for name in ("lenet5", "resnet20")
+        },
+        "agent_lenet5": ("agent", {"network": "lenet5"}),
+    }
     found = {}
     for key, (part, cell) in wanted.items():
         table = parts.get(part, pd.DataFrame(columns=list(cell)))
-        rows = table.loc[(table[list(cell)] == pd.Series(cell)).all(axis=1)].get(measured.get(key, "ratio"), pd.Series()).dropna() if len(table) else []
+        rows = (
+            table.loc[(table[list(cell)] == pd.Series(cell)).all(axis=1)]
+            .get(measured.get(key, "ratio"), pd.Series())
+            .dropna()
+            if len(table)
+            else []
+        )
         found[key] = float(f"{rows.iloc[0]:.4g}") if len(rows) else None
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="./run_all.sh bench", formatter_class=argparse.RawDescriptionHelpFormatter,
+        prog="./run_all.sh bench",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Measure what is compared side by side, on one thread: medians with quartiles.\n"
-                    "The last line is JSON:" + headline.__doc__.partition(":")[2])
-    parser.add_argument("--quick", action="store_true", help="the headline ratios alone, under three minutes; writes nothing")
+        "The last line is JSON:" + headline.__doc__.partition(":")[2],
+    )
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="the headline ratios alone, under three minutes; writes nothing",
+    )
     parser.add_argument("--only", metavar="PART", help=f"one of {', '.join(PARTS)}")
     options = parser.parse_args()
-    chosen = {options.only: pick("part", options.only, PARTS)} if options.only is not None else PARTS
+    chosen = (
+        {options.only: pick("part", options.only, PARTS)} if options.only is not None else PARTS
+    )
     torch.set_num_threads(1)
     parts = {}
     for name, measure in chosen.items():
@@ -71,7 +104,11 @@ def save(part: str, table: pd.DataFrame) -> None:
     note = folder / "machine.json"
     machines = json.loads(note.read_text()) if note.exists() else {}
     note.write_text(json.dumps({**machines, part: timing.machine()}, indent=2) + "\n")
-    every = {name: pd.read_csv(folder / f"{name}.csv") for name in PARTS if (folder / f"{name}.csv").exists()}
+    every = {
+        name: pd.read_csv(folder / f"{name}.csv")
+        for name in PARTS
+        if (folder / f"{name}.csv").exists()
+    }
     (folder / "speedup.md").write_text(show.tables(every))
     if "training" in every:
         show.figure(every["training"], folder / "speedup.png")

@@ -19,7 +19,10 @@ SEEDS = 5
 
 def distance(model: torch.nn.Module, exact: torch.nn.Module) -> float:
     """The largest relative distance of a weight tensor to that of ``exact``."""
-    pairs = [(w.detach(), e.detach()) for w, e in zip(models.prunable(model).values(), models.prunable(exact).values())]
+    pairs = [
+        (w.detach(), e.detach())
+        for w, e in zip(models.prunable(model).values(), models.prunable(exact).values())
+    ]
     return max(float((w.double() - e).norm() / e.norm()) for w, e in pairs if e.norm() > 0)
 
 
@@ -29,8 +32,15 @@ def after_steps(name: str) -> dict[str, float]:
     model = build(name)
     batch = data.balanced_batch(split, 10, torch.Generator().manual_seed(0))
     mask = masks.effective(model, pruning.prune(model, HEADLINE[0], 1 - HEADLINE[1], batch)[0])
-    trained = {"float64": copy.deepcopy(model).double(), "float32": copy.deepcopy(model), "sparse": model}
-    trainers = {key: training.ENGINES["sparse" if key == "sparse" else "dense"](network, mask, recipe) for key, network in trained.items()}
+    trained = {
+        "float64": copy.deepcopy(model).double(),
+        "float32": copy.deepcopy(model),
+        "sparse": model,
+    }
+    trainers = {
+        key: training.ENGINES["sparse" if key == "sparse" else "dense"](network, mask, recipe)
+        for key, network in trained.items()
+    }
     batches = shuffled(split, recipe.batch_size)
     for _ in range(STEPS):
         x, y = next(batches)
@@ -38,7 +48,10 @@ def after_steps(name: str) -> dict[str, float]:
             trainer.step(x.double() if key == "float64" else x, y, 0.01)
     for trainer in trainers.values():
         trainer.store()
-    return {f"{key}_distance": distance(trained[key], trained["float64"]) for key in ("sparse", "float32")}
+    return {
+        f"{key}_distance": distance(trained[key], trained["float64"])
+        for key in ("sparse", "float32")
+    }
 
 
 def accuracies(name: str) -> dict[str, float]:
@@ -50,17 +63,38 @@ def accuracies(name: str) -> dict[str, float]:
         mask = masks.effective(model, pruning.prune(model, HEADLINE[0], 1 - HEADLINE[1], batch)[0])
         for engine, values in found.items():
             recipe = training.Recipe(epochs=TRAINED[name], seed=seed)
-            values.append(training.train(copy.deepcopy(model), mask, splits, recipe, engine).test_accuracy.iloc[-1])
+            values.append(
+                training.train(
+                    copy.deepcopy(model), mask, splits, recipe, engine
+                ).test_accuracy.iloc[-1]
+            )
     frame = pd.DataFrame(found)
     difference = statistics.interval(frame["sparse"] - frame["dense"])
-    return {"epochs": TRAINED[name], "seeds": SEEDS, "dense_accuracy": frame["dense"].mean(), "sparse_accuracy": frame["sparse"].mean(),
-            "difference": difference.mean, "difference_low": difference.low, "difference_high": difference.high}
+    return {
+        "epochs": TRAINED[name],
+        "seeds": SEEDS,
+        "dense_accuracy": frame["dense"].mean(),
+        "sparse_accuracy": frame["sparse"].mean(),
+        "difference": difference.mean,
+        "difference_low": difference.low,
+        "difference_high": difference.high,
+    }
 
 
 def agreement(quick: bool) -> pd.DataFrame:
     """One row a network. Nothing in the quick run; accuracies where MNIST is at hand."""
     rows = []
     for name in ("lenet300", "lenet5", "resnet20") if not quick else ():
-        rows.append({"network": name, "method": HEADLINE[0], "sparsity": HEADLINE[1], "steps": STEPS, **after_steps(name),
-                     **(accuracies(name) if name in TRAINED and mnist_is_here() else {"difference": nan})})
+        rows.append(
+            {
+                "network": name,
+                "method": HEADLINE[0],
+                "sparsity": HEADLINE[1],
+                "steps": STEPS,
+                **after_steps(name),
+                **(
+                    accuracies(name) if name in TRAINED and mnist_is_here() else {"difference": nan}
+                ),
+            }
+        )
     return pd.DataFrame(rows)

@@ -33,18 +33,31 @@ class Straightforward:
     def look(self, t: int) -> tuple[float, ...]:
         """Scores on batch t, and loss and gTg of the dense and of the sub-network, the effective sparsity."""
         batch = self.batches[t % len(self.batches)]
-        snip, grasp, loss, gtg = straightforward.data_products(self.model, batch, metrics.TEMPERATURE)
+        snip, grasp, loss, gtg = straightforward.data_products(
+            self.model, batch, metrics.TEMPERATURE
+        )
         synflow = straightforward.synflow_products(self.model, self.double, self.mask, batch)
         self.scores = [straightforward.normalise(scores) for scores in (synflow, snip, grasp)]
-        effective = 1 - sum(int(((s != 0) & self.mask[name]).sum()) for name, s in synflow.items()) / masks.size(self.mask)
-        weights = {name: (w * self.mask[name]).detach().requires_grad_() for name, w in self.model.named_parameters() if name in self.mask}
-        sub = nn.functional.cross_entropy(torch.func.functional_call(self.model, weights, batch[0]) / metrics.TEMPERATURE, batch[1])
+        effective = 1 - sum(
+            int(((s != 0) & self.mask[name]).sum()) for name, s in synflow.items()
+        ) / masks.size(self.mask)
+        weights = {
+            name: (w * self.mask[name]).detach().requires_grad_()
+            for name, w in self.model.named_parameters()
+            if name in self.mask
+        }
+        sub = nn.functional.cross_entropy(
+            torch.func.functional_call(self.model, weights, batch[0]) / metrics.TEMPERATURE,
+            batch[1],
+        )
         gradient = torch.autograd.grad(sub, list(weights.values()))
         return loss, gtg, sub.item(), sum(g.square().sum() for g in gradient).item(), effective
 
     def step(self, action: np.ndarray, t: int, density: float) -> tuple[float, ...]:
         mix = action + 1
-        scores = {name: sum(float(c) * s[name] for c, s in zip(mix, self.scores)) for name in self.mask}
+        scores = {
+            name: sum(float(c) * s[name] for c, s in zip(mix, self.scores)) for name in self.mask
+        }
         self.mask = straightforward.select(scores, density)
         return self.look(t)
 
@@ -53,7 +66,11 @@ def speed(quick: bool) -> pd.DataFrame:
     """One row a network: milliseconds a step, over a whole episode of ours and ``MEASURED`` of its steps of the straightforward environment."""
     rows = []
     for name in ("lenet5",) if quick else ("lenet300", "lenet5"):
-        split, model, action = images((1, 28, 28)), build(name), np.zeros(len(panning.MIXED), np.float32)
+        split, model, action = (
+            images((1, 28, 28)),
+            build(name),
+            np.zeros(len(panning.MIXED), np.float32),
+        )
         env = agent.PanningEnv(lambda draw: (model, split))
         env.reset(seed=0)
         plain = Straightforward(build(name), [dense.batch for dense in env._pool])
@@ -70,8 +87,16 @@ def speed(quick: bool) -> pd.DataFrame:
         times = interleave({"straightforward": theirs, "ours": ours}, rounds=3)
         times["straightforward"] /= MEASURED
         times["ours"] /= ROUNDS
-        rows.append({"network": name, "target": TARGET, "rounds_measured": MEASURED, "straightforward_ms": 1000 * times["straightforward"].median(),
-                     "ours_ms": 1000 * times["ours"].median(), **ratio(times, "straightforward", "ours")._asdict()})
+        rows.append(
+            {
+                "network": name,
+                "target": TARGET,
+                "rounds_measured": MEASURED,
+                "straightforward_ms": 1000 * times["straightforward"].median(),
+                "ours_ms": 1000 * times["ours"].median(),
+                **ratio(times, "straightforward", "ours")._asdict(),
+            }
+        )
     return pd.DataFrame(rows)
 
 
@@ -93,30 +118,80 @@ def fixes(quick: bool) -> pd.DataFrame:
     def returns(*departures: str) -> str:
         """Of SynFlow alone, in the first episode and in the eighth."""
         env = environment(*departures)
-        found = [agent.episode(env, synflow, TARGET, seed=None if k else 0)["return"] for k in range(8)]
+        found = [
+            agent.episode(env, synflow, TARGET, seed=None if k else 0)["return"] for k in range(8)
+        ]
         return f"{found[0]:.1f}, {found[-1]:.1f}"
 
     env = environment("loss")
     env.reset(seed=0)
     losses = np.array([dense.look.loss for dense in env._pool])
     single = losses.astype(np.float32)
-    lived = [agent.episode(environment(*departures), nothing, TARGET, seed=0)["rounds"] for departures in (("shares",), ())]
+    lived = [
+        agent.episode(environment(*departures), nothing, TARGET, seed=0)["rounds"]
+        for departures in (("shares",), ())
+    ]
     ends = [_returns_learned(bootstrap) for bootstrap in (False, True)]
     alone = f"return of SynFlow alone at {100 * TARGET:g} % in the first and in the eighth episode, LeNet-300-100"
-    return pd.DataFrame([
-        {"departure": "loss", "measured": "distinct losses of 32 dense batches of LeNet-300-100; range in steps of a float32", "with it": f"{len(set(losses))}",
-         "authors": f"{len(set(single))}, {np.ptp(single) / np.spacing(single[0]):.0f} steps"},
-        {"departure": "extremes", "measured": alone, "with it": returns("extremes"), "authors": returns()},
-        {"departure": "kept", "measured": alone, "with it": returns("kept"), "authors": returns()},
-        {"departure": "extremes and kept, as until 2026-11", "measured": alone, "with it": returns(*panning.FIRST), "authors": returns()},
-        {"departure": "shares", "measured": "rounds that a network lives if the agent always answers -1, -1, -1; target 99 %",
-         "with it": f"{lived[0]} of {ROUNDS}", "authors": f"{lived[1]} of {ROUNDS}"},
-        {"departure": "end", "measured": "mean return after 2,500 steps on the digits, 20 rounds, 3 seeds; with it: a truncated episode has a value beyond (`bootstrap`)",
-         "with it": f"{ends[1]:.2f}", "authors": f"{ends[0]:.2f}"}])
+    return pd.DataFrame(
+        [
+            {
+                "departure": "loss",
+                "measured": "distinct losses of 32 dense batches of LeNet-300-100; range in steps of a float32",
+                "with it": f"{len(set(losses))}",
+                "authors": f"{len(set(single))}, {np.ptp(single) / np.spacing(single[0]):.0f} steps",
+            },
+            {
+                "departure": "extremes",
+                "measured": alone,
+                "with it": returns("extremes"),
+                "authors": returns(),
+            },
+            {
+                "departure": "kept",
+                "measured": alone,
+                "with it": returns("kept"),
+                "authors": returns(),
+            },
+            {
+                "departure": "extremes and kept, as until 2026-11",
+                "measured": alone,
+                "with it": returns(*panning.FIRST),
+                "authors": returns(),
+            },
+            {
+                "departure": "shares",
+                "measured": "rounds that a network lives if the agent always answers -1, -1, -1; target 99 %",
+                "with it": f"{lived[0]} of {ROUNDS}",
+                "authors": f"{lived[1]} of {ROUNDS}",
+            },
+            {
+                "departure": "end",
+                "measured": "mean return after 2,500 steps on the digits, 20 rounds, 3 seeds; with it: a truncated episode has a value beyond (`bootstrap`)",
+                "with it": f"{ends[1]:.2f}",
+                "authors": f"{ends[0]:.2f}",
+            },
+        ]
+    )
 
 
 def _returns_learned(bootstrap: bool) -> float:
     with tempfile.TemporaryDirectory() as folder:
-        trainings = [agent.Training("lenet300/digits", seed=seed, steps=2_500, random_steps=500, rounds=20, pool=10, bootstrap=bootstrap) for seed in range(3)]
+        trainings = [
+            agent.Training(
+                "lenet300/digits",
+                seed=seed,
+                steps=2_500,
+                random_steps=500,
+                rounds=20,
+                pool=10,
+                bootstrap=bootstrap,
+            )
+            for seed in range(3)
+        ]
         told = [agent.learn(training, Path(folder))[1] for training in trainings]
-    return float(np.mean([row["return"] for each in told for row in each["evaluations"][-len(agent.TARGETS):]]))
+    return float(
+        np.mean(
+            [row["return"] for each in told for row in each["evaluations"][-len(agent.TARGETS) :]]
+        )
+    )

@@ -13,7 +13,10 @@ from .train import ITERATIVE, NETWORKS, build, images
 
 DENSITY = 0.02
 ROUNDS = 100
-MEASURED = {"lenet5": 10, "resnet20": 3}  #: rounds of the straightforward implementation that are run; each costs the same
+MEASURED = {
+    "lenet5": 10,
+    "resnet20": 3,
+}  #: rounds of the straightforward implementation that are run; each costs the same
 SIZES = (430_500, 1_900_000, 20_000_000)
 
 
@@ -22,18 +25,33 @@ def scoring(quick: bool) -> pd.DataFrame:
     straightforward implementation ``rounds_measured`` of them, scaled up."""
     rows = []
     for name in MEASURED:
-        batch = data.balanced_batch(images(NETWORKS[name].shape), 10, torch.Generator().manual_seed(0))
+        batch = data.balanced_batch(
+            images(NETWORKS[name].shape), 10, torch.Generator().manual_seed(0)
+        )
         for method, theirs in straightforward.METHODS.items():
             if quick and method != "panning":
                 continue
             rounds, measured = (ROUNDS, MEASURED[name]) if method in ITERATIVE else (1, 1)
             model, other = build(name), build(name)  # theirs leaves its traces in BatchNorm
-            times = interleave({"straightforward": lambda: theirs(other, DENSITY, batch, measured),
-                                "ours": lambda: pruning.prune(model, method, DENSITY, batch, rounds)}, rounds=3 if quick else 5)
+            times = interleave(
+                {
+                    "straightforward": lambda: theirs(other, DENSITY, batch, measured),
+                    "ours": lambda: pruning.prune(model, method, DENSITY, batch, rounds),
+                },
+                rounds=3 if quick else 5,
+            )
             times["straightforward"] *= rounds / measured
-            rows.append({"network": name, "method": method, "rounds": rounds, "rounds_measured": measured,
-                         "straightforward_seconds": times["straightforward"].median(), "ours_seconds": times["ours"].median(),
-                         **ratio(times, "straightforward", "ours")._asdict()})
+            rows.append(
+                {
+                    "network": name,
+                    "method": method,
+                    "rounds": rounds,
+                    "rounds_measured": measured,
+                    "straightforward_seconds": times["straightforward"].median(),
+                    "ours_seconds": times["ours"].median(),
+                    **ratio(times, "straightforward", "ours")._asdict(),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -41,8 +59,23 @@ def selection(quick: bool) -> pd.DataFrame:
     """One row a size: milliseconds to keep the top 2 % of so many scores."""
     rows = []
     for size in SIZES[:2] if quick else SIZES:
-        scores = {"weight": torch.rand(size, generator=torch.Generator().manual_seed(0), dtype=torch.double)}
-        times = interleave({"sort": lambda: straightforward.select(scores, DENSITY), "ours": lambda: masks.keep_top(scores, DENSITY)})
-        rows.append({"scores": size, "sort_ms": 1000 * times["sort"].median(), "ours_ms": 1000 * times["ours"].median(),
-                     **ratio(times, "sort", "ours")._asdict()})
+        scores = {
+            "weight": torch.rand(
+                size, generator=torch.Generator().manual_seed(0), dtype=torch.double
+            )
+        }
+        times = interleave(
+            {
+                "sort": lambda: straightforward.select(scores, DENSITY),
+                "ours": lambda: masks.keep_top(scores, DENSITY),
+            }
+        )
+        rows.append(
+            {
+                "scores": size,
+                "sort_ms": 1000 * times["sort"].median(),
+                "ours_ms": 1000 * times["ours"].median(),
+                **ratio(times, "sort", "ours")._asdict(),
+            }
+        )
     return pd.DataFrame(rows)

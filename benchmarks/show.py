@@ -19,22 +19,47 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
     """Speed-up of a training step against sparsity: a panel a network, a line a method; dashed is compaction alone."""
     sns.set_theme(context="notebook", style="whitegrid")
     networks = list(dict.fromkeys(frame.network))
-    made, axes = plt.subplots(1, len(networks), figsize=(4.6 * len(networks), 4.4), sharey=True, squeeze=False)
+    made, axes = plt.subplots(
+        1, len(networks), figsize=(4.6 * len(networks), 4.4), sharey=True, squeeze=False
+    )
     crossovers = crossover(frame).set_index("network").sparse_engine_faster_from_sparsity
     for panel, name in zip(axes[0], networks):
         part = frame[frame.network == name].dropna(subset="ratio")
         for method, rows in part.groupby("method", sort=False):
             style = {"color": report.COLOURS.get(method), "linewidth": 1.4}
             errors = [rows.ratio - rows.ratio_low, rows.ratio_high - rows.ratio]
-            panel.errorbar(1 - rows.sparsity, rows.ratio, np.maximum(errors, 0), label=report.method_name(method), marker=report.MARKERS.get(method, "o"),
-                           markersize=5, capsize=2, **style)
+            panel.errorbar(
+                1 - rows.sparsity,
+                rows.ratio,
+                np.maximum(errors, 0),
+                label=report.method_name(method),
+                marker=report.MARKERS.get(method, "o"),
+                markersize=5,
+                capsize=2,
+                **style,
+            )
             panel.plot(1 - rows.sparsity, rows.dense_ratio, linestyle="--", alpha=0.6, **style)
         panel.axhline(1, color="black", linewidth=1.2)
         if np.isfinite(start := crossovers.get(name, np.nan)):
             panel.axvline(1 - start, color="grey", linestyle=":", linewidth=1.2)
-            panel.annotate(f"sparse engine from {report.percent(start)}", (1 - start, 0.97), xycoords=("data", "axes fraction"), rotation=90, fontsize=8,
-                           xytext=(3, 0), textcoords="offset points", color="grey", verticalalignment="top")
-        panel.set(xscale="log", yscale="log", xlabel="sparsity (%)", title=report.MODELS.get(name, name), xlim=(0.6, 0.8 * (1 - frame.sparsity.max())))
+            panel.annotate(
+                f"sparse engine from {report.percent(start)}",
+                (1 - start, 0.97),
+                xycoords=("data", "axes fraction"),
+                rotation=90,
+                fontsize=8,
+                xytext=(3, 0),
+                textcoords="offset points",
+                color="grey",
+                verticalalignment="top",
+            )
+        panel.set(
+            xscale="log",
+            yscale="log",
+            xlabel="sparsity (%)",
+            title=report.MODELS.get(name, name),
+            xlim=(0.6, 0.8 * (1 - frame.sparsity.max())),
+        )
         shown = [s for s in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999) if s <= frame.sparsity.max()]
         panel.set_xticks([1 - s for s in shown], [f"{100 * s:g}" for s in shown])
         panel.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -54,17 +79,18 @@ CAPTIONS = {
 `macs`: multiply-adds of live weights in one image's forward pass; `live_share`: their share of those of the compacted network.
 `shared_ratio`: so many networks on the same batches as a sweep trains together ({studies.SHARE}), each counted once, against plain.
 `useful_share`: FLOP/s on live weights as a share of a matrix product's in the same rounds.
-Masks of SynFlow and Panning on {', '.join(report.MODELS.get(n, n) for n, network in NETWORKS.items() if network.rounds < 100)} are of 10 rounds.""",
+Masks of SynFlow and Panning on {", ".join(report.MODELS.get(n, n) for n, network in NETWORKS.items() if network.rounds < 100)} are of 10 rounds.""",
     "agreement": "Do the engines agree? Distances to PyTorch in float64 (the largest relative one of a weight tensor) after so many steps of the "
-                 "sparse engine, and of PyTorch in float32; test accuracy of both over the same seeds, and the mean difference with its 95 % interval.",
+    "sparse engine, and of PyTorch in float32; test accuracy of both over the same seeds, and the mean difference with its 95 % interval.",
     "memory": "Peak memory of training, in MiB beyond network, mask and data; each in a process of its own.",
     "scoring": "Seconds to a mask of 2 %, one batch. `ratio`: ours against the straightforward implementation, of which "
-               "`rounds_measured` rounds were run and scaled.",
+    "`rounds_measured` rounds were run and scaled.",
     "selection": "Keeping the top 2 % of so many scores. `ratio`: `masks.keep_top` against a full sort.",
     "agent": "Milliseconds a step of the agent's environment. `ratio`: a whole episode of ours against the straightforward implementation, of which "
-             "`rounds_measured` rounds were run and scaled; the pool of batches is drawn before the clock starts.",
+    "`rounds_measured` rounds were run and scaled; the pool of batches is drawn before the clock starts.",
     "fixes": "Departures from the authors' environment, and what difference each makes.",
-    "grid": "A whole grid through `studies.sweep`; `seconds` on the clock, the others summed over the runs."}
+    "grid": "A whole grid through `studies.sweep`; `seconds` on the clock, the others summed over the runs.",
+}
 HIDDEN = ["macs_dense", "flops", "matrix_peak", "effective_density", "ratio_low", "ratio_high"]
 
 
@@ -77,9 +103,19 @@ def tables(parts: dict[str, pd.DataFrame]) -> str:
             if column in frame:
                 shown[column] = [f"{v:,.0f}" if v else None for v in shown[column]]
         if "ratio" in frame:
-            shown["ratio"] = [f"{r.ratio:.3g} [{r.ratio_low:.3g}, {r.ratio_high:.3g}]" if r.ratio > 0 else None for r in frame.itertuples()]
-        text += [CAPTIONS[name], shown.drop(columns=HIDDEN, errors="ignore").to_markdown(index=False, floatfmt=".4g", missingval="-")]
+            shown["ratio"] = [
+                f"{r.ratio:.3g} [{r.ratio_low:.3g}, {r.ratio_high:.3g}]" if r.ratio > 0 else None
+                for r in frame.itertuples()
+            ]
+        text += [
+            CAPTIONS[name],
+            shown.drop(columns=HIDDEN, errors="ignore").to_markdown(
+                index=False, floatfmt=".4g", missingval="-"
+            ),
+        ]
         if name == "training" and len(found := crossover(frame)):
-            text += ["From which sparsity on the sparse engine is faster than compaction alone, whatever the method:",
-                     found.to_markdown(index=False, floatfmt=".3g")]
+            text += [
+                "From which sparsity on the sparse engine is faster than compaction alone, whatever the method:",
+                found.to_markdown(index=False, floatfmt=".3g"),
+            ]
     return "\n\n".join(text) + "\n"

@@ -20,14 +20,19 @@ from panning_core.models import prunable
 from panning_core.pruning import SUM_STAGES
 
 
-def data_products(model: nn.Module, batch: Batch, temperature: float = 1.0, hessian: bool = True) -> tuple[Scores, Scores, float, float]:
+def data_products(
+    model: nn.Module, batch: Batch, temperature: float = 1.0, hessian: bool = True
+) -> tuple[Scores, Scores, float, float]:
     """theta * g and theta * Hg, the loss and g . g; the second is empty without ``hessian``."""
     weights = prunable(model)
     loss = nn.functional.cross_entropy(model(batch[0]) / temperature, batch[1])
     gradient = torch.autograd.grad(loss, list(weights.values()), create_graph=hessian)
     flow = sum((g * g.detach()).sum() for g in gradient)
     curvature = torch.autograd.grad(flow, list(weights.values())) if hessian else ()
-    snip, grasp = ({name: (w * part).detach() for (name, w), part in zip(weights.items(), parts)} for parts in (gradient, curvature))
+    snip, grasp = (
+        {name: (w * part).detach() for (name, w), part in zip(weights.items(), parts)}
+        for parts in (gradient, curvature)
+    )
     return snip, grasp, loss.item(), flow.item()
 
 
@@ -49,7 +54,9 @@ def synflow_products(model: nn.Module, double: nn.Module, mask: Mask, batch: Bat
     with torch.no_grad():
         for name, w in weights.items():
             own[name].copy_(w.abs() * mask[name])
-    gradient = torch.autograd.grad(double(torch.ones_like(batch[0][:1], dtype=torch.double)).sum(), list(own.values()))
+    gradient = torch.autograd.grad(
+        double(torch.ones_like(batch[0][:1], dtype=torch.double)).sum(), list(own.values())
+    )
     return {name: w.detach() * g for (name, w), g in zip(weights.items(), gradient)}
 
 
@@ -76,9 +83,13 @@ def panning(model: nn.Module, density: float, batch: Batch, rounds: int) -> Mask
         if 1 - asked > SUM_STAGES[stage][0]:
             stage += 1
         a, b, c = SUM_STAGES[stage][1]
-        snip, grasp = (normalise(scores) for scores in data_products(model, batch, temperature=200.0)[:2])
+        snip, grasp = (
+            normalise(scores) for scores in data_products(model, batch, temperature=200.0)[:2]
+        )
         synflow = normalise(synflow_products(model, double, mask, batch))
-        mask = select({name: a * synflow[name] + b * snip[name] + c * grasp[name] for name in mask}, asked)
+        mask = select(
+            {name: a * synflow[name] + b * snip[name] + c * grasp[name] for name in mask}, asked
+        )
     return mask
 
 
@@ -88,13 +99,18 @@ def synflow(model: nn.Module, density: float, batch: Batch, rounds: int) -> Mask
     mask = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
     for t in range(1, rounds + 1):
         scores = synflow_products(model, double, mask, batch)
-        mask = select({name: s.abs() * mask[name] for name, s in scores.items()}, density ** (t / rounds))
+        mask = select(
+            {name: s.abs() * mask[name] for name, s in scores.items()}, density ** (t / rounds)
+        )
     return mask
 
 
 def snip(model: nn.Module, density: float, batch: Batch, rounds: int = 1) -> Mask:
     """SNIP (Lee et al. 2019), one-shot."""
-    return select({name: s.abs() for name, s in data_products(model, batch, hessian=False)[0].items()}, density)
+    return select(
+        {name: s.abs() for name, s in data_products(model, batch, hessian=False)[0].items()},
+        density,
+    )
 
 
 def grasp(model: nn.Module, density: float, batch: Batch, rounds: int = 1) -> Mask:

@@ -19,7 +19,7 @@ from panning_core import studies, training
 
 SAMPLE = 0.02  #: seconds one sample lasts at least; a fast function is called many times for it
 MATRIX = torch.rand(1024, 1024)
-PRODUCT_FLOPS = 2 * 1024 ** 3
+PRODUCT_FLOPS = 2 * 1024**3
 
 
 class Ratio(NamedTuple):
@@ -30,8 +30,12 @@ class Ratio(NamedTuple):
     ratio_high: float
 
 
-def interleave(contenders: dict[str, Callable[[], object]], rounds: int = 5, seconds: float = 1.0,
-               clock: Callable[[], float] = time.perf_counter) -> pd.DataFrame:
+def interleave(
+    contenders: dict[str, Callable[[], object]],
+    rounds: int = 5,
+    seconds: float = 1.0,
+    clock: Callable[[], float] = time.perf_counter,
+) -> pd.DataFrame:
     """Seconds a call of each contender takes, one row a round: in a round each has its turn (A B A B ...).
 
     Each is called once before, for compilers and caches, and from the second round on as often as makes a sample.
@@ -39,6 +43,7 @@ def interleave(contenders: dict[str, Callable[[], object]], rounds: int = 5, sec
     Args:
         rounds, seconds: there are at least so many rounds, and they last at least so long together.
     """
+
     def duration(work: Callable[[], object], calls: int) -> float:
         start = clock()
         for _ in range(calls):
@@ -50,7 +55,10 @@ def interleave(contenders: dict[str, Callable[[], object]], rounds: int = 5, sec
     rows, calls, start = [], dict.fromkeys(contenders, 1), clock()
     while len(rows) < rounds or clock() - start < seconds:
         rows.append({name: duration(work, calls[name]) for name, work in contenders.items()})
-        calls = {name: math.ceil(SAMPLE / max(taken, SAMPLE / 10_000)) for name, taken in rows[-1].items()}
+        calls = {
+            name: math.ceil(SAMPLE / max(taken, SAMPLE / 10_000))
+            for name, taken in rows[-1].items()
+        }
     return pd.DataFrame(rows)
 
 
@@ -68,11 +76,25 @@ def matrix_product() -> None:
 def machine() -> dict:
     """What the numbers are of."""
     info = Path("/proc/cpuinfo")
-    fields = dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line) if info.exists() else {}
+    fields = (
+        dict(line.split(":", 1) for line in info.read_text().splitlines() if ":" in line)
+        if info.exists()
+        else {}
+    )
     fields = {name.strip(): value.strip() for name, value in fields.items()}
     origin = studies.provenance("cpu")
-    return {"processor": fields.get("model name") or origin["processor"],
-            "flags": [flag for flag in ("avx2", "avx512f") if flag in fields.get("flags", "").split()], "cores": os.cpu_count(),
-            "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2 ** 30, 1), "system": platform.platform(),
-            "versions": {**origin["versions"], "numba": next((d.version for d in distributions(name="numba")), None)}, "threads": 1,
-            "date": datetime.now(UTC).date().isoformat(), "commit": origin["commit"], "dirty": origin["dirty"]}
+    return {
+        "processor": fields.get("model name") or origin["processor"],
+        "flags": [flag for flag in ("avx2", "avx512f") if flag in fields.get("flags", "").split()],
+        "cores": os.cpu_count(),
+        "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
+        "system": platform.platform(),
+        "versions": {
+            **origin["versions"],
+            "numba": next((d.version for d in distributions(name="numba")), None),
+        },
+        "threads": 1,
+        "date": datetime.now(UTC).date().isoformat(),
+        "commit": origin["commit"],
+        "dirty": origin["dirty"],
+    }

@@ -33,7 +33,9 @@ from .policies import Actor
 #: draws a network to prune and the images to score it on
 Source = Callable[[np.random.Generator], tuple[nn.Module, Split]]
 
-EXPLORING = 10_000  #: steps with targets from [0.8, 1]; later half from [0.9, 1] and half from [0.98, 1]
+EXPLORING = (
+    10_000  #: steps with targets from [0.8, 1]; later half from [0.9, 1] and half from [0.98, 1]
+)
 
 
 class PanningEnv(gymnasium.Env):
@@ -59,19 +61,39 @@ class PanningEnv(gymnasium.Env):
 
     metadata = {"render_modes": []}
 
-    def __init__(self, source: Source, rounds: int = 100, per_class: int = 10, pool: int = panning.WARM_UP,
-                 departures: Collection[str] = panning.DEFAULT):
-        for name, value, least in (("rounds", rounds, 1), ("per_class", per_class, 1), ("pool", pool, 0)):
+    def __init__(
+        self,
+        source: Source,
+        rounds: int = 100,
+        per_class: int = 10,
+        pool: int = panning.WARM_UP,
+        departures: Collection[str] = panning.DEFAULT,
+    ):
+        for name, value, least in (
+            ("rounds", rounds, 1),
+            ("per_class", per_class, 1),
+            ("pool", pool, 0),
+        ):
             whole(name, value, least)
         for name in departures:
             pick("departure", name, panning.DEPARTURES)
-        self.source, self.rounds, self.per_class, self.pool, self.departures = source, rounds, per_class, pool, frozenset(departures)
+        self.source, self.rounds, self.per_class, self.pool, self.departures = (
+            source,
+            rounds,
+            per_class,
+            pool,
+            frozenset(departures),
+        )
         self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(MIXED),), np.float32)
         self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(OBSERVED),), np.float64)
         self.steps, self.model = 0, None
-        self.known: list[Look] = []  # what an earlier environment of this network has seen, for extremes that never stop growing
+        self.known: list[
+            Look
+        ] = []  # what an earlier environment of this network has seen, for extremes that never stop growing
 
-    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+    def reset(
+        self, *, seed: int | None = None, options: dict | None = None
+    ) -> tuple[np.ndarray, dict]:
         """Begin an episode; ``options={"sparsity": ...}`` sets its target, which is drawn otherwise.
 
         Raises:
@@ -92,8 +114,14 @@ class PanningEnv(gymnasium.Env):
 
     def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
         if np.shape(action) != self.action_space.shape:
-            raise UserError(f"an action has {len(MIXED)} numbers, for {', '.join(MIXED)}; got {action!r}")
-        mix = panning.coefficients(action) if "shares" in self.departures else np.clip(np.asarray(action, dtype=float), -1, 1) + 1
+            raise UserError(
+                f"an action has {len(MIXED)} numbers, for {', '.join(MIXED)}; got {action!r}"
+            )
+        mix = (
+            panning.coefficients(action)
+            if "shares" in self.departures
+            else np.clip(np.asarray(action, dtype=float), -1, 1) + 1
+        )
         distance, unit = panning.deviations(self.synflow)
         scores = distance.mul_(float(mix[0]) / unit) if unit else torch.zeros_like(distance)
         for weight, normal in zip(mix[1:], self.dense.normal):
@@ -109,7 +137,13 @@ class PanningEnv(gymnasium.Env):
         reward = panning.reward(observation) - (self.rounds - i if dead else 0)
         self.steps += 1
         truncates = "end" in self.departures
-        return observation, reward, dead or last and not truncates, last and not dead and truncates, self._info(effective)
+        return (
+            observation,
+            reward,
+            dead or last and not truncates,
+            last and not dead and truncates,
+            self._info(effective),
+        )
 
     def _draw_target(self) -> float:
         low = 0.8 if self.steps < EXPLORING else self.np_random.choice([0.9, 0.98])
@@ -117,12 +151,17 @@ class PanningEnv(gymnasium.Env):
 
     def _take(self, model: nn.Module, split: Split) -> None:
         """Another network: everything that depends on it and a batch alone."""
-        generator = torch.Generator().manual_seed(int(self.np_random.integers(2 ** 31)))
+        generator = torch.Generator().manual_seed(int(self.np_random.integers(2**31)))
         self.model, self.ones = model, masks.ones(model)
         self.sight, self.flow = panning.Sight(model, self.departures), metrics.synflow_of(model)
         self._fresh = data.balanced_batches(split, self.per_class, generator)
-        self._pool = [self._prepare(batch) for _, batch in zip(range(self.pool or panning.WARM_UP), self._fresh)]
-        self.extremes = Extremes([*self.known, *(dense.look for dense in self._pool)], "extremes" in self.departures)
+        self._pool = [
+            self._prepare(batch)
+            for _, batch in zip(range(self.pool or panning.WARM_UP), self._fresh)
+        ]
+        self.extremes = Extremes(
+            [*self.known, *(dense.look for dense in self._pool)], "extremes" in self.departures
+        )
 
     def _prepare(self, batch: metrics.Batch) -> _Dense:
         products = metrics.products(self.model, self.ones, batch, metrics.TEMPERATURE, hessian=True)
@@ -134,15 +173,25 @@ class PanningEnv(gymnasium.Env):
 
     def _score(self) -> None:
         """A new batch, and SynFlow on the mask."""
-        self.dense = self._pool[self.np_random.integers(self.pool)] if self.pool else self._prepare(next(self._fresh))
+        self.dense = (
+            self._pool[self.np_random.integers(self.pool)]
+            if self.pool
+            else self._prepare(next(self._fresh))
+        )
         self.batch = self.dense.batch
         self.synflow = self.flow(self.mask, self.batch)[0]
 
     def _observe(self, sub: Look, effective: float) -> np.ndarray:
-        return self.extremes.observe(self.dense.look, sub, effective, self.scheduled, self.t / self.rounds)
+        return self.extremes.observe(
+            self.dense.look, sub, effective, self.scheduled, self.t / self.rounds
+        )
 
     def _info(self, effective: float) -> dict:
-        return {"target": self.target, "sparsity": 1 - masks.density(self.mask), "effective_sparsity": effective}
+        return {
+            "target": self.target,
+            "sparsity": 1 - masks.density(self.mask),
+            "effective_sparsity": effective,
+        }
 
 
 @dataclass(frozen=True)
@@ -201,15 +250,23 @@ class Training:
     random_steps: int = 2_000
 
     def __post_init__(self):
-        object.__setattr__(self, "networks", tuple(self.networks) if isinstance(self.networks, list | tuple) else (self.networks,))
+        object.__setattr__(
+            self,
+            "networks",
+            tuple(self.networks) if isinstance(self.networks, list | tuple) else (self.networks,),
+        )
         for network in self.networks or ("",):
             model, _, dataset = str(network).partition("/")
             if model not in models.MODELS or dataset not in data.names():
-                raise UserError(f"networks has {network!r}; a network is MODEL/DATA SET, such as lenet5/mnist, of the models "
-                                f"{', '.join(models.MODELS)} and the data sets {', '.join(data.names())}")
+                raise UserError(
+                    f"networks has {network!r}; a network is MODEL/DATA SET, such as lenet5/mnist, of the models "
+                    f"{', '.join(models.MODELS)} and the data sets {', '.join(data.names())}"
+                )
         if self.init not in list(models.INITS):
             raise unknown("initialisation", self.init, models.INITS)
-        departures = self.departures if isinstance(self.departures, list | tuple) else (self.departures,)
+        departures = (
+            self.departures if isinstance(self.departures, list | tuple) else (self.departures,)
+        )
         for name in departures:
             pick("departure", name, panning.DEPARTURES)
         object.__setattr__(self, "departures", tuple(sorted(set(departures))))
@@ -218,20 +275,35 @@ class Training:
             if kind is float and type(value) is int:
                 object.__setattr__(self, field.name, value := float(value))  # 1 and 1.0 are one key
             if type(value) is not kind:
-                raise UserError(f"{field.name} is {value!r}; it must be {'a whole number' if kind is int else f'a {kind.__name__}'}")
+                raise UserError(
+                    f"{field.name} is {value!r}; it must be {'a whole number' if kind is int else f'a {kind.__name__}'}"
+                )
             if kind in (int, float):
-                least, most = 0 if kind is float or field.name in ("seed", "random_steps", "pool") else 1, 1 if field.name in ("gamma", "tau") else 2 ** 31
+                least, most = (
+                    0 if kind is float or field.name in ("seed", "random_steps", "pool") else 1,
+                    1 if field.name in ("gamma", "tau") else 2**31,
+                )
                 if not least <= value <= most:
                     raise UserError(f"{field.name} is {value!r}; it must be from {least} to {most}")
         if self.random_steps >= self.steps:
-            raise UserError(f"random_steps is {self.random_steps} of {self.steps} steps; nothing would be learned")
+            raise UserError(
+                f"random_steps is {self.random_steps} of {self.steps} steps; nothing would be learned"
+            )
         if len(self.networks) > 1 and not self.redraw:
-            raise UserError("several networks need redraw: true; one network without it is the same all the time")
+            raise UserError(
+                "several networks need redraw: true; one network without it is the same all the time"
+            )
 
     def canonical(self) -> dict:
         """The fields that are not at their default; ``recorded`` reads them."""
-        usual = {f.name: f.default for f in fields(self)} | {"departures": panning.FIRST}  # as before they had names
-        return {name: list(value) if isinstance(value, tuple) else value for name in usual if (value := getattr(self, name)) != usual[name]}
+        usual = {f.name: f.default for f in fields(self)} | {
+            "departures": panning.FIRST
+        }  # as before they had names
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name in usual
+            if (value := getattr(self, name)) != usual[name]
+        }
 
     def key(self) -> str:
         """SHA-256 of the canonical JSON."""
@@ -245,19 +317,28 @@ class Training:
         """Draws the networks of the episodes; with a seed always the first of ``networks`` with this one."""
         fixed = seed is not None or not self.redraw
         # All that are drawn from, because data.load remembers two.
-        loaded = {network: data.load(network.partition("/")[2]) for network in self.networks[:1 if fixed else None]}
+        loaded = {
+            network: data.load(network.partition("/")[2])
+            for network in self.networks[: 1 if fixed else None]
+        }
 
         def build(network: str, seed: int) -> tuple[nn.Module, Split]:
             splits = loaded[network]
-            return models.build(network.partition("/")[0], splits.input_shape, splits.classes, seed, self.init), splits.train
+            return models.build(
+                network.partition("/")[0], splits.input_shape, splits.classes, seed, self.init
+            ), splits.train
 
         if fixed:
             same = build(self.networks[0], self.seed if seed is None else seed)
             return lambda draw: same
-        return lambda draw: build(self.networks[draw.integers(len(self.networks))], int(draw.integers(2 ** 31)))
+        return lambda draw: build(
+            self.networks[draw.integers(len(self.networks))], int(draw.integers(2**31))
+        )
 
     def environment(self, seed: int | None = None) -> PanningEnv:
-        return PanningEnv(self.source(seed), self.rounds, self.per_class, self.pool, self.departures)
+        return PanningEnv(
+            self.source(seed), self.rounds, self.per_class, self.pool, self.departures
+        )
 
 
 def recorded(run: dict) -> Training:
@@ -265,14 +346,24 @@ def recorded(run: dict) -> Training:
     return Training(**{"departures": panning.FIRST, **run})
 
 
-def episode(env: PanningEnv, act: Callable[[np.ndarray], np.ndarray], sparsity: float, seed: int | None = None) -> dict:
+def episode(
+    env: PanningEnv,
+    act: Callable[[np.ndarray], np.ndarray],
+    sparsity: float,
+    seed: int | None = None,
+) -> dict:
     """One episode: sparsity asked for, effective_sparsity reached, return (sum of rewards), and rounds lived."""
     observation, info = env.reset(seed=seed, options={"sparsity": sparsity})
     total, over = 0.0, False
     while not over:
         observation, reward, terminated, truncated, info = env.step(act(observation))
         total, over = total + reward, terminated or truncated
-    return {"sparsity": sparsity, "effective_sparsity": info["effective_sparsity"], "return": total, "rounds": env.t}
+    return {
+        "sparsity": sparsity,
+        "effective_sparsity": info["effective_sparsity"],
+        "return": total,
+        "rounds": env.t,
+    }
 
 
 def checkpoint(training: Training, folder: Path) -> Path:
@@ -280,7 +371,9 @@ def checkpoint(training: Training, folder: Path) -> Path:
     return Path(folder) / f"{training.name()}.checkpoint"
 
 
-def learn(training: Training, folder: Path, progress: Callable[[int], object] = lambda steps: None) -> tuple[Actor, dict]:
+def learn(
+    training: Training, folder: Path, progress: Callable[[int], object] = lambda steps: None
+) -> tuple[Actor, dict]:
     """Train an agent with stable-baselines3's TD3; goes on from the checkpoint in ``folder`` if there is one, even from a finished training's.
 
     Every leg of ``LEG`` steps begins with a fresh episode and random numbers of its own, so that a training that was interrupted
@@ -298,27 +391,56 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
     from stable_baselines3.common.noise import NormalActionNoise
 
     t = training
-    growing = not t.redraw and "extremes" not in t.departures  # units that never stop growing, over all legs
-    path, told = checkpoint(t, folder), {"episodes": [], "evaluations": [], "seconds": 0.0, "extremes": []}
+    growing = (
+        not t.redraw and "extremes" not in t.departures
+    )  # units that never stop growing, over all legs
+    path, told = (
+        checkpoint(t, folder),
+        {"episodes": [], "evaluations": [], "seconds": 0.0, "extremes": []},
+    )
 
     def evaluate() -> None:
         actor, held_out = _actor(learner, {}), t.environment(HELD_OUT)
         held_out.reset(seed=0)
-        told["evaluations"] += [{"steps": learner.num_timesteps, **episode(held_out, actor, target)} for target in TARGETS]
+        told["evaluations"] += [
+            {"steps": learner.num_timesteps, **episode(held_out, actor, target)}
+            for target in TARGETS
+        ]
 
     def watch(now: dict, _) -> bool:
         for info in now["infos"]:
             if end := info.get("episode"):
-                told["episodes"].append([learner.num_timesteps, info["target"], end["r"], info["effective_sparsity"], end["l"]])
+                told["episodes"].append(
+                    [
+                        learner.num_timesteps,
+                        info["target"],
+                        end["r"],
+                        info["effective_sparsity"],
+                        end["l"],
+                    ]
+                )
         progress(learner.num_timesteps)
         return True
 
     with _random_numbers_of_its_own():
-        learner = TD3("MlpPolicy", t.environment(), learning_rate=t.lr, buffer_size=t.steps, learning_starts=t.random_steps, batch_size=t.batch_size,
-                      tau=t.tau, gamma=t.gamma, policy_delay=t.delay, target_policy_noise=t.target_noise, target_noise_clip=t.noise_clip,
-                      action_noise=NormalActionNoise(np.zeros(len(MIXED)), np.full(len(MIXED), t.noise)),
-                      policy_kwargs={"net_arch": [t.width, t.width]}, seed=t.seed, device="cpu",
-                      replay_buffer_kwargs={"handle_timeout_termination": t.bootstrap})
+        learner = TD3(
+            "MlpPolicy",
+            t.environment(),
+            learning_rate=t.lr,
+            buffer_size=t.steps,
+            learning_starts=t.random_steps,
+            batch_size=t.batch_size,
+            tau=t.tau,
+            gamma=t.gamma,
+            policy_delay=t.delay,
+            target_policy_noise=t.target_noise,
+            target_noise_clip=t.noise_clip,
+            action_noise=NormalActionNoise(np.zeros(len(MIXED)), np.full(len(MIXED), t.noise)),
+            policy_kwargs={"net_arch": [t.width, t.width]},
+            seed=t.seed,
+            device="cpu",
+            replay_buffer_kwargs={"handle_timeout_termination": t.bootstrap},
+        )
         if path.exists():
             told = _restore(learner, path)
         if not told["evaluations"]:
@@ -329,13 +451,25 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
             env.steps, env.known = learner.num_timesteps, [Look(*look) for look in told["extremes"]]
             learner.set_env(env)
             learner.set_random_seed(int(np.random.SeedSequence([t.seed, leg]).generate_state(1)[0]))
-            learner.learn(min(LEG, t.steps - learner.num_timesteps), watch, reset_num_timesteps=False)
+            learner.learn(
+                min(LEG, t.steps - learner.num_timesteps), watch, reset_num_timesteps=False
+            )
             evaluate()
             told["extremes"] = [env.extremes.low, env.extremes.high] if growing else []
             told["seconds"] += time.perf_counter() - start
             _keep(learner, told, path)
-    versions = {"panning_core": __version__, **{package: version(package) for package in ("torch", "gymnasium", "stable-baselines3")}}
-    card = {"trained_on": list(t.networks), "steps": t.steps, "seed": t.seed, "seconds": round(told["seconds"], 1), "training": asdict(t), "versions": versions}
+    versions = {
+        "panning_core": __version__,
+        **{package: version(package) for package in ("torch", "gymnasium", "stable-baselines3")},
+    }
+    card = {
+        "trained_on": list(t.networks),
+        "steps": t.steps,
+        "seed": t.seed,
+        "seconds": round(told["seconds"], 1),
+        "training": asdict(t),
+        "versions": versions,
+    }
     if growing:  # where it is applied to its own network, its units go on from here
         card |= {"network": models.fingerprint(t.source()(None)[0]), "extremes": told["extremes"]}
     return _actor(learner, card), told
@@ -343,7 +477,13 @@ def learn(training: Training, folder: Path, progress: Callable[[int], object] = 
 
 def _actor(learner, card: dict) -> Actor:
     layers = [layer for layer in learner.actor.mu if isinstance(layer, nn.Linear)]
-    return Actor(tuple((layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy()) for layer in layers), card)
+    return Actor(
+        tuple(
+            (layer.weight.detach().numpy().copy(), layer.bias.detach().numpy().copy())
+            for layer in layers
+        ),
+        card,
+    )
 
 
 @contextmanager
@@ -363,10 +503,21 @@ _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "
 
 def _keep(learner, told: dict, path: Path) -> None:
     """Write everything that a leg begins with, whole or not at all. stable-baselines3's own files hold pickles."""
-    buffer = learner.replay_buffer  # as long as the training; once it is full, its own ``pos`` is 0 again
-    state = {"policy": learner.policy.state_dict(), "actor": learner.actor.optimizer.state_dict(), "critic": learner.critic.optimizer.state_dict(),
-             "buffer": {name: torch.from_numpy(getattr(buffer, name)[:learner.num_timesteps]) for name in _BUFFER}, "steps": learner.num_timesteps,
-             "updates": learner._n_updates, "told": json.dumps(told)}
+    buffer = (
+        learner.replay_buffer
+    )  # as long as the training; once it is full, its own ``pos`` is 0 again
+    state = {
+        "policy": learner.policy.state_dict(),
+        "actor": learner.actor.optimizer.state_dict(),
+        "critic": learner.critic.optimizer.state_dict(),
+        "buffer": {
+            name: torch.from_numpy(getattr(buffer, name)[: learner.num_timesteps])
+            for name in _BUFFER
+        },
+        "steps": learner.num_timesteps,
+        "updates": learner._n_updates,
+        "told": json.dumps(told),
+    }
     part = path.with_name(path.name + ".part")
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, part)
@@ -382,11 +533,15 @@ def _restore(learner, path: Path) -> dict:
         learner.critic.optimizer.load_state_dict(state["critic"])
         buffer = learner.replay_buffer
         for name, part in state["buffer"].items():
-            getattr(buffer, name)[:len(part)] = part.numpy()
+            getattr(buffer, name)[: len(part)] = part.numpy()
         if not len(state["buffer"]["rewards"]) == state["steps"] <= buffer.buffer_size:
-            raise ValueError(f"it says {state['steps']} steps and holds {len(state['buffer']['rewards'])}")
+            raise ValueError(
+                f"it says {state['steps']} steps and holds {len(state['buffer']['rewards'])}"
+            )
         buffer.pos = learner.num_timesteps = state["steps"]
         learner._n_updates, told = int(state["updates"]), json.loads(state["told"])
     except Exception as error:  # torch, zipfile and json raise many kinds for a damaged file
-        raise UserError(f"{path} is not a checkpoint of this training ({str(error).partition(chr(10))[0]}); delete it and the training begins again") from error
+        raise UserError(
+            f"{path} is not a checkpoint of this training ({str(error).partition(chr(10))[0]}); delete it and the training begins again"
+        ) from error
     return told

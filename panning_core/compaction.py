@@ -24,13 +24,22 @@ from .masks import Mask
 from .models import Block, input_shape, prunable
 
 Chain = list[tuple[str, nn.Module]]
-Link = tuple[Chain, int, int]  # with the streams that it reads and writes; of stream 0, the network's input and output, everything stays
-Ways = dict[str, tuple]  # tensor -> (there, here): True in the full and in the smaller one at the entries that are the same
+Link = tuple[
+    Chain, int, int
+]  # with the streams that it reads and writes; of stream 0, the network's input and output, everything stays
+Ways = dict[
+    str, tuple
+]  # tensor -> (there, here): True in the full and in the smaller one at the entries that are the same
 
 #: What compaction reads besides ``Sequential`` and ``Block``: the attributes that matter, and the value that each must have.
 KNOWN = {
-    nn.Linear: {}, nn.ReLU: {}, nn.MaxPool2d: {}, nn.AdaptiveAvgPool2d: {}, nn.Conv2d: {"groups": 1},
-    nn.BatchNorm2d: {"affine": True, "track_running_stats": True}, nn.Flatten: {"start_dim": 1, "end_dim": -1},
+    nn.Linear: {},
+    nn.ReLU: {},
+    nn.MaxPool2d: {},
+    nn.AdaptiveAvgPool2d: {},
+    nn.Conv2d: {"groups": 1},
+    nn.BatchNorm2d: {"affine": True, "track_running_stats": True},
+    nn.Flatten: {"start_dim": 1, "end_dim": -1},
 }
 WEIGHTED = (nn.Linear, nn.Conv2d)
 
@@ -60,7 +69,9 @@ class Compact:
     mask: Mask
     _whole: Mask = field(repr=False)  # of the full network
     _ways: Ways = field(repr=False)
-    _shifts: dict[str, Tensor] = field(repr=False)  # what folding added to a tensor of the smaller network
+    _shifts: dict[str, Tensor] = field(
+        repr=False
+    )  # what folding added to a tensor of the smaller network
 
     def narrow(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The part of tensors shaped like the full network's weights that the smaller one has; 0 where that was pruned."""
@@ -94,7 +105,9 @@ class Compact:
         masks.check(model, self._whole)
         full, small = model.state_dict(), self.model.state_dict()  # they share the networks' memory
         for name, (there, here) in self._ways.items():
-            full[name][there] = (small[name] - self._shifts[name] if name in self._shifts else small[name])[here]
+            full[name][there] = (
+                small[name] - self._shifts[name] if name in self._shifts else small[name]
+            )[here]
         for name, m in self._whole.items():
             full[name][~m] = 0.0
 
@@ -128,7 +141,9 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     except Exception as error:  # what else hangs on the modules decides
         raise UserError(f"compaction cannot copy this network: {error}") from error
     graph.inherit(small, model)
-    used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}  # [outputs, inputs, taps], of the full network
+    used = {
+        name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()
+    }  # [outputs, inputs, taps], of the full network
     ways, shifts = {}, {}
     links = chains(small)
     if fold:
@@ -141,7 +156,10 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
 
 
 def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    for name, module in model._modules.items():  # named_children() would leave out the second use of a module
+    for (
+        name,
+        module,
+    ) in model._modules.items():  # named_children() would leave out the second use of a module
         if type(module) is nn.Sequential:
             yield from _layers(module, f"{prefix}{name}.")
         else:
@@ -155,7 +173,9 @@ def chains(model: nn.Module) -> list[Link]:
         UserError: a network that compaction cannot read.
     """
     if type(model) is not nn.Sequential:
-        raise UserError(f"compaction cannot read a {type(model).__name__}; it reads an nn.Sequential, nested or not")
+        raise UserError(
+            f"compaction cannot read a {type(model).__name__}; it reads an nn.Sequential, nested or not"
+        )
     links: list[Link] = []
     chain, source, streams = [], 0, 0
     for name, module in _layers(model):
@@ -164,10 +184,16 @@ def chains(model: nn.Module) -> list[Link]:
                 streams += 1
                 links.append((chain, source, streams))
                 source = streams
-            branch = [(f"{name}.{part}", getattr(module, part)) for part in ("conv1", "bn1", "relu1", "conv2", "bn2")]
+            branch = [
+                (f"{name}.{part}", getattr(module, part))
+                for part in ("conv1", "bn1", "relu1", "conv2", "bn2")
+            ]
             shortcut = list(_layers(module.shortcut, f"{name}.shortcut."))
             streams += bool(shortcut)
-            links += [(branch, source, streams), *([(shortcut, source, streams)] if shortcut else [])]
+            links += [
+                (branch, source, streams),
+                *([(shortcut, source, streams)] if shortcut else []),
+            ]
             chain, source = [], streams
         elif type(module) is Select:  # an earlier compaction left nothing before it that may go
             links.append((chain, source, 0))
@@ -179,10 +205,14 @@ def chains(model: nn.Module) -> list[Link]:
     for name, module in (layer for chain, _, _ in links for layer in chain):
         unread = f"compaction cannot read {name}, a {type(module).__name__}"
         if type(module) not in KNOWN:
-            raise UserError(f"{unread}; it knows {', '.join(kind.__name__ for kind in KNOWN)}, Sequential and Block")
+            raise UserError(
+                f"{unread}; it knows {', '.join(kind.__name__ for kind in KNOWN)}, Sequential and Block"
+            )
         for attribute, value in KNOWN[type(module)].items():
             if getattr(module, attribute) != value:
-                raise UserError(f"{unread} with {attribute}={getattr(module, attribute)}; it must be {value}")
+                raise UserError(
+                    f"{unread} with {attribute}={getattr(module, attribute)}; it must be {value}"
+                )
         if isinstance(module, nn.Linear) and not flat:
             raise UserError(f"{unread} that acts on images; put a Flatten before it")
         if seen & (own := set(module.parameters())):
@@ -193,34 +223,61 @@ def chains(model: nn.Module) -> list[Link]:
 
 def _fold(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
     """Takes out of ``used`` what carries a constant to a tensor that can hold it; ``shifts`` says what to add there."""
-    value = torch.tensor(nan)  # of each channel, nan where it varies; what a chain begins with varies
+    value = torch.tensor(
+        nan
+    )  # of each channel, nan where it varies; what a chain begins with varies
     for (name, module), (after, following) in pairwise([*chain, ("", None)]):
         if isinstance(module, WEIGHTED):
             taps, biased = used[f"{name}.weight"], module.bias is not None
             value = value.repeat_interleave(taps.shape[1] // value.numel()).to(module.weight)
-            home = f"{name}.bias" if biased else f"{after}.running_mean" if isinstance(following, nn.BatchNorm2d) else None
+            home = (
+                f"{name}.bias"
+                if biased
+                else f"{after}.running_mean"
+                if isinstance(following, nn.BatchNorm2d)
+                else None
+            )
             padded = isinstance(module, nn.Conv2d) and module.padding not in ("valid", (0, 0))
             known = value.isfinite() if home and not padded else value == 0
-            carried = module.weight.reshape(taps.shape).where(taps, 0).sum(2)[:, known] @ value[known]
+            carried = (
+                module.weight.reshape(taps.shape).where(taps, 0).sum(2)[:, known] @ value[known]
+            )
             if home:
                 shifts[home] = carried if biased else -carried
             used[f"{name}.weight"] = taps = taps & ~known[:, None]
-            value = (carried + module.bias if biased else carried).masked_fill(taps.any(2).any(1), nan)
+            value = (carried + module.bias if biased else carried).masked_fill(
+                taps.any(2).any(1), nan
+            )
         elif isinstance(module, nn.BatchNorm2d):
-            value = module.bias + (value - module.running_mean) * module.weight / (module.running_var + module.eps).sqrt()
+            value = (
+                module.bias
+                + (value - module.running_mean)
+                * module.weight
+                / (module.running_var + module.eps).sqrt()
+            )
         elif isinstance(module, nn.ReLU):
             value = value.relu()  # pooling leaves a constant as it is
 
 
 def _trim(links: list[Link], used: Mask) -> tuple[dict[str, Tensor], list[Tensor]]:
     """Takes out of ``used`` what leads to no output; returns which units [outputs] of each layer, and which channels of each stream, lead to one."""
-    weighted = [[name for name, module in chain if isinstance(module, WEIGHTED)] for chain, _, _ in links]
-    live, units, rest = [next(iter(used.values())).new_ones(1)], {}, {}  # of stream 0 one entry for all
+    weighted = [
+        [name for name, module in chain if isinstance(module, WEIGHTED)] for chain, _, _ in links
+    ]
+    live, units, rest = (
+        [next(iter(used.values())).new_ones(1)],
+        {},
+        {},
+    )  # of stream 0 one entry for all
     for names, (_, source, target) in zip(weighted, links):
         if target == len(live):
-            live.append(live[0].new_zeros(len(used[f"{names[-1]}.weight"]) if names else len(live[source])))
+            live.append(
+                live[0].new_zeros(len(used[f"{names[-1]}.weight"]) if names else len(live[source]))
+            )
     before: list[Tensor] = []
-    while not (before and all(map(torch.equal, before, live))):  # a block reads the stream that it writes
+    while not (
+        before and all(map(torch.equal, before, live))
+    ):  # a block reads the stream that it writes
         before = list(live)
         for names, (_, source, target) in reversed([*zip(weighted, links)]):
             read = live[target]
@@ -241,7 +298,14 @@ def _each(read: Tensor, count: int) -> Tensor:
     return read.expand(count) if len(read) == 1 else read.view(count, -1).any(1)
 
 
-def _cut(model: nn.Module, chain: Chain, live: Tensor, units: dict[str, Tensor], used: Mask, shifts: dict[str, Tensor]) -> Ways:
+def _cut(
+    model: nn.Module,
+    chain: Chain,
+    live: Tensor,
+    units: dict[str, Tensor],
+    used: Mask,
+    shifts: dict[str, Tensor],
+) -> Ways:
     """Makes the tensors of the chain smaller in place, and ``shifts`` with them; ``live`` channels come to it."""
     ways: Ways = {}
     kept = _some(live, torch.ones_like(live))
@@ -258,10 +322,16 @@ def _cut(model: nn.Module, chain: Chain, live: Tensor, units: dict[str, Tensor],
             there = taps.reshape(module.weight.shape)
             ways[f"{name}.weight"] = there, there[kept][:, inputs]
             module.weight.data = module.weight.where(there, 0)[kept][:, inputs]
-            sizes = ("out_features", "in_features") if isinstance(module, nn.Linear) else ("out_channels", "in_channels")
+            sizes = (
+                ("out_features", "in_features")
+                if isinstance(module, nn.Linear)
+                else ("out_channels", "in_channels")
+            )
             vars(module).update(zip(sizes, module.weight.shape))
         elif isinstance(module, nn.BatchNorm2d):
-            live, kept = (which.repeat_interleave(module.num_features // len(which)) for which in (live, kept))
+            live, kept = (
+                which.repeat_interleave(module.num_features // len(which)) for which in (live, kept)
+            )
             module.num_features = int(kept.sum())
         for part, tensor in [*module.named_parameters(), *module.named_buffers()]:
             key = f"{name}.{part}"
@@ -289,5 +359,8 @@ def _select(model: nn.Module, name: str, index: Tensor) -> None:
     modules, parent._modules = parent._modules, {}
     for key, module in modules.items():
         if key == leaf:
-            parent.add_module(f"select_{leaf}", Select(earlier.index[index] if earlier else index).train(parent.training))
+            parent.add_module(
+                f"select_{leaf}",
+                Select(earlier.index[index] if earlier else index).train(parent.training),
+            )
         parent.add_module(key, module)

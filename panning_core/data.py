@@ -24,11 +24,18 @@ from . import ROOT
 from .errors import UserError, shown, told, unknown, whole
 from .registry import Table
 
-Raw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # uint8 or float images [n, c, h, w] and labels [n]: train, test
+Raw = tuple[
+    np.ndarray, np.ndarray, np.ndarray, np.ndarray
+]  # uint8 or float images [n, c, h, w] and labels [n]: train, test
 
-FORMATS = ("PNG", "JPEG")  #: of images in parquet files; for others Pillow may start a program, such as Ghostscript
+FORMATS = (
+    "PNG",
+    "JPEG",
+)  #: of images in parquet files; for others Pillow may start a program, such as Ghostscript
 READING = 3  #: times the size of a set is in memory while it is standardised and split
-VALIDATION_FRACTION = 0.1  #: of the official training images; never trained on, the only data a choice may look at
+VALIDATION_FRACTION = (
+    0.1  #: of the official training images; never trained on, the only data a choice may look at
+)
 
 
 @dataclass(frozen=True)
@@ -67,7 +74,10 @@ class Splits:
         return tuple(self.train.x.shape[1:])
 
     def to(self, device: str | torch.device) -> "Splits":
-        return replace(self, **{part: getattr(self, part).to(device) for part in ("train", "validation", "test")})
+        return replace(
+            self,
+            **{part: getattr(self, part).to(device) for part in ("train", "validation", "test")},
+        )
 
 
 def folder() -> Path:
@@ -79,8 +89,14 @@ def _digits() -> Raw:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(len(labels))  # scikit-learn names no official test set
-    images, labels, cut = images.reshape(-1, 1, 8, 8)[order].astype(np.float32), labels[order], len(labels) * 4 // 5
+    order = np.random.default_rng(0).permutation(
+        len(labels)
+    )  # scikit-learn names no official test set
+    images, labels, cut = (
+        images.reshape(-1, 1, 8, 8)[order].astype(np.float32),
+        labels[order],
+        len(labels) * 4 // 5,
+    )
     return images[:cut], labels[:cut], images[cut:], labels[cut:]
 
 
@@ -98,21 +114,33 @@ def _torchvision(name: str):
         arrays = []
         for images, labels in ((s.data, s.targets) for s in sets):
             images = np.asarray(images)
-            arrays += [images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), np.asarray(labels)]
+            arrays += [
+                images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2),
+                np.asarray(labels),
+            ]
         return tuple(arrays)
+
     return read
 
 
 def _download(make, name: str, train: bool):
-    new = [path for path in (folder() / make.__name__ / "raw", folder() / make.__name__, folder()) if not path.exists()]
+    new = [
+        path
+        for path in (folder() / make.__name__ / "raw", folder() / make.__name__, folder())
+        if not path.exists()
+    ]
     try:
         return make(folder(), train=train, download=True)
-    except Exception as error:  # no network, a read-only folder, a damaged file: torchvision raises many kinds
+    except (
+        Exception
+    ) as error:  # no network, a read-only folder, a damaged file: torchvision raises many kinds
         for path in new:  # it makes them before it knows
             with suppress(OSError):
                 path.rmdir()
-        raise UserError(f"{name} is missing or damaged in {folder()} and could not be downloaded ({' '.join(str(error).split())}); "
-                        "set PANNING_DATA to a folder that holds it") from error
+        raise UserError(
+            f"{name} is missing or damaged in {folder()} and could not be downloaded ({' '.join(str(error).split())}); "
+            "set PANNING_DATA to a folder that holds it"
+        ) from error
 
 
 def _parquet(path: Path) -> Raw:
@@ -127,25 +155,42 @@ def _parquet(path: Path) -> Raw:
             table = pd.read_parquet(file)
             image = next(c for c in ("img", "image") if c in table)
             label = next(c for c in ("label", "fine_label") if c in table)
-            images = np.stack([np.asarray(Image.open(io.BytesIO(cell["bytes"]), formats=FORMATS)) for cell in table[image]])
+            images = np.stack(
+                [
+                    np.asarray(Image.open(io.BytesIO(cell["bytes"]), formats=FORMATS))
+                    for cell in table[image]
+                ]
+            )
         except StopIteration:
-            raise UserError(f"{file} has columns {list(table)}; it needs an image column (img or image) and a label column") from None
+            raise UserError(
+                f"{file} has columns {list(table)}; it needs an image column (img or image) and a label column"
+            ) from None
         except Exception as error:  # pyarrow and PIL raise many kinds for a missing or damaged file
-            raise UserError(f"{file} is missing or damaged: {' '.join(str(error).split())}; a data set of this kind is a folder in PANNING_DATA with train.parquet and test.parquet") from error
-        arrays += [images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2), table[label].to_numpy()]
+            raise UserError(
+                f"{file} is missing or damaged: {' '.join(str(error).split())}; a data set of this kind is a folder in PANNING_DATA with train.parquet and test.parquet"
+            ) from error
+        arrays += [
+            images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2),
+            table[label].to_numpy(),
+        ]
     return tuple(arrays)
 
 
 #: name -> a function that gives images and labels of train and test, or ``Splits``; a user may add
 #: some
-DATASETS = Table(__name__ + ".DATASETS", {
-    "digits": _digits,
-    "mnist": _torchvision("MNIST"),
-    "fashion-mnist": _torchvision("FashionMNIST"),
-    "cifar10": _torchvision("CIFAR10"),
-    "cifar100": _torchvision("CIFAR100"),
-    "cifar10-jpeg": lambda: _parquet(folder() / "cifar10-jpeg"),  # a name that a profile may have where the files are not
-})
+DATASETS = Table(
+    __name__ + ".DATASETS",
+    {
+        "digits": _digits,
+        "mnist": _torchvision("MNIST"),
+        "fashion-mnist": _torchvision("FashionMNIST"),
+        "cifar10": _torchvision("CIFAR10"),
+        "cifar100": _torchvision("CIFAR100"),
+        "cifar10-jpeg": lambda: _parquet(
+            folder() / "cifar10-jpeg"
+        ),  # a name that a profile may have where the files are not
+    },
+)
 #: how pixels become inputs; ``authors`` is what the code of Kang et al. 2022 does (``AUTHORS``)
 NORMALISATIONS = ("standardised", "authors")
 #: data set -> the value of a white pixel, and mean and deviation per channel of pixels in [0, 1]
@@ -157,13 +202,22 @@ AUTHORS = {
         ("cifar10", "cifar10-jpeg"), (255, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
     ),
 }
-TITLES = {"digits": "scikit-learn digits", "mnist": "MNIST", "fashion-mnist": "Fashion-MNIST", "cifar10": "CIFAR-10",
-          "cifar100": "CIFAR-100", "cifar10-jpeg": "CIFAR-10 (JPEG copy)"}
+TITLES = {
+    "digits": "scikit-learn digits",
+    "mnist": "MNIST",
+    "fashion-mnist": "Fashion-MNIST",
+    "cifar10": "CIFAR-10",
+    "cifar100": "CIFAR-100",
+    "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
+}
 
 
 def names() -> list[str]:
     """What ``load`` takes: the keys of ``DATASETS``, and every sub-folder of the data folder with a train.parquet."""
-    return [*DATASETS, *sorted({path.parent.name for path in folder().glob("*/train.parquet")} - DATASETS.keys())]
+    return [
+        *DATASETS,
+        *sorted({path.parent.name for path in folder().glob("*/train.parquet")} - DATASETS.keys()),
+    ]
 
 
 def load(name: str, normalisation: str = "standardised") -> Splits:
@@ -265,20 +319,30 @@ def from_arrays(
         raise UserError(f"{name}: these are not arrays of images and labels: {error}") from error
     for part, x, y in (("train", *raw[:2]), ("test", *raw[2:])):
         if x.ndim not in (2, 3, 4) or x.shape[1:] != raw[0].shape[1:] or 0 in x.shape[1:]:
-            raise UserError(f"{name}: {part} images have shape {x.shape}; they must be [n, channels, height, width], [n, height, width] "
-                            f"or [n, features], alike in train {raw[0].shape} and test {raw[2].shape}")
+            raise UserError(
+                f"{name}: {part} images have shape {x.shape}; they must be [n, channels, height, width], [n, height, width] "
+                f"or [n, features], alike in train {raw[0].shape} and test {raw[2].shape}"
+            )
         if y.shape != (len(x),) or not len(y):
-            raise UserError(f"{name}: {part} labels have shape {y.shape} for {len(x)} images; there must be one label for each image")
+            raise UserError(
+                f"{name}: {part} labels have shape {y.shape} for {len(x)} images; there must be one label for each image"
+            )
         if y.dtype.kind not in "iu" or y.min() < 0:
-            raise UserError(f"{name}: {part} labels must be integers from 0, got {y.dtype} such as {y.min() if y.dtype.kind == 'i' else y[0]}")
+            raise UserError(
+                f"{name}: {part} labels must be integers from 0, got {y.dtype} such as {y.min() if y.dtype.kind == 'i' else y[0]}"
+            )
         if x.dtype.kind not in "biuf":
             raise UserError(f"{name}: {part} images are {x.dtype}; they must be numbers")
         with np.errstate(over="ignore"):
             finite = np.isfinite(x.astype(np.float32)).all()
         if not finite:
-            raise UserError(f"{name}: {part} images hold values that are not finite numbers in float32")
+            raise UserError(
+                f"{name}: {part} images hold values that are not finite numbers in float32"
+            )
     if len(raw[1]) < 2:
-        raise UserError(f"{name}: one training image; at least 2 are needed, one of them for validation")
+        raise UserError(
+            f"{name}: one training image; at least 2 are needed, one of them for validation"
+        )
     raw[0], raw[2] = (_channels_first(x, channels, name) for x in (raw[0], raw[2]))
     if tokens:
         _check_tokens(raw[0], raw[2], name)
@@ -292,7 +356,9 @@ def from_arrays(
     classes = int(max(y.max() for y in labels)) + 1
     if len(found := labels[0].unique()) != classes:
         absent = next(label for label, seen in enumerate([*found.tolist(), None]) if label != seen)
-        raise UserError(f"{name}: labels go up to {classes - 1} and no training image has label {absent}; they must be 0, 1, 2, ... without a gap")
+        raise UserError(
+            f"{name}: labels go up to {classes - 1} and no training image has label {absent}; they must be 0, 1, 2, ... without a gap"
+        )
 
     kept, validation = validation_split(labels[0])
     if not tokens:
@@ -516,16 +582,22 @@ def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor
         )
     n, _, height, width = x.shape
     device = x.device
-    dy, dx = (torch.randint(-pad, pad + 1, (n, 1), generator=generator).to(device) for _ in range(2))
+    dy, dx = (
+        torch.randint(-pad, pad + 1, (n, 1), generator=generator).to(device) for _ in range(2)
+    )
     flip = (torch.rand((n, 1), generator=generator) < 0.5).to(device)
     rows = torch.arange(height, device=device) + dy + pad
     columns = torch.arange(width, device=device).expand(n, -1)
     columns = torch.where(flip, columns.flip(1), columns) + dx + pad
     padded = torch.nn.functional.pad(x, (pad,) * 4)
-    return padded[torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return padded[
+        torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]
+    ].permute(0, 3, 1, 2)
 
 
-def balanced_batch(split: Split, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def balanced_batch(
+    split: Split, per_class: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """(x, y) with ``per_class`` images of every class, drawn without replacement, ordered by class.
 
     Raises:
@@ -543,13 +615,17 @@ def balanced_batch(split: Split, per_class: int, generator: torch.Generator) -> 
     for label in range(split.classes):
         members = (labels == label).nonzero().flatten()
         if len(members) < per_class:
-            raise UserError(f"class {label} has {len(members)} images; a scoring batch needs {per_class} of every class")
+            raise UserError(
+                f"class {label} has {len(members)} images; a scoring batch needs {per_class} of every class"
+            )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
     index = torch.cat(chosen).to(split.x.device)
     return split.x[index], split.y[index]
 
 
-def balanced_batches(split: Split, per_class: int, generator: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
+def balanced_batches(
+    split: Split, per_class: int, generator: torch.Generator
+) -> Iterator[tuple[Tensor, Tensor]]:
     """A fresh balanced batch at every ``next``, without end."""
     while True:
         yield balanced_batch(split, per_class, generator)

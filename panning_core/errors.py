@@ -21,7 +21,9 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     """The error for a name that is not among ``known``: it offers the near names, or else all of them."""
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.51)
-    offer = f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    offer = (
+        f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
+    )
     return UserError(f"unknown {kind} {name!r}; {offer}")
 
 
@@ -35,21 +37,27 @@ def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
 def fraction(kind: str, value: float) -> float:
     """``value`` if it lies in [0, 1), else a ``UserError``; for sparsities."""
     if not is_number(value) or not 0 <= value < 1:
-        raise UserError(f"{kind} is {value!r}; it must be a fraction in [0, 1), for example 0.9 for nine tenths removed")
+        raise UserError(
+            f"{kind} is {value!r}; it must be a fraction in [0, 1), for example 0.9 for nine tenths removed"
+        )
     return float(value)
 
 
 def fraction_kept(density: float) -> float:
     """``density`` if it lies in [0, 1], else a ``UserError``."""
     if not is_number(density) or not 0 <= density <= 1:
-        raise UserError(f"density is {density!r}; it is the fraction kept, in [0, 1], for example 0.1 for one tenth")
+        raise UserError(
+            f"density is {density!r}; it is the fraction kept, in [0, 1], for example 0.1 for one tenth"
+        )
     return float(density)
 
 
 def whole(kind: str, value: int, least: int = 0) -> int:
     """``value`` if it is a whole number from ``least``, else a ``UserError``; what no 64-bit machine can count to is none."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2 ** 62:
-        raise UserError(f"{kind} is {value!r}; it must be a whole number from {least}{' to 2^62' if isinstance(value, Integral) and value > least else ''}")
+    if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2**62:
+        raise UserError(
+            f"{kind} is {value!r}; it must be a whole number from {least}{' to 2^62' if isinstance(value, Integral) and value > least else ''}"
+        )
     return int(value)
 
 
@@ -70,21 +78,39 @@ def is_number(value: object) -> bool:
 
 def keywords(function: Callable) -> dict[str, object]:
     """The keyword-only arguments of a function and their defaults: the options of what it does."""
-    return {name: each.default for name, each in inspect.signature(function).parameters.items() if each.kind is each.KEYWORD_ONLY}
+    return {
+        name: each.default
+        for name, each in inspect.signature(function).parameters.items()
+        if each.kind is each.KEYWORD_ONLY
+    }
 
 
-def settle(method: str, known: Mapping[str, object], options: Mapping[str, object]) -> dict[str, object]:
+def settle(
+    method: str, known: Mapping[str, object], options: Mapping[str, object]
+) -> dict[str, object]:
     """``options`` of ``method`` without those at their default in ``known``, in the order of their names; a ``UserError`` for an
     unknown name, or a value of another kind than the default's."""
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
-        raise UserError(f"options of {method} are {options!r}; they must be names and values, like {{steps: 3}}")
+        raise UserError(
+            f"options of {method} are {options!r}; they must be names and values, like {{steps: 3}}"
+        )
     settled = {}
     for name, value in sorted(options.items()):
         if name not in known:
-            raise unknown(f"option of {method}", name, known) if known else UserError(f"{method} has no options, got {name!r}")
+            raise (
+                unknown(f"option of {method}", name, known)
+                if known
+                else UserError(f"{method} has no options, got {name!r}")
+            )
         kind = type(known[name])
-        if type(value) not in ((float, int) if kind is float else (kind,)) or kind is float and not is_number(value):
-            raise UserError(f"option {name} of {method} is {value!r}; it must be {kind.__name__}, like {known[name]!r}")
+        if (
+            type(value) not in ((float, int) if kind is float else (kind,))
+            or kind is float
+            and not is_number(value)
+        ):
+            raise UserError(
+                f"option {name} of {method} is {value!r}; it must be {kind.__name__}, like {known[name]!r}"
+            )
         if value != known[name]:
             settled[name] = kind(value)
     return settled
@@ -98,5 +124,8 @@ def command_line(main: Callable[[], int]) -> None:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; what was recorded is kept, the same command goes on from there", file=sys.stderr)
+        print(
+            "interrupted; what was recorded is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
         sys.exit(130)

@@ -136,7 +136,11 @@ def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor, loss: Loss = cross_e
         logits = one_tensor(model(x))
         found = torch.autograd.grad(loss(logits, y), list(trained.values()), allow_unused=True)
     gradients = {
-        name: torch.zeros_like(p) if g is None else g.masked_fill(~mask[name], 0.0) if name in mask else g
+        name: torch.zeros_like(p)
+        if g is None
+        else g.masked_fill(~mask[name], 0.0)
+        if name in mask
+        else g
         for (name, p), g in zip(trained.items(), found)
     }
     return Answer(logits.detach(), settled, gradients)

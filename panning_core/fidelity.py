@@ -79,7 +79,9 @@ def table() -> pd.DataFrame:
         ("training", "CIFAR", "SGD 0.1, momentum 0.9, cosine to 0, 180 epochs, batch 128, weight decay 0.0005", _recipe("cifar"), OPTION, "recipe: cifar"),
         ("training", "mask that is trained", "effective", "effective", SAME, ""),
     ]  # fmt: skip
-    return pd.DataFrame(rows, columns=["part", "setting", "authors", "here", "how", "why, or by what option"])
+    return pd.DataFrame(
+        rows, columns=["part", "setting", "authors", "here", "how", "why, or by what option"]
+    )
 
 
 def _departs(name: str, authors: str) -> str:

@@ -81,8 +81,14 @@ class Gates:
         UserError: an unknown structure, a temperature that is not above 0, or a network that has gates already.
     """
 
-    def __init__(self, model: nn.Module, structure: str = "weights", temperature: float = 1.0, generator: torch.Generator | None = None,
-                 initial: Mapping[str, Tensor] | None = None):
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: str = "weights",
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+        initial: Mapping[str, Tensor] | None = None,
+    ):
         shape_of = pick("structure", structure, STRUCTURES)
         if not 0 < temperature < math.inf:
             raise UserError(f"temperature is {temperature}; it must be a number above 0")
@@ -91,15 +97,25 @@ class Gates:
         weights = prunable(model)
         if shared := graph.shared(model):
             raise UserError(f"gates need a weight of its own for every layer; {shared[0]} has two")
-        self.model, self.generator, self.shapes = model, generator or torch.Generator().manual_seed(0), {name: w.shape for name, w in weights.items()}
+        self.model, self.generator, self.shapes = (
+            model,
+            generator or torch.Generator().manual_seed(0),
+            {name: w.shape for name, w in weights.items()},
+        )
         self._layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
         self._plain = copy.deepcopy(model)  # whose paths can be followed
         graph.inherit(self._plain, model)
         self.gates: dict[str, Gate] = {}
-        for name, layer in list(self._layers.items())[:-1 if structure == "outputs" else None]:
-            logits = torch.zeros(shape_of(weights[name].shape)) if initial is None else initial[name].clone()
+        for name, layer in list(self._layers.items())[: -1 if structure == "outputs" else None]:
+            logits = (
+                torch.zeros(shape_of(weights[name].shape))
+                if initial is None
+                else initial[name].clone()
+            )
             self.gates[name] = Gate(logits.to(weights[name]), temperature)
-            parametrize.register_parametrization(layer, "weight", self.gates[name], unsafe=True)  # shape and type stay; saves a call of ours
+            parametrize.register_parametrization(
+                layer, "weight", self.gates[name], unsafe=True
+            )  # shape and type stay; saves a call of ours
 
     @property
     def count(self) -> int:
@@ -116,7 +132,9 @@ class Gates:
         return [p for p in self.model.parameters() if id(p) not in own]
 
     def _noise(self, gate: Gate) -> Tensor:
-        uniform = torch.rand(gate.logits.shape, generator=self.generator, dtype=gate.logits.dtype).clamp_(1e-7, 1 - 1e-7)
+        uniform = torch.rand(
+            gate.logits.shape, generator=self.generator, dtype=gate.logits.dtype
+        ).clamp_(1e-7, 1 - 1e-7)
         return torch.logit(uniform).to(gate.logits.device)
 
     def draw(self, scale: float = 1.0, opened: int | None = None) -> None:
@@ -136,13 +154,23 @@ class Gates:
         if opened is not None:
             with torch.no_grad():
                 levels = torch.cat([gate.level().flatten() for gate in self.gates.values()])
-            threshold = levels.kthvalue(len(levels) - opened).values if opened < len(levels) else levels.min() - 1
+            threshold = (
+                levels.kthvalue(len(levels) - opened).values
+                if opened < len(levels)
+                else levels.min() - 1
+            )
         for gate in self.gates.values():
             gate.threshold = threshold
 
     def density(self) -> Tensor:
         """The share of open gates in a draw of its own with temperature 1, to be differentiated."""
-        return sum(straight_through(gate.logits + self._noise(gate), 1.0).sum() for gate in self.gates.values()) / self.count
+        return (
+            sum(
+                straight_through(gate.logits + self._noise(gate), 1.0).sum()
+                for gate in self.gates.values()
+            )
+            / self.count
+        )
 
     @torch.no_grad()
     def mask(self, budget: int | None = None) -> Mask:
@@ -157,38 +185,69 @@ class Gates:
         """
         if budget is None:
             return self._opened()
-        order = torch.cat([gate.logits.flatten() for gate in self.gates.values()]).sort(descending=True).values.tolist() + [-math.inf]
-        opened = bisect_right(range(self.count + 1), budget, key=lambda n: self._alive(order[n])) - 1  # it grows with n
+        order = torch.cat([gate.logits.flatten() for gate in self.gates.values()]).sort(
+            descending=True
+        ).values.tolist() + [-math.inf]
+        opened = (
+            bisect_right(range(self.count + 1), budget, key=lambda n: self._alive(order[n])) - 1
+        )  # it grows with n
         mask = masks.effective(self._plain, self._opened(order[opened]))
         if not masks.count(mask):
-            raise UserError(f"a budget of {budget} leaves no path through this network open; ask for more, or train the gates longer")
+            raise UserError(
+                f"a budget of {budget} leaves no path through this network open; ask for more, or train the gates longer"
+            )
         return mask
 
     def _opened(self, threshold: float | None = None) -> Mask:
-        opened = {name: gate.logits > (gate.threshold if threshold is None else threshold) for name, gate in self.gates.items()}
+        opened = {
+            name: gate.logits > (gate.threshold if threshold is None else threshold)
+            for name, gate in self.gates.items()
+        }
         device = self.logits()[0].device
-        return {name: opened[name].expand(shape).clone() if name in opened else torch.ones(shape, dtype=torch.bool, device=device) for name, shape in self.shapes.items()}
+        return {
+            name: opened[name].expand(shape).clone()
+            if name in opened
+            else torch.ones(shape, dtype=torch.bool, device=device)
+            for name, shape in self.shapes.items()
+        }
 
     def _alive(self, threshold: float) -> int:
         """How many gates have an effective weight behind them."""
         live = masks.effective(self._plain, self._opened(threshold))
-        across = {name: [d for d, n in enumerate(gate.logits.shape) if n < live[name].shape[d]] for name, gate in self.gates.items()}
-        return sum(int((live[name].sum(dims) if dims else live[name]).count_nonzero()) for name, dims in across.items())
+        across = {
+            name: [d for d, n in enumerate(gate.logits.shape) if n < live[name].shape[d]]
+            for name, gate in self.gates.items()
+        }
+        return sum(
+            int((live[name].sum(dims) if dims else live[name]).count_nonzero())
+            for name, dims in across.items()
+        )
 
     def remove(self) -> None:
         """An ordinary network again, with the weights that were behind the gates."""
         for name in self.gates:
-            parametrize.remove_parametrizations(self._layers[name], "weight", leave_parametrized=False)
+            parametrize.remove_parametrizations(
+                self._layers[name], "weight", leave_parametrized=False
+            )
 
 
-def fit_penalty(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor], lr: float = 0.01,
-                penalty: float = 0.01, target: float = 0.0) -> list[float]:
+def fit_penalty(
+    model: nn.Module,
+    gates: Gates,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    lr: float = 0.01,
+    penalty: float = 0.01,
+    target: float = 0.0,
+) -> list[float]:
     """Train weights and gates in place as the paper's code does: Adam on loss + ``penalty`` * |``target`` - density|, one step a batch (x, y).
 
     Returns:
         The loss of every step, without the penalty.
     """
-    optimiser = torch.optim.Adam([{"params": gates.weights()}, {"params": gates.logits(), "lr": 2 * lr}], lr)
+    optimiser = torch.optim.Adam(
+        [{"params": gates.weights()}, {"params": gates.logits(), "lr": 2 * lr}], lr
+    )
     losses = []
     for x, y in batches:
         gates.draw()
@@ -201,22 +260,41 @@ def fit_penalty(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, 
     return losses
 
 
-def falling(start: int, budget: int, steps: int, noise: tuple[float, float] = (1.0, 0.0), within: float = 0.8) -> Callable[[int], tuple[int, float, float]]:
+def falling(
+    start: int,
+    budget: int,
+    steps: int,
+    noise: tuple[float, float] = (1.0, 0.0),
+    within: float = 0.8,
+) -> Callable[[int], tuple[int, float, float]]:
     """A plan for ``fit_budget``: step -> how many gates are open, how strong their noise is, and a factor for the rates.
 
     The number falls from ``start`` to ``budget`` exponentially, ``noise`` from its first to its second value linearly, both in the first part ``within``
     of the steps; in the rest the rates go to 0 along a cosine.
     """
+
     def plan(step: int) -> tuple[int, float, float]:
         progress = min(1.0, step / (within * steps))
         rest = max(0, step - round(within * steps))
-        return round(start * (budget / start) ** progress), noise[0] + (noise[1] - noise[0]) * progress, training.DECAYS["cosine"](rest, max(1, steps - round(within * steps)))
+        return (
+            round(start * (budget / start) ** progress),
+            noise[0] + (noise[1] - noise[0]) * progress,
+            training.DECAYS["cosine"](rest, max(1, steps - round(within * steps))),
+        )
 
     return plan
 
 
-def fit_budget(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, Tensor]], loss: Callable[[Tensor, Tensor], Tensor],
-               plan: Callable[[int], tuple[int, float, float]], lr: float, gate_lr: float, forget: float) -> list[float]:
+def fit_budget(
+    model: nn.Module,
+    gates: Gates,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    loss: Callable[[Tensor, Tensor], Tensor],
+    plan: Callable[[int], tuple[int, float, float]],
+    lr: float,
+    gate_lr: float,
+    forget: float,
+) -> list[float]:
     """Train weights and gates in place under a budget, ours: in every step exactly as many gates are open as ``plan`` says.
 
     Weights learn by Adam, gates by momentum. The gates' gradients are divided by the root of the mean square of *all* of them, so that a gate that matters more
@@ -230,7 +308,10 @@ def fit_budget(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, T
     Returns:
         The loss of every step.
     """
-    adam, momentum = torch.optim.Adam(gates.weights(), lr), torch.optim.SGD(gates.logits(), gate_lr, momentum=0.9, dampening=0.9, weight_decay=forget)
+    adam, momentum = (
+        torch.optim.Adam(gates.weights(), lr),
+        torch.optim.SGD(gates.logits(), gate_lr, momentum=0.9, dampening=0.9, weight_decay=forget),
+    )
     square, losses = None, []
     for step, (x, y) in enumerate(batches):
         opened, noise, rate = plan(step)
@@ -251,8 +332,21 @@ def fit_budget(model: nn.Module, gates: Gates, batches: Iterable[tuple[Tensor, T
     return losses
 
 
-def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs: int = 36, batch_size: int = 256, lr: float = 0.005,
-          gate_lr: float = 0.03, forget: float = 0.3, temperature: float = 1.0, penalty: float = 0.0, structure: str = "weights") -> tuple[Mask, list[dict]]:
+def learn(
+    model: nn.Module,
+    splits: Splits,
+    density: float,
+    seed: int,
+    *,
+    epochs: int = 36,
+    batch_size: int = 256,
+    lr: float = 0.005,
+    gate_lr: float = 0.03,
+    forget: float = 0.3,
+    temperature: float = 1.0,
+    penalty: float = 0.0,
+    structure: str = "weights",
+) -> tuple[Mask, list[dict]]:
     """Learn weights and topology of ``model`` in place, on the cross-entropy of the training images.
 
     With a budget the gates begin on the whole network; once ``WIDE`` times the budget is open, units and inputs that no open gate reads are removed and
@@ -272,13 +366,26 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
     Raises:
         UserError: numbers out of range, a budget that leaves no path, bad input of ``Gates``, or a network that ``compaction`` cannot read.
     """
-    if not fraction_kept(density) or not all(map(is_number, (lr, gate_lr, forget, penalty))) or not min(lr, gate_lr) > 0 or not min(forget, penalty) >= 0:
-        raise UserError(f"gates take a density above 0 and at most 1, rates above 0, and forget and penalty of at least 0, got density {density}, lr {lr}, "
-                        f"gate_lr {gate_lr}, forget {forget}, penalty {penalty}")
-    recipe, generator = training.Recipe(epochs, batch_size, seed=seed), torch.Generator().manual_seed(seed)
+    if (
+        not fraction_kept(density)
+        or not all(map(is_number, (lr, gate_lr, forget, penalty)))
+        or not min(lr, gate_lr) > 0
+        or not min(forget, penalty) >= 0
+    ):
+        raise UserError(
+            f"gates take a density above 0 and at most 1, rates above 0, and forget and penalty of at least 0, got density {density}, lr {lr}, "
+            f"gate_lr {gate_lr}, forget {forget}, penalty {penalty}"
+        )
+    recipe, generator = (
+        training.Recipe(epochs, batch_size, seed=seed),
+        torch.Generator().manual_seed(seed),
+    )
     training.check(model, splits, batch_size)
     gates = Gates(model, structure, temperature, generator)
-    budget, per_epoch = max(1, round(density * gates.count)), math.ceil(len(splits.train) / batch_size)
+    budget, per_epoch = (
+        max(1, round(density * gates.count)),
+        math.ceil(len(splits.train) / batch_size),
+    )
     steps, first = epochs * per_epoch, epochs * per_epoch // FIRST
     batches = ((x, y) for epoch in training.epochs(splits.train, recipe) for x, y, _ in epoch)
     loss, wide, small = nn.functional.cross_entropy, WIDE * budget, None
@@ -287,20 +394,55 @@ def learn(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs
         if penalty:
             losses = fit_penalty(model, gates, batches, loss, lr, penalty, density)
         elif structure != "weights" or wide >= gates.count or not first:
-            losses = fit_budget(model, gates, batches, loss, falling(gates.count, budget, steps), lr, gate_lr, forget)
+            losses = fit_budget(
+                model,
+                gates,
+                batches,
+                loss,
+                falling(gates.count, budget, steps),
+                lr,
+                gate_lr,
+                forget,
+            )
         else:
-            losses = fit_budget(model, gates, islice(batches, first), loss, falling(gates.count, wide, first, (1.0, 0.5), 1.0), lr, gate_lr, forget)
-            logits, opened = {name: gate.logits.detach() for name, gate in gates.gates.items()}, gates.mask()
+            losses = fit_budget(
+                model,
+                gates,
+                islice(batches, first),
+                loss,
+                falling(gates.count, wide, first, (1.0, 0.5), 1.0),
+                lr,
+                gate_lr,
+                forget,
+            )
+            logits, opened = (
+                {name: gate.logits.detach() for name, gate in gates.gates.items()},
+                gates.mask(),
+            )
             gates.remove()
-            small = compaction.compact(model, {name: _between(m).clone() for name, m in opened.items()}, fold=False)
+            small = compaction.compact(
+                model, {name: _between(m).clone() for name, m in opened.items()}, fold=False
+            )
             gates = Gates(small.model, structure, temperature, generator, small.narrow(logits))
-            losses += fit_budget(small.model, gates, batches, loss, falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0)), lr, gate_lr, forget)
+            losses += fit_budget(
+                small.model,
+                gates,
+                batches,
+                loss,
+                falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0)),
+                lr,
+                gate_lr,
+                forget,
+            )
     mask = gates.mask(budget)
     gates.remove()
     if small:
         mask = small.widen(mask)
         small.restore(model)
-    return mask, [{"loss": sum(part) / len(part), "events": []} for part in (losses[i:i + per_epoch] for i in range(0, steps, per_epoch))]
+    return mask, [
+        {"loss": sum(part) / len(part), "events": []}
+        for part in (losses[i : i + per_epoch] for i in range(0, steps, per_epoch))
+    ]
 
 
 def _between(opened: Tensor) -> Tensor:

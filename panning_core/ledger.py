@@ -50,23 +50,31 @@ class Ledger:
             return b""
         try:
             with open(self.path, "rb") as file:
-                fcntl.flock(file, fcntl.LOCK_SH)  # a line that is just being written is not a torn one
+                fcntl.flock(
+                    file, fcntl.LOCK_SH
+                )  # a line that is just being written is not a torn one
                 return file.read()
         except OSError as error:
-            raise UserError(f"{self.path} can not be read ({error.strerror}); a ledger is a file of runs, one a line") from error
+            raise UserError(
+                f"{self.path} can not be read ({error.strerror}); a ledger is a file of runs, one a line"
+            ) from error
 
     def _read(self, kind: str) -> dict[str, dict]:
         lines = self._content().split(b"\n")
         if lines[-1] and not _is_run(lines[-1]):
-            warnings.warn(f"{self.path}: the last line is torn; its run will be done again", stacklevel=3)
+            warnings.warn(
+                f"{self.path}: the last line is torn; its run will be done again", stacklevel=3
+            )
             lines.pop()
         rows: dict[str, dict] = {}
         for number, line in enumerate(lines, 1):
             if not line:
                 continue
             if not _is_run(line):
-                raise UserError(f"{self.path}, line {number}: not a run; `python -m panning_core.ledger {shlex.quote(str(self.path))} --repair` "
-                                "takes it out and keeps a copy, and its run is done again")
+                raise UserError(
+                    f"{self.path}, line {number}: not a run; `python -m panning_core.ledger {shlex.quote(str(self.path))} --repair` "
+                    "takes it out and keeps a copy, and its run is done again"
+                )
             row = json.loads(line)
             if kind in row and (kind == "error" or row["key"] not in rows):
                 rows[row["key"]] = row
@@ -81,10 +89,14 @@ class Ledger:
         try:
             lines = [json.dumps(row, allow_nan=False) for row in rows]
         except ValueError as error:
-            raise UserError(f"a line for {self.path} holds a number that is not finite ({error})") from error
+            raise UserError(
+                f"a line for {self.path} holds a number that is not finite ({error})"
+            ) from error
         with self._open() as file:
             content = file.read()
-            text = "".join(line + "\n" for row, line in zip(rows, lines) if not _finished(content, row["key"])).encode()
+            text = "".join(
+                line + "\n" for row, line in zip(rows, lines) if not _finished(content, row["key"])
+            ).encode()
             if content and not content.endswith(b"\n"):
                 start = content.rfind(b"\n") + 1
                 if _is_run(content[start:]):
@@ -92,7 +104,7 @@ class Ledger:
                 else:
                     file.truncate(start)
             while text:  # unbuffered: what a full disk refuses now does not come later, behind another's line
-                text = text[file.write(text):]
+                text = text[file.write(text) :]
             os.fsync(file.fileno())
 
     @contextmanager
@@ -103,13 +115,17 @@ class Ledger:
             while True:
                 with open(self.path, "a+b", buffering=0) as file:
                     fcntl.flock(file, fcntl.LOCK_EX)
-                    if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):  # else a repair has put another in its place
+                    if os.path.samestat(
+                        os.fstat(file.fileno()), os.stat(self.path)
+                    ):  # else a repair has put another in its place
                         file.seek(0)
                         yield file
                         return
         except OSError as error:
-            raise UserError(f"results can not be written to {self.path} ({error.strerror}); what is recorded is kept: make room there, "
-                            "or set PANNING_RESULTS to a folder that can") from error
+            raise UserError(
+                f"results can not be written to {self.path} ({error.strerror}); what is recorded is kept: make room there, "
+                "or set PANNING_RESULTS to a folder that can"
+            ) from error
 
     def check_writable(self) -> None:
         """Raise the ``UserError`` of ``append`` now, before any work is done."""
@@ -134,11 +150,21 @@ class Ledger:
             if not damaged:
                 return None
             if len(damaged) == sum(map(bool, content.split(b"\n"))):
-                raise UserError(f"{self.path}: no line of it is a run, so it is no ledger, or nothing of one is left to repair")
-            copy = next(path for number in count(1) if not (path := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists())
+                raise UserError(
+                    f"{self.path}: no line of it is a run, so it is no ledger, or nothing of one is left to repair"
+                )
+            copy = next(
+                path
+                for number in count(1)
+                if not (path := self.path.with_name(f"{self.path.name}.damaged-{number}")).exists()
+            )
             part = self.path.with_name(self.path.name + ".part")
             with open(part, "wb") as mended:
-                mended.writelines(line + b"\n" for number, line in enumerate(content.split(b"\n"), 1) if line and number not in damaged)
+                mended.writelines(
+                    line + b"\n"
+                    for number, line in enumerate(content.split(b"\n"), 1)
+                    if line and number not in damaged
+                )
                 mended.flush()
                 os.fsync(mended.fileno())
             os.link(self.path, copy)  # refuses a name that is taken
@@ -164,24 +190,40 @@ def _is_run(line: bytes) -> bool:
         row = json.loads(line, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return False
-    return (isinstance(row, dict) and isinstance(row.get("key"), str) and isinstance(row.get("run"), dict)
-            and (isinstance(row.get("metrics"), dict) or isinstance(row.get("error"), str)))
+    return (
+        isinstance(row, dict)
+        and isinstance(row.get("key"), str)
+        and isinstance(row.get("run"), dict)
+        and (isinstance(row.get("metrics"), dict) or isinstance(row.get("error"), str))
+    )
 
 
 def _damaged(content: bytes) -> list[int]:
-    return [number for number, line in enumerate(content.split(b"\n"), 1) if line and not _is_run(line)]
+    return [
+        number for number, line in enumerate(content.split(b"\n"), 1) if line and not _is_run(line)
+    ]
 
 
 def _finished(content: bytes, key: str) -> bool:
     name = key.encode()
-    return name in content and any(_is_run(line) and (row := json.loads(line))["key"] == key and "metrics" in row
-                                   for line in content.split(b"\n") if name in line)
+    return name in content and any(
+        _is_run(line) and (row := json.loads(line))["key"] == key and "metrics" in row
+        for line in content.split(b"\n")
+        if name in line
+    )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m panning_core.ledger", description="Look whether every line of a ledger is a run.")
+    parser = argparse.ArgumentParser(
+        prog="python -m panning_core.ledger",
+        description="Look whether every line of a ledger is a run.",
+    )
     parser.add_argument("file", type=Path)
-    parser.add_argument("--repair", action="store_true", help="take out the lines that are not, and keep the file as it was beside it")
+    parser.add_argument(
+        "--repair",
+        action="store_true",
+        help="take out the lines that are not, and keep the file as it was beside it",
+    )
     options = parser.parse_args()
     if not options.file.is_file():
         raise UserError(f"{options.file}: no such ledger")
@@ -200,7 +242,10 @@ def main() -> int:
 
 
 def _named(numbers: list[int]) -> str:
-    return f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:10]))}" + f" and {len(numbers) - 10} more" * (len(numbers) > 10)
+    return (
+        f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:10]))}"
+        + f" and {len(numbers) - 10} more" * (len(numbers) > 10)
+    )
 
 
 if __name__ == "__main__":

@@ -25,31 +25,41 @@ from .registry import Table
 
 Mask = dict[str, Tensor]
 Scores = dict[str, Tensor]
-LARGEST = 2 ** 30  #: weights of a mask in a file, a byte each
+LARGEST = 2**30  #: weights of a mask in a file, a byte each
 _STRIDE = 61  # of the sample that tells where a threshold lies; a prime, not to fall in step with the rows of a layer
 
 
 def ones(model: nn.Module) -> Mask:
     """The dense mask of ``model``: everything is kept."""
-    return {name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()}
+    return {
+        name: torch.ones_like(weight, dtype=torch.bool) for name, weight in prunable(model).items()
+    }
 
 
 def check(model: nn.Module, mask: Mask) -> None:
     """Raise a ``UserError`` that names the difference unless ``mask`` is one of ``model``'s."""
     weights = prunable(model)
     if not isinstance(mask, Mapping) or not all(isinstance(m, Tensor) for m in mask.values()):
-        raise UserError(f"a mask is a dict from names such as {next(iter(weights))} to boolean tensors, not {shown(mask)}")
+        raise UserError(
+            f"a mask is a dict from names such as {next(iter(weights))} to boolean tensors, not {shown(mask)}"
+        )
     if missing := weights.keys() - mask.keys():
         raise UserError(f"the mask is of another network: it lacks {', '.join(sorted(missing))}")
     if extra := mask.keys() - weights.keys():
-        raise UserError(f"the mask is of another network: this one has no {', '.join(sorted(extra))}")
+        raise UserError(
+            f"the mask is of another network: this one has no {', '.join(sorted(extra))}"
+        )
     for name, weight in weights.items():
         if mask[name].shape != weight.shape:
-            raise UserError(f"the mask is of another network: {name} is {tuple(mask[name].shape)} in the mask, {tuple(weight.shape)} in the network")
+            raise UserError(
+                f"the mask is of another network: {name} is {tuple(mask[name].shape)} in the mask, {tuple(weight.shape)} in the network"
+            )
         if mask[name].dtype != torch.bool:
             raise UserError(f"the mask's {name} is {mask[name].dtype}; a mask is boolean")
         if mask[name].device != weight.device:
-            raise UserError(f"the mask's {name} is on {mask[name].device} and the network on {weight.device}; both must be on one device")
+            raise UserError(
+                f"the mask's {name} is on {mask[name].device} and the network on {weight.device}; both must be on one device"
+            )
 
 
 def flatten(tensors: Mask | Scores) -> Tensor:
@@ -59,12 +69,17 @@ def flatten(tensors: Mask | Scores) -> Tensor:
 
 def unflatten(vector: Tensor, like: Mask | Scores) -> dict[str, Tensor]:
     """The layers of a vector [weights] again: views with the names and shapes of ``like``."""
-    return {name: part.view(t.shape) for (name, t), part in zip(like.items(), vector.split([t.numel() for t in like.values()]))}
+    return {
+        name: part.view(t.shape)
+        for (name, t), part in zip(like.items(), vector.split([t.numel() for t in like.values()]))
+    }
 
 
 def places(vector: Tensor) -> Tensor:
     """Where a boolean vector is True, ascending."""
-    return torch.from_numpy(np.flatnonzero(vector.cpu().numpy())).to(vector.device)  # torch.nonzero takes ten times as long
+    return torch.from_numpy(np.flatnonzero(vector.cpu().numpy())).to(
+        vector.device
+    )  # torch.nonzero takes ten times as long
 
 
 def numbers(mask: Tensor, dtype: torch.dtype = torch.double) -> Tensor:
@@ -95,9 +110,11 @@ def _top(values: np.ndarray, keep: int) -> np.ndarray:
         chosen[:], near, rest = False, np.arange(len(values)), keep
     if rest:
         found = values[near]
-        threshold = torch.from_numpy(found).kthvalue(len(found) - rest + 1).values.numpy()  # np.partition is slow where many are equal
+        threshold = (
+            torch.from_numpy(found).kthvalue(len(found) - rest + 1).values.numpy()
+        )  # np.partition is slow where many are equal
         above = found > threshold
-        above[np.flatnonzero(found == threshold)[:rest - np.count_nonzero(above)]] = True
+        above[np.flatnonzero(found == threshold)[: rest - np.count_nonzero(above)]] = True
         chosen[near] = above
     return chosen
 
@@ -155,8 +172,13 @@ def _units(vector: Tensor, like: Mask | Scores, density: float, least: Least | N
     cost = torch.cat(
         [torch.full((n,), part[0].numel(), device=vector.device) for n, part in zip(lengths, parts)]
     )
-    first = torch.cat([torch.arange(len(part), device=vector.device) == part.argmax() for part in scores.split(lengths)[:-1]]
-                      + [torch.ones(lengths[-1], dtype=torch.bool, device=vector.device)])
+    first = torch.cat(
+        [
+            torch.arange(len(part), device=vector.device) == part.argmax()
+            for part in scores.split(lengths)[:-1]
+        ]
+        + [torch.ones(lengths[-1], dtype=torch.bool, device=vector.device)]
+    )
     for name, part, stays in zip(like, parts, first.split(lengths)):
         if least and 0 < least[name] < part.numel():
             raise UserError(
@@ -168,7 +190,9 @@ def _units(vector: Tensor, like: Mask | Scores, density: float, least: Least | N
     order = torch.where(first, torch.inf, scores).argsort(descending=True, stable=True)
     room = round(density * len(vector))
     if (least := int(cost[first].sum())) > room:
-        raise UserError(f"density {density} keeps {room:,} weights, and the outputs and one unit of every other layer take {least:,}")
+        raise UserError(
+            f"density {density} keeps {room:,} weights, and the outputs and one unit of every other layer take {least:,}"
+        )
     kept = torch.zeros_like(first)
     kept[order] = cost[order].cumsum(0) <= room
     return {
@@ -211,8 +235,17 @@ def keep_top(
             scores, NaN among them, or an unknown scope.
     """
     fraction_kept(density)
-    if not (isinstance(scores, Mapping) and scores and all(isinstance(s, Tensor) and s.dtype in (torch.float16, torch.float32, torch.float64) for s in scores.values())):
-        raise UserError("scores are a dict of float tensors (float16, float32 or float64), one for each layer; metrics.snip, for example, gives such")
+    if not (
+        isinstance(scores, Mapping)
+        and scores
+        and all(
+            isinstance(s, Tensor) and s.dtype in (torch.float16, torch.float32, torch.float64)
+            for s in scores.values()
+        )
+    ):
+        raise UserError(
+            "scores are a dict of float tensors (float16, float32 or float64), one for each layer; metrics.snip, for example, gives such"
+        )
     keep = pick("scope", scope, SCOPES)
     if least is None:
         return keep(flatten(scores), scores, density)
@@ -227,7 +260,9 @@ def keep_top(
 
 def count(mask: Mask) -> int:
     """How many weights are kept."""
-    return sum(int(np.count_nonzero(m.cpu().numpy())) for m in mask.values())  # PyTorch's sum takes five times as long
+    return sum(
+        int(np.count_nonzero(m.cpu().numpy())) for m in mask.values()
+    )  # PyTorch's sum takes five times as long
 
 
 def size(mask: Mask) -> int:
@@ -269,10 +304,14 @@ def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str 
             return {}
         return effective(model, {name: m & (scores[name] > -torch.inf) for name, m in top.items()})
 
-    kept = bisect_right(range(total + 1), round(density * total), key=lambda n: count(living(n))) - 1  # it grows with n
+    kept = (
+        bisect_right(range(total + 1), round(density * total), key=lambda n: count(living(n))) - 1
+    )  # it grows with n
     mask = living(kept)
     if not count(mask):
-        raise UserError(f"density {density} leaves {round(density * total)} of {total:,} weights, too few for a path where these scores are largest")
+        raise UserError(
+            f"density {density} leaves {round(density * total)} of {total:,} weights, too few for a path where these scores are largest"
+        )
     return mask
 
 
@@ -291,16 +330,29 @@ def table(model: nn.Module, mask: Mask) -> pd.DataFrame:
     rows = []
     for name, m in mask.items():
         kept, alive, total = int(m.sum()), int(live[name].sum()), m.numel()
-        rows.append({"layer": name.removesuffix(".weight"), "shape": "x".join(map(str, m.shape)), "weights": total, "kept": kept,
-                     "density": kept / total, "effective": alive, "effective_density": alive / total,
-                     "flops_dense": 2 * times[name] * total, "flops_nonzero": 2 * times[name] * alive})
+        rows.append(
+            {
+                "layer": name.removesuffix(".weight"),
+                "shape": "x".join(map(str, m.shape)),
+                "weights": total,
+                "kept": kept,
+                "density": kept / total,
+                "effective": alive,
+                "effective_density": alive / total,
+                "flops_dense": 2 * times[name] * total,
+                "flops_nonzero": 2 * times[name] * alive,
+            }
+        )
     return pd.DataFrame(rows)
 
 
 def shuffle(mask: Mask, seed: int) -> Mask:
     """Control: the same number of kept weights in every layer, at random places."""
     generator = torch.Generator().manual_seed(seed)
-    return {name: m.flatten()[torch.randperm(m.numel(), generator=generator).to(m.device)].view(m.shape) for name, m in mask.items()}
+    return {
+        name: m.flatten()[torch.randperm(m.numel(), generator=generator).to(m.device)].view(m.shape)
+        for name, m in mask.items()
+    }
 
 
 def invert(scores: Scores) -> Scores:
@@ -314,7 +366,11 @@ def save(mask: Mask, path: str | Path) -> None:
     Raises:
         UserError: something that is no mask, or a place that can not be written to.
     """
-    if not (isinstance(mask, Mapping) and mask and all(isinstance(m, Tensor) and m.dtype == torch.bool for m in mask.values())):
+    if not (
+        isinstance(mask, Mapping)
+        and mask
+        and all(isinstance(m, Tensor) and m.dtype == torch.bool for m in mask.values())
+    ):
         raise UserError(f"a mask is a dict of boolean tensors, not {shown(mask)}")
     try:
         with open(path, "wb") as file:  # given a name, NumPy would append .npz to it
@@ -332,9 +388,13 @@ def arrays(path: str | Path, most: int) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > most:
             raise ValueError("it is too large")
-        if damaged := archive.testzip():  # NumPy may stop before the end of a member, where its checksum would be looked at
+        if (
+            damaged := archive.testzip()
+        ):  # NumPy may stop before the end of a member, where its checksum would be looked at
             raise ValueError(f"{damaged} is damaged")
-        for member in archive.infolist():  # a few bytes can claim a huge array, and NumPy makes room for it before it reads
+        for member in (
+            archive.infolist()
+        ):  # a few bytes can claim a huge array, and NumPy makes room for it before it reads
             with archive.open(member) as file:
                 np.lib.format.read_magic(file)
                 shape, _, kind = np.lib.format.read_array_header_1_0(file)

@@ -32,19 +32,24 @@ from .models import linearised, modes, prunable
 from .registry import Table
 
 Batch = tuple[Tensor, Tensor]
-TEMPERATURE = 200.0  #: divides the logits in the GraSP family and inside Panning (the authors' code)
+TEMPERATURE = (
+    200.0  #: divides the logits in the GraSP family and inside Panning (the authors' code)
+)
 
 
 def check(model: nn.Module, mask: Mask, batch: Batch) -> None:
     """Raise a ``UserError`` unless ``mask`` is one of ``model``'s and ``batch`` is images and labels for it."""
     masks.check(model, mask)
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise UserError(f"a batch is a pair (images, labels), such as data.balanced_batch gives, not {type(batch).__name__}")
+        raise UserError(
+            f"a batch is a pair (images, labels), such as data.balanced_batch gives, not {type(batch).__name__}"
+        )
     models.check_batch(model, *batch)
 
 
 def _checked(score: Callable) -> Callable:
     """``score`` of (model, mask, batch, ...), with a sentence for bad input; that is looked for when it has failed, so that it costs nothing."""
+
     @wraps(score)
     def checked(model: nn.Module, mask: Mask, batch: Batch, *others, **options):
         try:
@@ -58,24 +63,35 @@ def _checked(score: Callable) -> Callable:
                     f"batch: {str(error).partition(chr(10))[0]}"
                 ) from error
             raise
+
     return checked
 
 
 @contextmanager
-def _subnetwork(model: nn.Module, mask: Mask, generator: torch.Generator | None = None,
-                layout: torch.memory_format = torch.contiguous_format) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
+def _subnetwork(
+    model: nn.Module,
+    mask: Mask,
+    generator: torch.Generator | None = None,
+    layout: torch.memory_format = torch.contiguous_format,
+) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
     """The network theta * M as (forward, leaves): a function, which takes other parameters too, and the masked weights to differentiate by;
     train mode, own BN buffers, and float32 in place of float16 and bfloat16. What it draws itself, as dropout does, follows from
     ``generator``, which moves on then."""
     theta = {name: _wide(w) for name, w in prunable(model).items()}
     leaves = {name: w * numbers(mask[name], w.dtype) for name, w in theta.items()}
-    leaves = {name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_() for name, w in leaves.items()}
+    leaves = {
+        name: (w.to(memory_format=layout) if w.dim() == 4 else w).requires_grad_()
+        for name, w in leaves.items()
+    }
     state = {
         **{name: _wide(p) for name, p in model.named_parameters()},
         **{name: _wide(b.clone()) for name, b in model.named_buffers()},
         **leaves,
     }
-    generator, device = generator or torch.Generator().manual_seed(0), next(iter(leaves.values())).device
+    generator, device = (
+        generator or torch.Generator().manual_seed(0),
+        next(iter(leaves.values())).device,
+    )
     parallel = isinstance(model, nn.DataParallel)  # which takes no other parameters than its own
 
     def forward(x: Tensor, others: dict[str, Tensor] = {}) -> Tensor:
@@ -121,8 +137,14 @@ class Products(NamedTuple):
 
 
 @_checked
-def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, hessian: bool = False,
-             generator: torch.Generator | None = None) -> Products:
+def products(
+    model: nn.Module,
+    mask: Mask,
+    batch: Batch,
+    temperature: float = 1.0,
+    hessian: bool = False,
+    generator: torch.Generator | None = None,
+) -> Products:
     """theta * g and, with ``hessian``, theta * Hg, of the sub-network theta * M, logits divided by ``temperature``.
 
     g is the gradient of the mean cross-entropy with respect to every prunable weight, kept or not; Hg is the Hessian
@@ -136,19 +158,27 @@ def products(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
         gtg = sum((g * f).sum() for g, f in zip(gradient, flow))
         curvature = _gradient(gtg, leaves) if hessian else ()
-    return Products({name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
-                    {name: theta[name] * h for name, h in zip(theta, curvature)},
-                    float(nn.functional.cross_entropy(logits.detach().double(), y)), sum(float(f @ f) for f in (part.double().flatten() for part in flow)))
+    return Products(
+        {name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
+        {name: theta[name] * h for name, h in zip(theta, curvature)},
+        float(nn.functional.cross_entropy(logits.detach().double(), y)),
+        sum(float(f @ f) for f in (part.double().flatten() for part in flow)),
+    )
 
 
-def gradient_flow(model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, kept_only: bool = True) -> tuple[Tensor, float]:
+def gradient_flow(
+    model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, kept_only: bool = True
+) -> tuple[Tensor, float]:
     """The logits [n, classes] of the sub-network theta * M, and g . g over its kept weights (``gtg`` of ``products`` without the products) or over all."""
     x, y = batch
     # The layout in which convolutions are fastest; the products keep another, because their committed masks hang on the last bit.
     with _subnetwork(model, mask, layout=torch.channels_last) as (forward, leaves):
         logits = forward(x)
         gradient = _gradient(nn.functional.cross_entropy(logits / temperature, y), leaves)
-    counted = (g.double() * numbers(mask[name]) if kept_only else g.double() for name, g in zip(prunable(model), gradient))
+    counted = (
+        g.double() * numbers(mask[name]) if kept_only else g.double()
+        for name, g in zip(prunable(model), gradient)
+    )
     return logits.detach(), sum(float(g.square().sum()) for g in counted)
 
 
@@ -169,22 +199,29 @@ def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores
 def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]]:
     """``synflow_products`` of the weights as they are now, for one mask after another: (mask, batch) -> (products [weights], R)."""
     theta = flatten(prunable(model)).double()
-    masked, last = torch.zeros_like(theta), torch.zeros_like(theta, dtype=torch.bool)  # |theta * M| and M of the mask before
+    masked, last = (
+        torch.zeros_like(theta),
+        torch.zeros_like(theta, dtype=torch.bool),
+    )  # |theta * M| and M of the mask before
     layers = unflatten(theta, prunable(model))
     weights = {name: w.requires_grad_() for name, w in unflatten(masked, layers).items()}
 
     def flow(mask: Mask, batch: Batch) -> tuple[Tensor, float]:
         flat = flatten({name: mask[name] for name in layers})
         moved = places(flat ^ last)
-        masked.index_copy_(0, moved, theta.index_select(0, moved).abs_().mul_(numbers(flat.index_select(0, moved))))
+        masked.index_copy_(
+            0, moved, theta.index_select(0, moved).abs_().mul_(numbers(flat.index_select(0, moved)))
+        )
         last.copy_(flat)
         with torch.enable_grad(), linearised(model, weights):
             out = model(torch.ones_like(batch[0][:1], dtype=torch.double)).sum()
             gradient = _gradient(out, list(weights.values()))
         total = float(out.detach())
         if not math.isfinite(total):
-            raise UserError(f"SynFlow's R is {total} in float64 for this {type(model).__name__} of {len(layers)} prunable layers; "
-                            "its weights must be finite, and smaller the deeper it is")
+            raise UserError(
+                f"SynFlow's R is {total} in float64 for this {type(model).__name__} of {len(layers)} prunable layers; "
+                "its weights must be finite, and smaller the deeper it is"
+            )
         products = torch.empty_like(theta)
         for out, w, g in zip(unflatten(products, layers).values(), layers.values(), gradient):
             torch.mul(w, g, out=out)
@@ -203,7 +240,9 @@ def sees_every_path(model: nn.Module) -> bool:
     if any(type(module) not in TRANSPARENT for module in model.modules()):
         return False
     pools = any(isinstance(module, nn.MaxPool2d) for module in model.modules())
-    pads = any(isinstance(module, nn.Conv2d) and module.padding != (0, 0) for module in model.modules())
+    pads = any(
+        isinstance(module, nn.Conv2d) and module.padding != (0, 0) for module in model.modules()
+    )
     least = torch.finfo(torch.double).tiny ** (1 / len(weights))
     return not (pools and pads) and all(float(w.detach().abs().min()) > least for w in weights)
 
@@ -216,10 +255,15 @@ TRANSPARENT = {
 
 
 def _absolute(scores: Scores, mask: Mask | None = None) -> Scores:
-    return {name: s.abs() if mask is None else s.abs().mul_(numbers(mask[name], s.dtype)) for name, s in scores.items()}
+    return {
+        name: s.abs() if mask is None else s.abs().mul_(numbers(mask[name], s.dtype))
+        for name, s in scores.items()
+    }
 
 
-def random(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
+def random(
+    model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
+) -> Scores:
     """Uniform noise in [0, 1); the control every metric has to beat.
 
     A weight that is exactly 0 while others of its layer are not was removed before, and has the
@@ -232,32 +276,44 @@ def random(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
     return scores
 
 
-def magnitude(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
+def magnitude(
+    model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
+) -> Scores:
     """|theta|."""
     return _absolute({name: _wide(w) for name, w in prunable(model).items()})
 
 
-def snip(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
+def snip(
+    model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
+) -> Scores:
     """|theta M g(theta M)|: how much the loss moves when the weight goes (Lee et al. 2019, eq. 6); in rounds, Iterative SNIP."""
     return _absolute(products(model, mask, batch, generator=generator).snip, mask)
 
 
-def force(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
+def force(
+    model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
+) -> Scores:
     """|theta g(theta M)|: the gradient of the pruned network, the weight of the dense one (de Jorge et al. 2021, section 4)."""
     return _absolute(products(model, mask, batch, generator=generator).snip)
 
 
-def grasp(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
+def grasp(
+    model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
+) -> Scores:
     """theta Hg, signed: goes first what lowers the gradient flow g.g least, or raises it (Wang et al. 2020, eq. 8)."""
     return products(model, mask, batch, TEMPERATURE, True, generator).grasp
 
 
-def grasp_abs(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
+def grasp_abs(
+    model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
+) -> Scores:
     """|theta Hg|: the absolute form of GraSP that Panning's code also has."""
     return _absolute(grasp(model, mask, batch, generator))
 
 
-def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None) -> Scores:
+def synflow(
+    model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
+) -> Scores:
     """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6).
 
     It is float64.
@@ -277,8 +333,19 @@ def synflow(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
 
 
 @_checked
-def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None, *, steps: int = 3, lr: float = 0.1, momentum: float = 0.0,
-           parts: int = 1, first_order: bool = False, units: bool = False) -> Scores:
+def prospr(
+    model: nn.Module,
+    mask: Mask,
+    batch: Batch,
+    generator: torch.Generator | None = None,
+    *,
+    steps: int = 3,
+    lr: float = 0.1,
+    momentum: float = 0.0,
+    parts: int = 1,
+    first_order: bool = False,
+    units: bool = False,
+) -> Scores:
     """|theta M dL(phi_K)/dphi_0|: how much the loss *after* K steps of SGD moves when the weight goes (Alizadeh et al. 2022, section 3).
 
     phi_0 = theta M is trained on the batch by K differentiable steps, biases and BatchNorm with it, and the gradient goes back through all of
@@ -297,7 +364,9 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
         UserError: ``steps`` below 0, ``parts`` that are not from 1 to the number of images.
     """
     if steps < 0 or not 1 <= parts <= len(batch[0]):
-        raise UserError(f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of {len(batch[0])} images, got {steps} and {parts}")
+        raise UserError(
+            f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of {len(batch[0])} images, got {steps} and {parts}"
+        )
     with _subnetwork(model, mask, generator) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
         phi = {
@@ -306,7 +375,7 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
         }
         velocity, dealt = dict.fromkeys(phi, 0.0), batch[1].argsort(stable=True)  # class by class
         for k in range(steps + 1):
-            x, y = (t[dealt[k % parts::parts]] for t in batch) if parts > 1 else batch
+            x, y = (t[dealt[k % parts :: parts]] for t in batch) if parts > 1 else batch
             loss = nn.functional.cross_entropy(forward(x, phi), y)
             if k == steps:
                 break
@@ -314,14 +383,28 @@ def prospr(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generato
             velocity = {name: momentum * velocity[name] + g for name, g in zip(phi, gradient)}
             phi = {name: p - lr * velocity[name] for name, p in phi.items()}
         gradient = _gradient(loss, leaves)
-    products = {name: w.detach() * g.detach() * numbers(mask[name], w.dtype) for (name, w), g in zip(prunable(model).items(), gradient)}
+    products = {
+        name: w.detach() * g.detach() * numbers(mask[name], w.dtype)
+        for (name, w), g in zip(prunable(model).items(), gradient)
+    }
     if units:
-        products = {name: p.flatten(1).mean(1).view(-1, *[1] * (p.dim() - 1)).expand(p.shape) for name, p in products.items()}
+        products = {
+            name: p.flatten(1).mean(1).view(-1, *[1] * (p.dim() - 1)).expand(p.shape)
+            for name, p in products.items()
+        }
     return _absolute(products)
 
 
 @_checked
-def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None, *, repeats: int = 5, deviation: float = 0.01) -> Scores:
+def ntk_sap(
+    model: nn.Module,
+    mask: Mask,
+    batch: Batch,
+    generator: torch.Generator | None = None,
+    *,
+    repeats: int = 5,
+    deviation: float = 0.01,
+) -> Scores:
     """|d/dm sum ||f(Z; theta m) - f(Z; (theta + D) m)||^2|: how much the outputs' answer to a change of the weights, the nuclear norm of the
     neural tangent kernel, moves when the weight goes (Wang et al. 2023). Data-free: Z is Gaussian noise of the batch's shape.
 
@@ -332,7 +415,9 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
         UserError: no repeats, or a deviation that is not above 0.
     """
     if repeats < 1 or not deviation > 0:
-        raise UserError(f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}")
+        raise UserError(
+            f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}"
+        )
     if not batch[0].is_floating_point():
         raise UserError("NTK-SAP feeds a network noise, and this one reads tokens")
     generator = generator or torch.Generator().manual_seed(0)
@@ -346,9 +431,17 @@ def ntk_sap(model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generat
         total = 0.0
         for _ in range(repeats):
             noise = normal(x)
-            drawn = {name: w.flatten()[torch.randperm(w.numel(), generator=generator).to(w.device)].view(w.shape) for name, w in theta.items()}
+            drawn = {
+                name: w.flatten()[torch.randperm(w.numel(), generator=generator).to(w.device)].view(
+                    w.shape
+                )
+                for name, w in theta.items()
+            }
             moved = {name: w + deviation * normal(w) for name, w in drawn.items()}
-            here, there = (forward(noise, {name: w * gates[name] for name, w in weights.items()}) for weights in (drawn, moved))
+            here, there = (
+                forward(noise, {name: w * gates[name] for name, w in weights.items()})
+                for weights in (drawn, moved)
+            )
             total = total + (here - there).square().sum()
         gradient = _gradient(total, list(gates.values()))
     return _absolute(dict(zip(theta, gradient)), mask)

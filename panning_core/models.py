@@ -32,11 +32,16 @@ def _image(shape: Shape) -> Shape:
 
 def lenet300(shape: Shape, classes: int) -> nn.Module:
     """LeNet-300-100: 266,200 prunable weights on 28x28 grey images (LeCun et al. 1998)."""
-    return nn.Sequential(OrderedDict(
-        flatten=nn.Flatten(),
-        fc1=nn.Linear(prod(shape), 300), relu1=nn.ReLU(),
-        fc2=nn.Linear(300, 100), relu2=nn.ReLU(),
-        fc3=nn.Linear(100, classes)))
+    return nn.Sequential(
+        OrderedDict(
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(prod(shape), 300),
+            relu1=nn.ReLU(),
+            fc2=nn.Linear(300, 100),
+            relu2=nn.ReLU(),
+            fc3=nn.Linear(100, classes),
+        )
+    )
 
 
 def lenet5(shape: Shape, classes: int) -> nn.Module:
@@ -47,29 +52,54 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
     """
     channels, height, width = _image(shape)
     if min(height, width) < 16:
-        raise UserError(f"lenet5 needs images of at least 16x16 pixels, got {height}x{width}; lenet300 takes any size")
+        raise UserError(
+            f"lenet5 needs images of at least 16x16 pixels, got {height}x{width}; lenet300 takes any size"
+        )
     side = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
-    return nn.Sequential(OrderedDict(
-        conv1=nn.Conv2d(channels, 20, 5), pool1=nn.MaxPool2d(2), relu1=nn.ReLU(),
-        conv2=nn.Conv2d(20, 50, 5), pool2=nn.MaxPool2d(2), relu2=nn.ReLU(), flatten=nn.Flatten(),
-        fc1=nn.Linear(50 * prod(side), 500), relu3=nn.ReLU(),
-        fc2=nn.Linear(500, classes)))
+    return nn.Sequential(
+        OrderedDict(
+            conv1=nn.Conv2d(channels, 20, 5),
+            pool1=nn.MaxPool2d(2),
+            relu1=nn.ReLU(),
+            conv2=nn.Conv2d(20, 50, 5),
+            pool2=nn.MaxPool2d(2),
+            relu2=nn.ReLU(),
+            flatten=nn.Flatten(),
+            fc1=nn.Linear(50 * prod(side), 500),
+            relu3=nn.ReLU(),
+            fc2=nn.Linear(500, classes),
+        )
+    )
 
 
 def vgg(plan: list[int | str]):
     """VGG with BatchNorm and one Linear(512) (Simonyan & Zisserman 2015, in its usual CIFAR form)."""
+
     def build(shape: Shape, classes: int) -> nn.Module:
         if min(_image(shape)[1:]) < 32:
-            raise UserError(f"VGG halves its input five times and needs images of at least 32x32 pixels, got {shape[1]}x{shape[2]}")
+            raise UserError(
+                f"VGG halves its input five times and needs images of at least 32x32 pixels, got {shape[1]}x{shape[2]}"
+            )
         layers, channels = [], shape[0]
         for width in plan:
             if width == "pool":
                 layers.append(nn.MaxPool2d(2))
             else:
-                layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+                layers += [
+                    nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(width),
+                    nn.ReLU(),
+                ]
                 channels = width
-        return nn.Sequential(OrderedDict(
-            features=nn.Sequential(*layers), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(channels, classes)))
+        return nn.Sequential(
+            OrderedDict(
+                features=nn.Sequential(*layers),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(channels, classes),
+            )
+        )
+
     return build
 
 
@@ -84,38 +114,88 @@ class Block(nn.Module):
         self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outside)
         self.relu2 = nn.ReLU()
-        self.shortcut = nn.Sequential() if stride == 1 and inside == outside else nn.Sequential(
-            nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+        self.shortcut = (
+            nn.Sequential()
+            if stride == 1 and inside == outside
+            else nn.Sequential(
+                nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside)
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.relu2(self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))) + self.shortcut(x))
+        return self.relu2(
+            self.bn2(self.conv2(self.relu1(self.bn1(self.conv1(x))))) + self.shortcut(x)
+        )
 
 
 def resnet(widths: list[int], blocks: int):
     """A ResNet with a 3x3 stem; one group of ``blocks`` basic blocks for every width (He et al. 2016, section 4.2)."""
+
     def build(shape: Shape, classes: int) -> nn.Module:
         groups, inside, (channels, *_) = [], widths[0], _image(shape)
         for group, width in enumerate(widths):
             for position in range(blocks):
                 groups.append(Block(inside, width, stride=2 if group and not position else 1))
                 inside = width
-        return nn.Sequential(OrderedDict(
-            conv=nn.Conv2d(channels, widths[0], 3, padding=1, bias=False), bn=nn.BatchNorm2d(widths[0]), relu=nn.ReLU(),
-            blocks=nn.Sequential(*groups), pool=nn.AdaptiveAvgPool2d(1), flatten=nn.Flatten(), fc=nn.Linear(inside, classes)))
+        return nn.Sequential(
+            OrderedDict(
+                conv=nn.Conv2d(channels, widths[0], 3, padding=1, bias=False),
+                bn=nn.BatchNorm2d(widths[0]),
+                relu=nn.ReLU(),
+                blocks=nn.Sequential(*groups),
+                pool=nn.AdaptiveAvgPool2d(1),
+                flatten=nn.Flatten(),
+                fc=nn.Linear(inside, classes),
+            )
+        )
+
     return build
 
 
 #: name -> a function of (shape of an input, classes) that gives the network; a user may add some
-MODELS = Table(__name__ + ".MODELS", {
-    "lenet300": lenet300,
-    "lenet5": lenet5,
-    "vgg11": vgg([64, "pool", 128, "pool", *[256] * 2, "pool", *[512] * 2, "pool", *[512] * 2, "pool"]),
-    "vgg16": vgg([*[64] * 2, "pool", *[128] * 2, "pool", *[256] * 3, "pool", *[512] * 3, "pool", *[512] * 3, "pool"]),
-    "vgg19": vgg([*[64] * 2, "pool", *[128] * 2, "pool", *[256] * 4, "pool", *[512] * 4, "pool", *[512] * 4, "pool"]),
-    "resnet18": resnet([64, 128, 256, 512], 2),
-    "resnet20": resnet([16, 32, 64], 3),
-    "resnet32": resnet([32, 64, 128], 5),  # twice as wide as He et al.'s, as GraSP's and Panning's code have it
-})
+MODELS = Table(
+    __name__ + ".MODELS",
+    {
+        "lenet300": lenet300,
+        "lenet5": lenet5,
+        "vgg11": vgg(
+            [64, "pool", 128, "pool", *[256] * 2, "pool", *[512] * 2, "pool", *[512] * 2, "pool"]
+        ),
+        "vgg16": vgg(
+            [
+                *[64] * 2,
+                "pool",
+                *[128] * 2,
+                "pool",
+                *[256] * 3,
+                "pool",
+                *[512] * 3,
+                "pool",
+                *[512] * 3,
+                "pool",
+            ]
+        ),
+        "vgg19": vgg(
+            [
+                *[64] * 2,
+                "pool",
+                *[128] * 2,
+                "pool",
+                *[256] * 4,
+                "pool",
+                *[512] * 4,
+                "pool",
+                *[512] * 4,
+                "pool",
+            ]
+        ),
+        "resnet18": resnet([64, 128, 256, 512], 2),
+        "resnet20": resnet([16, 32, 64], 3),
+        "resnet32": resnet(
+            [32, 64, 128], 5
+        ),  # twice as wide as He et al.'s, as GraSP's and Panning's code have it
+    },
+)
 
 
 def _panning_init(model: nn.Module) -> None:
@@ -132,7 +212,9 @@ def _panning_init(model: nn.Module) -> None:
 INITS = Table(__name__ + ".INITS", {"pytorch": lambda model: None, "panning": _panning_init})
 
 
-def build(name: str, input_shape: Shape, classes: int, seed: int, init: str = "pytorch") -> nn.Module:
+def build(
+    name: str, input_shape: Shape, classes: int, seed: int, init: str = "pytorch"
+) -> nn.Module:
     """The network ``name`` in train mode, its weights a function of ``seed`` alone; the global random state is left as it was.
 
     Args:
@@ -191,9 +273,20 @@ def fingerprint(model: nn.Module) -> str:
 
 def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
     """Raise a ``UserError`` unless ``model`` answers images ``x`` [n, ...] with a number for each class that is among the labels ``y`` [n]."""
-    if not (isinstance(x, Tensor) and isinstance(y, Tensor) and y.dtype == torch.int64 and y.shape == x.shape[:1] and len(y)):
-        found = " and ".join(f"{each.dtype} {list(each.shape)}" if isinstance(each, Tensor) else type(each).__name__ for each in (x, y))
-        raise UserError(f"images and labels are {found}; they must be tensors [n, channels, height, width] and int64 [n]")
+    if not (
+        isinstance(x, Tensor)
+        and isinstance(y, Tensor)
+        and y.dtype == torch.int64
+        and y.shape == x.shape[:1]
+        and len(y)
+    ):
+        found = " and ".join(
+            f"{each.dtype} {list(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            for each in (x, y)
+        )
+        raise UserError(
+            f"images and labels are {found}; they must be tensors [n, channels, height, width] and int64 [n]"
+        )
     if not x.isfinite().all():
         raise UserError("the images hold values that are not finite numbers")
     try:
@@ -201,8 +294,12 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
             classes = model(x[:1]).shape[1]
     except Exception as error:  # another shape, dtype or device: PyTorch raises many kinds
         wanted = f", it takes {list(model.input_shape)}" if hasattr(model, "input_shape") else ""
-        raise UserError(f"the network ({next(model.parameters()).dtype} on {next(model.parameters()).device}{wanted}) can not read images {list(x.shape[1:])} "
-                        f"of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}") from error
+        raise UserError(
+            f"the network ({next(model.parameters()).dtype} on {next(model.parameters()).device}{wanted}) can not read images {list(x.shape[1:])} "
+            f"of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}"
+        ) from error
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
-        raise UserError(f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to {classes - 1}")
+        raise UserError(
+            f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to {classes - 1}"
+        )
     remember(model, x)

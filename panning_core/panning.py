@@ -21,7 +21,15 @@ from .metrics import TEMPERATURE, Batch
 from .models import input_shape, uses
 
 MIXED = ("synflow", "snip", "grasp")  #: the order of coefficients and actions
-OBSERVED = ("dense loss", "dense gtg", "r_loss", "r_gtg", "effective sparsity", "scheduled sparsity", "progress")
+OBSERVED = (
+    "dense loss",
+    "dense gtg",
+    "r_loss",
+    "r_gtg",
+    "effective sparsity",
+    "scheduled sparsity",
+    "progress",
+)
 #: how an environment may depart from the authors'; ``python -m benchmarks --only fixes`` measures what each does
 DEPARTURES = {
     "end": "the last round truncates an episode; theirs terminates it",
@@ -31,7 +39,9 @@ DEPARTURES = {
     "shares": "three coefficients of 0 mean equal shares; theirs tie all weights and keep the first ones in order, which kills the network",
 }
 DEFAULT = ("end", "loss", "shares")  #: what an agent sees and earns is the authors'
-FIRST = tuple(DEPARTURES)  #: of the policy general-1 and of all else that was recorded before departures had names
+FIRST = tuple(
+    DEPARTURES
+)  #: of the policy general-1 and of all else that was recorded before departures had names
 WARM_UP = 10  #: dense batches whose extremes are the units of loss and gTg
 SPARSE_BELOW = 0.75  #: share of the multiply-adds that survive under which the sparse engine looks at a sub-network, its construction included
 
@@ -68,20 +78,28 @@ class Sight:
     def __init__(self, model: nn.Module, departures: Collection[str] = FIRST):
         self.model, self.transparent = model, metrics.sees_every_path(model)
         self.kept_only, self.exact = "kept" in departures, "loss" in departures
-        self._stands_in: bool | None = None  # whether the sparse engine does what the network itself does, once that was asked
+        self._stands_in: bool | None = (
+            None  # whether the sparse engine does what the network itself does, once that was asked
+        )
         self._followed = True
 
     @cached_property
     def _times(self) -> dict[str, int] | None:
         """How often each weight is used, None where the sparse engine can not look."""
         like = next(self.model.parameters())
-        fits = like.device.type == "cpu" and like.dtype == torch.float32 and sparse.unsupported(self.model) is None
+        fits = (
+            like.device.type == "cpu"
+            and like.dtype == torch.float32
+            and sparse.unsupported(self.model) is None
+        )
         return uses(self.model) if fits else None
 
     def _is_sparse(self, mask: Mask) -> bool:
         times = self._times
-        return times is not None and (sum(times[name] * masks.count({name: m}) for name, m in mask.items())
-                                      < SPARSE_BELOW * sum(times[name] * m.numel() for name, m in mask.items()))
+        return times is not None and (
+            sum(times[name] * masks.count({name: m}) for name, m in mask.items())
+            < SPARSE_BELOW * sum(times[name] * m.numel() for name, m in mask.items())
+        )
 
     def look(self, mask: Mask, batch: Batch) -> Look:
         """The sub-network on a batch. The loss is that of float32 logits in float64: batches differ by 1e-5, fifty steps of a float32."""
@@ -93,14 +111,18 @@ class Sight:
         if net and self._stands_in:
             logits, gtg = net.flow(net.pixels(x), y, TEMPERATURE)
         else:
-            logits, gtg = metrics.gradient_flow(self.model, mask, batch, TEMPERATURE, self.kept_only)
+            logits, gtg = metrics.gradient_flow(
+                self.model, mask, batch, TEMPERATURE, self.kept_only
+            )
         return self.seen(float(nn.functional.cross_entropy(logits.double() / TEMPERATURE, y)), gtg)
 
     def seen(self, loss: float, gtg: float) -> Look:
         """A look with its loss in the precision of this sight."""
         return Look(loss if self.exact else float(np.float32(loss)), gtg)
 
-    def effective_sparsity(self, mask: Mask, synflow: Tensor | None = None, kept: Tensor | None = None) -> float:
+    def effective_sparsity(
+        self, mask: Mask, synflow: Tensor | None = None, kept: Tensor | None = None
+    ) -> float:
         """1 - effective density. ``synflow``, the products of SynFlow's pass on this mask if there was one, has followed the paths already;
         ``kept`` are the mask's places, for who knows them."""
         if self.transparent and synflow is not None:
@@ -127,16 +149,34 @@ class Extremes:
         looks, self.fixed = list(looks), fixed
         self.low, self.high = Look(*map(min, zip(*looks))), Look(*map(max, zip(*looks)))
 
-    def observe(self, dense: Look, sub: Look, effective: float, scheduled: float, progress: float) -> np.ndarray:
+    def observe(
+        self, dense: Look, sub: Look, effective: float, scheduled: float, progress: float
+    ) -> np.ndarray:
         """What an agent sees [7], in the order of ``OBSERVED``: numbers of at most 1, but where fixed extremes are left."""
         if not self.fixed:
-            self.low, self.high = Look(*map(min, self.low, dense, sub)), Look(*map(max, self.high, dense, sub))
-        loss, gtg = ((high - low) or 1.0 for low, high in zip(self.low, self.high))  # one image has no spread
-        return np.array([(dense.loss - self.low.loss) / loss, (dense.gtg - self.low.gtg) / gtg, abs(sub.loss - dense.loss) / loss,
-                         abs(sub.gtg - dense.gtg) / gtg / 5, effective, scheduled, progress])
+            self.low, self.high = (
+                Look(*map(min, self.low, dense, sub)),
+                Look(*map(max, self.high, dense, sub)),
+            )
+        loss, gtg = (
+            (high - low) or 1.0 for low, high in zip(self.low, self.high)
+        )  # one image has no spread
+        return np.array(
+            [
+                (dense.loss - self.low.loss) / loss,
+                (dense.gtg - self.low.gtg) / gtg,
+                abs(sub.loss - dense.loss) / loss,
+                abs(sub.gtg - dense.gtg) / gtg / 5,
+                effective,
+                scheduled,
+                progress,
+            ]
+        )
 
 
-def resampled(sight: Sight, batch: Batch, known: Iterable[Look] = (), fixed: bool = True) -> Extremes:
+def resampled(
+    sight: Sight, batch: Batch, known: Iterable[Look] = (), fixed: bool = True
+) -> Extremes:
     """Extremes where one batch is all there is: of as many batches drawn from its images with replacement, always the same ones, and of what is known.
 
     As many of each class as before: batches that are not balanced differ several times as much, and an agent has learned in the other unit.
@@ -145,7 +185,14 @@ def resampled(sight: Sight, batch: Batch, known: Iterable[Look] = (), fixed: boo
     classes = [(y == label).nonzero().flatten() for label in y.unique()]
     looks = []
     for _ in range(WARM_UP):
-        draw = torch.cat([members[torch.randint(len(members), (len(members),), generator=generator).to(y.device)] for members in classes])
+        draw = torch.cat(
+            [
+                members[
+                    torch.randint(len(members), (len(members),), generator=generator).to(y.device)
+                ]
+                for members in classes
+            ]
+        )
         looks.append(sight.look(masks.ones(sight.model), (x[draw], y[draw])))
     return Extremes([*known, *looks], fixed)
 
@@ -168,7 +215,14 @@ class Rewards(list[float]):
         departures: of the environment, as in ``DEPARTURES``.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterator[Batch], density: float, rounds: int, departures: Collection[str] = FIRST):
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterator[Batch],
+        density: float,
+        rounds: int,
+        departures: Collection[str] = FIRST,
+    ):
         super().__init__()
         self.sight, self.density, self.rounds = Sight(model, departures), density, rounds
         self.batches = [next(batches) for _ in range(WARM_UP)]
@@ -180,7 +234,13 @@ class Rewards(list[float]):
             return
         effective = self.sight.effective_sparsity(new)
         sub = self.sight.look(new, self.batches[t % WARM_UP])
-        observation = self.extremes.observe(self.looks[t % WARM_UP], sub, effective, 1 - self.density ** (t / self.rounds), t / self.rounds)
+        observation = self.extremes.observe(
+            self.looks[t % WARM_UP],
+            sub,
+            effective,
+            1 - self.density ** (t / self.rounds),
+            t / self.rounds,
+        )
         self.over = effective == 1
         self.append(reward(observation) - (self.rounds - (t - 1) if self.over else 0))
 
@@ -198,7 +258,9 @@ def one_path(model: nn.Module, mask: Mask | None = None) -> Mask:
     for name in path:
         products, total = flow(path, shape)
         if not total:
-            raise UserError("no path leads from the input to the output of this network; a whole layer of its weights is pruned or 0")
+            raise UserError(
+                "no path leads from the input to the output of this network; a whole layer of its weights is pruned or 0"
+            )
         best = (masks.unflatten(products, path)[name].abs() * masks.numbers(path[name])).argmax()
         path[name] = torch.zeros_like(path[name])
         if not flow(path, shape)[1]:

@@ -17,9 +17,7 @@ from .models import input_shape, linearised, modes, prunable
 
 
 @contextmanager
-def _linear(
-    model: nn.Module, weights: dict[str, Tensor], signed: bool = False
-) -> Iterator[Tensor]:
+def _linear(model: nn.Module, weights: dict[str, Tensor], signed: bool = False) -> Iterator[Tensor]:
     """Inside, ``model`` is a linear function of the yielded input [1, ...] of ones: no biases, every ReLU open, pooling averages."""
     device = next(iter(weights.values())).device
     x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=device)
@@ -32,14 +30,21 @@ def contributions(model: nn.Module, mask: Mask) -> Tensor:
 
     What an input does to an output while every ReLU is open; an explanation read from the weights alone.
     """
-    weights = {name: w.detach().double() * masks.numbers(mask[name]) for name, w in prunable(model).items()}
+    weights = {
+        name: w.detach().double() * masks.numbers(mask[name]) for name, w in prunable(model).items()
+    }
     with _linear(model, weights, signed=True) as x:
-        return torch.stack([torch.autograd.grad(out, x, retain_graph=True)[0][0] for out in model(x)[0]])
+        return torch.stack(
+            [torch.autograd.grad(out, x, retain_graph=True)[0][0] for out in model(x)[0]]
+        )
 
 
 def importance(model: nn.Module, mask: Mask) -> Tensor:
     """[*input shape]: the sum over all kept paths from an input to any output of the product of |weights|, float64; 0 for an input that is not read."""
-    weights = {name: w.detach().double().abs() * masks.numbers(mask[name]) for name, w in prunable(model).items()}
+    weights = {
+        name: w.detach().double().abs() * masks.numbers(mask[name])
+        for name, w in prunable(model).items()
+    }
     with _linear(model, weights) as x:
         return torch.autograd.grad(model(x).sum(), x)[0][0]
 
@@ -47,10 +52,14 @@ def importance(model: nn.Module, mask: Mask) -> Tensor:
 def direct_importance(model: nn.Module, mask: Mask) -> Tensor:
     """[*input shape]: the sum of |weights| by which the first layer, a ``Linear``, reads an input, float64."""
     name, weight = next(iter(prunable(model).items()))
-    return (weight.detach().double().abs() * masks.numbers(mask[name])).sum(0).view(input_shape(model))
+    return (
+        (weight.detach().double().abs() * masks.numbers(mask[name])).sum(0).view(input_shape(model))
+    )
 
 
-def permutation_importance(model: nn.Module, mask: Mask, split: Split, repeats: int, seed: int) -> np.ndarray:
+def permutation_importance(
+    model: nn.Module, mask: Mask, split: Split, repeats: int, seed: int
+) -> np.ndarray:
     """[inputs]: how much the accuracy falls, from 0 to 1, when an input's values are exchanged between images; mean over ``repeats``.
 
     By scikit-learn's ``permutation_importance``, on the inputs that are read; for the others it is 0.
@@ -70,7 +79,14 @@ def permutation_importance(model: nn.Module, mask: Mask, split: Split, repeats: 
         def fit(self, x, y): ...
 
     found = np.zeros(len(reads))
-    found[reads] = permute(Network(), images[:, reads].numpy(), split.y.numpy(), scoring=score, n_repeats=repeats, random_state=seed).importances_mean
+    found[reads] = permute(
+        Network(),
+        images[:, reads].numpy(),
+        split.y.numpy(),
+        scoring=score,
+        n_repeats=repeats,
+        random_state=seed,
+    ).importances_mean
     return found
 
 
@@ -93,7 +109,10 @@ def without(model: nn.Module, mask: Mask, output: int, shared: bool = False) -> 
 @torch.no_grad()
 def recalls(model: nn.Module, mask: Mask, split: Split) -> Tensor:
     """[classes]: the fraction of each class's images that the network under ``mask`` gives to that class."""
-    state = {**dict(model.named_parameters()), **{name: w * mask[name] for name, w in prunable(model).items()}}
+    state = {
+        **dict(model.named_parameters()),
+        **{name: w * mask[name] for name, w in prunable(model).items()},
+    }
     with modes(model, training=False):
         found = torch.cat([functional_call(model, state, x).argmax(1) for x in split.x.split(1000)])
     return torch.stack([(found[split.y == c] == c).double().mean() for c in range(split.classes)])

@@ -27,7 +27,14 @@ SEEN, DONE = len(OBSERVED), len(MIXED)
 SHIPPED = "general-1"  #: comes with the package; another one that replaces it gets another name, because results are recorded under it
 FOLDER = Path(__file__).parent / "trained"
 LARGEST = 50_000_000  #: bytes that a file may unpack to
-CARD = {"trained_on": list, "steps": int, "seed": int, "seconds": float, "training": dict, "versions": dict}  #: what a card says, at least
+CARD = {
+    "trained_on": list,
+    "steps": int,
+    "seed": int,
+    "seconds": float,
+    "training": dict,
+    "versions": dict,
+}  #: what a card says, at least
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,9 @@ class Actor:
 
     def digest(self) -> str:
         """SHA-256 of the weights, 12 hex digits."""
-        return hashlib.sha256(b"".join(a.tobytes() for layer in self.layers for a in layer)).hexdigest()[:12]
+        return hashlib.sha256(
+            b"".join(a.tobytes() for layer in self.layers for a in layer)
+        ).hexdigest()[:12]
 
     def save(self, path: str | Path) -> None:
         """Write a file that ``load`` reads.
@@ -72,9 +81,18 @@ class Actor:
         card = json.dumps({**self.card, "digest": self.digest()}, sort_keys=True)
         part = Path(f"{path}.part")
         try:
-            with open(part, "wb") as file:  # whole or not at all: another process may be about to read it
-                np.savez_compressed(file, card=np.frombuffer(card.encode(), np.uint8),
-                                    **{f"{kind}{i}": a for i, layer in enumerate(self.layers) for kind, a in zip(("weight", "bias"), layer)})
+            with open(
+                part, "wb"
+            ) as file:  # whole or not at all: another process may be about to read it
+                np.savez_compressed(
+                    file,
+                    card=np.frombuffer(card.encode(), np.uint8),
+                    **{
+                        f"{kind}{i}": a
+                        for i, layer in enumerate(self.layers)
+                        for kind, a in zip(("weight", "bias"), layer)
+                    },
+                )
             os.replace(part, path)
         except OSError as error:
             raise UserError(f"the policy can not be written to {path}: {error}") from error
@@ -102,32 +120,50 @@ def load(policy: str | Path) -> Actor:
     Raises:
         UserError: an unknown name, or a file that is missing, damaged or something else.
     """
-    path = Path(policy) if isinstance(policy, Path) or str(policy).endswith(".npz") else places().get(str(policy))
+    path = (
+        Path(policy)
+        if isinstance(policy, Path) or str(policy).endswith(".npz")
+        else places().get(str(policy))
+    )
     if path is None:
         raise unknown("policy", policy, places())
     try:
         arrays = masks.arrays(path, LARGEST)
         card = json.loads(arrays.pop("card").tobytes().decode())
-        actor = Actor(_layers(arrays), {name: value for name, value in card.items() if name != "digest"})
+        actor = Actor(
+            _layers(arrays), {name: value for name, value in card.items() if name != "digest"}
+        )
         if wrong := [name for name, kind in CARD.items() if not isinstance(card.get(name), kind)]:
             raise ValueError(f"its card lacks {', '.join(wrong)}")
         if card.get("digest") != actor.digest():
             raise ValueError("its weights are not those of its card")
     except Exception as error:  # as ``masks.arrays`` says, and json's
-        raise UserError(f"{path} is not a policy: {error}; a policy is a file that Actor.save wrote") from error
+        raise UserError(
+            f"{path} is not a policy: {error}; a policy is a file that Actor.save wrote"
+        ) from error
     return actor
 
 
 def _layers(arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
     """The arrays of a file as layers; raises ValueError where they are not a network from ``SEEN`` to ``DONE`` numbers."""
     count = len(arrays) // 2
-    if set(arrays) != {f"{kind}{i}" for i in range(count) for kind in ("weight", "bias")} or not count:
+    if (
+        set(arrays) != {f"{kind}{i}" for i in range(count) for kind in ("weight", "bias")}
+        or not count
+    ):
         raise ValueError(f"it holds {', '.join(sorted(arrays)) or 'no arrays'}")
     layers = tuple((arrays[f"weight{i}"], arrays[f"bias{i}"]) for i in range(count))
     width = SEEN
     for weight, bias in layers:
-        if weight.ndim != 2 or bias.shape != weight.shape[:1] or weight.shape[1] != width or {weight.dtype, bias.dtype} != {np.dtype(np.float32)}:
-            raise ValueError(f"a layer is {weight.dtype} {weight.shape} and {bias.dtype} {bias.shape} where {width} numbers come in")
+        if (
+            weight.ndim != 2
+            or bias.shape != weight.shape[:1]
+            or weight.shape[1] != width
+            or {weight.dtype, bias.dtype} != {np.dtype(np.float32)}
+        ):
+            raise ValueError(
+                f"a layer is {weight.dtype} {weight.shape} and {bias.dtype} {bias.shape} where {width} numbers come in"
+            )
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ValueError("not all of its weights are finite")
         width = len(weight)

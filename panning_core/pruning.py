@@ -27,10 +27,13 @@ from .policies import Policy
 from .registry import Table
 
 #: density after round t of ``rounds``; both end exactly at the density asked for
-SCHEDULES: dict[str, Callable[[float, int, int], float]] = Table(__name__ + ".SCHEDULES", {
-    "exponential": lambda density, t, rounds: density ** (t / rounds),
-    "linear": lambda density, t, rounds: 1 - (1 - density) * t / rounds,
-})
+SCHEDULES: dict[str, Callable[[float, int, int], float]] = Table(
+    __name__ + ".SCHEDULES",
+    {
+        "exponential": lambda density, t, rounds: density ** (t / rounds),
+        "linear": lambda density, t, rounds: 1 - (1 - density) * t / rounds,
+    },
+)
 
 #: metric -> its scores [weights] and their mass
 Parts = dict[str, tuple[Tensor, float]]
@@ -43,7 +46,9 @@ def _stream(batches: Batch | Sequence[Batch] | Iterable[Batch]) -> Iterator[Batc
     if isinstance(batches, tuple) and len(batches) == 2 and isinstance(batches[0], Tensor):
         return repeat(batches)
     if not isinstance(batches, Iterable) or isinstance(batches, Tensor | Mapping | str):
-        raise UserError(f"batches are a pair (images, labels), a list of such pairs or an iterator of them, not {type(batches).__name__}")
+        raise UserError(
+            f"batches are a pair (images, labels), a list of such pairs or an iterator of them, not {type(batches).__name__}"
+        )
     return cycle(batches) if isinstance(batches, Sequence) else iter(batches)
 
 
@@ -79,7 +84,9 @@ def _run(
         try:
             last, batch = batch, next(stream)
         except StopIteration:
-            raise UserError(f"the batches ended before round {t} of {rounds}; pass a list to use them in turn") from None
+            raise UserError(
+                f"the batches ended before round {t} of {rounds}; pass a list to use them in turn"
+            ) from None
         if batch is not last:
             metrics.check(model, mask, batch)
         asked = asked_for(density, t, rounds)
@@ -89,18 +96,35 @@ def _run(
             trace[-1]["effective_sparsity"] = sight.known_sparsity(mask, flow, kept)
         ranked = -scores if inverted else scores
         if not revive:
-            ranked = torch.full_like(ranked, -torch.inf).index_copy_(0, kept, ranked.index_select(0, kept))
-        new = masks.keep_effective(model, masks.unflatten(ranked, mask), asked, scope) if effective and t == rounds else keep(ranked, mask, asked)
+            ranked = torch.full_like(ranked, -torch.inf).index_copy_(
+                0, kept, ranked.index_select(0, kept)
+            )
+        new = (
+            masks.keep_effective(model, masks.unflatten(ranked, mask), asked, scope)
+            if effective and t == rounds
+            else keep(ranked, mask, asked)
+        )
         if guard is not None:
             new, events = guard(new, mask, batch, ranked, lambda scores: keep(scores, mask, asked))
             told["events"] = told["events"] + events
         stayed, before = masks.count({name: mask[name] & m for name, m in new.items()}), len(kept)
         kept = masks.places(masks.flatten(new))
         kept_mass = {name: _mass(part.index_select(0, kept)) for name, (part, _) in parts.items()}
-        trace.append({
-            "round": t, "sparsity_asked": 1 - asked, "sparsity": 1 - len(kept) / total,
-            "layer_density": {name: masks.density({name: m}) for name, m in new.items()}, "removed": before - stayed, "revived": len(kept) - stayed,
-            "kept_mass": kept_mass, "removed_mass": {name: max(0.0, mass - kept_mass[name]) for name, (_, mass) in parts.items()}, **told})
+        trace.append(
+            {
+                "round": t,
+                "sparsity_asked": 1 - asked,
+                "sparsity": 1 - len(kept) / total,
+                "layer_density": {name: masks.density({name: m}) for name, m in new.items()},
+                "removed": before - stayed,
+                "revived": len(kept) - stayed,
+                "kept_mass": kept_mass,
+                "removed_mass": {
+                    name: max(0.0, mass - kept_mass[name]) for name, (_, mass) in parts.items()
+                },
+                **told,
+            }
+        )
         if observe is not None:
             observe(t, mask, new, batch)
         mask = new
@@ -108,7 +132,16 @@ def _run(
     return mask, trace
 
 
-def _with_metric(metric: str, model: nn.Module, density: float, batches, *, generator: torch.Generator, options: dict, **how):
+def _with_metric(
+    metric: str,
+    model: nn.Module,
+    density: float,
+    batches,
+    *,
+    generator: torch.Generator,
+    options: dict,
+    **how,
+):
     """Rounds of one metric of ``metrics.METRICS``, on the sub-network of the round before."""
     score = pick("metric", metric, metrics.METRICS)
 
@@ -119,11 +152,24 @@ def _with_metric(metric: str, model: nn.Module, density: float, batches, *, gene
     return _run(model, scorer, density, batches, **how)
 
 
-def _with_topology(topology: Callable, model: nn.Module, density: float, batches, *, generator: torch.Generator, options: dict, **how):
+def _with_topology(
+    topology: Callable,
+    model: nn.Module,
+    density: float,
+    batches,
+    *,
+    generator: torch.Generator,
+    options: dict,
+    **how,
+):
     """A function of ``topologies``: what it scores is the places for so many weights, not the weights."""
 
     def scorer(mask: Mask, batch: Batch, asked: float):
-        return masks.flatten(topology(model, round(asked * masks.size(mask)), generator)), {}, {"events": []}
+        return (
+            masks.flatten(topology(model, round(asked * masks.size(mask)), generator)),
+            {},
+            {"events": []},
+        )
 
     return _run(model, scorer, density, batches, **how)
 
@@ -131,10 +177,22 @@ def _with_topology(topology: Callable, model: nn.Module, density: float, batches
 # --- staged Panning -------------------------------------------------------------------------------------------------
 
 #: (up to this sparsity, coefficients of SynFlow, SNIP, GraSP); Kang et al. 2022, their code's multi-index tables
-SUM_STAGES = ((0.80, (0.2, 0.5, 0.3)), (0.90, (0.2, 0.4, 0.4)), (0.98, (0.2, 0.3, 0.5)), (0.99, (0.4, 0.2, 0.4)), (1.0, (0.5, 0.0, 0.5)))
+SUM_STAGES = (
+    (0.80, (0.2, 0.5, 0.3)),
+    (0.90, (0.2, 0.4, 0.4)),
+    (0.98, (0.2, 0.3, 0.5)),
+    (0.99, (0.4, 0.2, 0.4)),
+    (1.0, (0.5, 0.0, 0.5)),
+)
 #: exponents of the masked form, the same in every round: chosen on validation images (study 02)
 POWERS = ((1.0, (1.0, 2.0, 0.0)),)
-PRODUCT_STAGES = ((0.80, (0.3, 1.0, 0.2)), (0.90, (0.3, 1.0, 0.4)), (0.98, (0.5, 0.5, 0.6)), (0.99, (0.8, 0.0, 1.0)), (1.0, (1.0, 0.0, 1.0)))
+PRODUCT_STAGES = (
+    (0.80, (0.3, 1.0, 0.2)),
+    (0.90, (0.3, 1.0, 0.4)),
+    (0.98, (0.5, 0.5, 0.6)),
+    (0.99, (0.8, 0.0, 1.0)),
+    (1.0, (1.0, 0.0, 1.0)),
+)
 #: form of Panning -> its stage table
 STAGES = {"sum": SUM_STAGES, "product": PRODUCT_STAGES, "masked": POWERS}
 
@@ -158,7 +216,9 @@ def _by_policy(model: nn.Module, policy: Policy, rounds: int):
     known = policy.known(model) if hasattr(policy, "known") else []
     sight, extremes, t, scheduled = Sight(model, departures), None, 0, 0.0
 
-    def choose(asked: float, mask: Mask, batch: Batch, dense: Look, synflow: Tensor) -> tuple[float, ...]:
+    def choose(
+        asked: float, mask: Mask, batch: Batch, dense: Look, synflow: Tensor
+    ) -> tuple[float, ...]:
         nonlocal extremes, t, scheduled
         extremes = extremes or resampled(sight, batch, known, "extremes" in departures)
         dense = sight.seen(*dense)
@@ -171,8 +231,19 @@ def _by_policy(model: nn.Module, policy: Policy, rounds: int):
     return choose
 
 
-def _panning(form: str, model: nn.Module, density: float, batches, *, generator: torch.Generator, options: dict, rounds: int,
-             mix: tuple[float, float, float] | None = None, policy: Policy | None = None, **how):
+def _panning(
+    form: str,
+    model: nn.Module,
+    density: float,
+    batches,
+    *,
+    generator: torch.Generator,
+    options: dict,
+    rounds: int,
+    mix: tuple[float, float, float] | None = None,
+    policy: Policy | None = None,
+    **how,
+):
     """Panning (Kang et al. 2022): a mix of three signed metrics that changes from round to round, by a stage table or by an agent's ``policy``.
 
     SNIP and GraSP are those of the *dense* network, logits / 200, so a batch that comes again costs nothing the second
@@ -196,11 +267,24 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
     if policy is not None:
         used, choose = list(MIXED), _by_policy(model, policy, rounds)
         count = round(density * sum(w.numel() for w in prunable(model).values()))
-        if guarded and count < len(prunable(model)) and count < (least := masks.count(one_path(model))):
-            raise UserError(f"density {density} keeps {count} weights and a path through this network takes {least}: none could live")
-    dense_mask, dense, synflow_of, flow = masks.ones(model), {}, metrics.synflow_of(model), (None, None)
+        if (
+            guarded
+            and count < len(prunable(model))
+            and count < (least := masks.count(one_path(model)))
+        ):
+            raise UserError(
+                f"density {density} keeps {count} weights and a path through this network takes {least}: none could live"
+            )
+    dense_mask, dense, synflow_of, flow = (
+        masks.ones(model),
+        {},
+        metrics.synflow_of(model),
+        (None, None),
+    )
     draws = False  # noise of its own, such as dropout's: the same batch then has other products every time
-    neutral = torch.tensor(0.0 if form == "sum" else 1.0, dtype=torch.double, device=next(model.parameters()).device)
+    neutral = torch.tensor(
+        0.0 if form == "sum" else 1.0, dtype=torch.double, device=next(model.parameters()).device
+    )
 
     def of_flow(mask: Mask, batch: Batch) -> tuple[Tensor, float]:
         """SynFlow's products and R; a guarded mask has had its pass already."""
@@ -219,9 +303,13 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         )
         draws = draws or not torch.equal(state, generator.get_state())
         parts = {name: masks.flatten(getattr(products, name)) for name in used if name != "synflow"}
-        return {name: (part, _mass(part)) for name, part in parts.items()}, Look(products.loss, products.gtg)
+        return {name: (part, _mass(part)) for name, part in parts.items()}, Look(
+            products.loss, products.gtg
+        )
 
-    def mixed(start: Tensor, parts: dict[str, Tensor], mix: tuple[float, ...]) -> tuple[Tensor, list[str]]:
+    def mixed(
+        start: Tensor, parts: dict[str, Tensor], mix: tuple[float, ...]
+    ) -> tuple[Tensor, list[str]]:
         """start + a * s + b * t + ..., or start * s^a * t^b * ..., of the normalised parts with a coefficient; and the events."""
         events = []
         for name, part in parts.items():
@@ -248,27 +336,46 @@ def _panning(form: str, model: nn.Module, density: float, batches, *, generator:
         mix = choose(asked, mask, batch, look, synflow)
         if mix not in of_mix:
             of_mix.clear()
-            of_mix[mix] = mixed(neutral.expand(masks.size(mask)), {name: part for name, (part, _) in parts.items()}, mix)
+            of_mix[mix] = mixed(
+                neutral.expand(masks.size(mask)),
+                {name: part for name, (part, _) in parts.items()},
+                mix,
+            )
         scores, events = of_mix[mix]
         if synflow is not None:
             scores, more = mixed(scores, {"synflow": synflow}, mix)
             # In place, as nobody asks for its sign any more: other memory would not be in the cache, and takes longer than the sum.
-            parts, events = {"synflow": (synflow, float(synflow.abs_().sum())), **parts}, more + events
+            parts, events = (
+                {"synflow": (synflow, float(synflow.abs_().sum())), **parts},
+                more + events,
+            )
         return scores, parts, {"mix": mix, "events": events}
 
-    def guard(new: Mask, old: Mask, batch: Batch, scores: Tensor, keep: Callable[[Tensor], Mask]) -> tuple[Mask, list[str]]:
+    def guard(
+        new: Mask, old: Mask, batch: Batch, scores: Tensor, keep: Callable[[Tensor], Mask]
+    ) -> tuple[Mask, list[str]]:
         along = of_flow(old, batch)[0].abs() * masks.numbers(masks.flatten(old))
         if of_flow(new, batch)[1]:
             return new, []
-        new = keep(torch.where(along > 0, along, scores - scores.max() - 1))  # the mix still orders what SynFlow has no score for
+        new = keep(
+            torch.where(along > 0, along, scores - scores.max() - 1)
+        )  # the mix still orders what SynFlow has no score for
         if of_flow(new, batch)[1]:
             return new, ["the mix would have left no path: SynFlow decided"]
-        new = keep(scores.masked_fill(masks.flatten(one_path(model, None if how["revive"] else old)), torch.inf))
+        new = keep(
+            scores.masked_fill(
+                masks.flatten(one_path(model, None if how["revive"] else old)), torch.inf
+            )
+        )
         if of_flow(new, batch)[1]:
             return new, ["neither the mix nor SynFlow would have left a path: one was kept"]
-        raise UserError(f"no mask with a path keeps {masks.count(new)} weights here; use scope 'global', allow weights to return, or a larger density")
+        raise UserError(
+            f"no mask with a path keeps {masks.count(new)} weights here; use scope 'global', allow weights to return, or a larger density"
+        )
 
-    return _run(model, scorer, density, batches, rounds=rounds, guard=guard if guarded else None, **how)
+    return _run(
+        model, scorer, density, batches, rounds=rounds, guard=guard if guarded else None, **how
+    )
 
 
 # --- names ----------------------------------------------------------------------------------------------------------
@@ -282,23 +389,33 @@ def one_shot(metric: str) -> Callable:
 MIXING = ("panning", "panning-product", "panning-masked")  #: take coefficients
 AGENT = "panning-agent"  #: takes a policy
 #: of Panning's forms, and their defaults
-OPTIONS = {"panning": {"masked": False}, "panning-product": {"masked": False}, AGENT: {"guard": True}}
+OPTIONS = {
+    "panning": {"masked": False},
+    "panning-product": {"masked": False},
+    AGENT: {"guard": True},
+}
 
 #: name -> pruner; the iterative ones take 100 rounds, SynFlow's and Panning's published number, NTK-SAP its 20; ``prune`` also takes any other metric's
 #: name, one-shot
-PRUNERS = Table(__name__ + ".PRUNERS", {
-    **{name: one_shot(name) for name in ("random", "magnitude", "snip", "grasp", "grasp-abs", "prospr")},
-    "smart-ratio": partial(_with_topology, topologies.smart_ratio, rounds=1, revive=False),
-    "phew": partial(_with_topology, topologies.phew, rounds=1, revive=False),
-    "ntk-sap": partial(_with_metric, "ntk-sap", rounds=20, revive=False),
-    "synflow": partial(_with_metric, "synflow", rounds=100, revive=False),
-    "iterative-snip": partial(_with_metric, "snip", rounds=100, revive=False),
-    "force": partial(_with_metric, "force", rounds=100, revive=True),
-    "panning": partial(_panning, "sum", rounds=100, revive=True),
-    "panning-product": partial(_panning, "product", rounds=100, revive=True),
-    "panning-masked": partial(_panning, "masked", rounds=100, revive=True),
-    AGENT: partial(_panning, "sum", rounds=100, revive=True),
-})
+PRUNERS = Table(
+    __name__ + ".PRUNERS",
+    {
+        **{
+            name: one_shot(name)
+            for name in ("random", "magnitude", "snip", "grasp", "grasp-abs", "prospr")
+        },
+        "smart-ratio": partial(_with_topology, topologies.smart_ratio, rounds=1, revive=False),
+        "phew": partial(_with_topology, topologies.phew, rounds=1, revive=False),
+        "ntk-sap": partial(_with_metric, "ntk-sap", rounds=20, revive=False),
+        "synflow": partial(_with_metric, "synflow", rounds=100, revive=False),
+        "iterative-snip": partial(_with_metric, "snip", rounds=100, revive=False),
+        "force": partial(_with_metric, "force", rounds=100, revive=True),
+        "panning": partial(_panning, "sum", rounds=100, revive=True),
+        "panning-product": partial(_panning, "product", rounds=100, revive=True),
+        "panning-masked": partial(_panning, "masked", rounds=100, revive=True),
+        AGENT: partial(_panning, "sum", rounds=100, revive=True),
+    },
+)
 
 
 def rounds_of(method: str) -> int:
@@ -321,8 +438,15 @@ def methods() -> list[str]:
 
 def check_mix(mix: Sequence[float]) -> tuple[float, float, float]:
     """``mix`` if it is coefficients for Panning, else a ``UserError``."""
-    if not isinstance(mix, tuple | list) or len(mix) != len(MIXED) or not all(is_number(each) and each >= 0 for each in mix) or not any(mix):
-        raise UserError(f"mix is {mix!r}; it needs three coefficients of at least 0, not all 0, for {', '.join(MIXED)}, such as [0.2, 0.5, 0.3]")
+    if (
+        not isinstance(mix, tuple | list)
+        or len(mix) != len(MIXED)
+        or not all(is_number(each) and each >= 0 for each in mix)
+        or not any(mix)
+    ):
+        raise UserError(
+            f"mix is {mix!r}; it needs three coefficients of at least 0, not all 0, for {', '.join(MIXED)}, such as [0.2, 0.5, 0.3]"
+        )
     return tuple(mix)
 
 
@@ -390,7 +514,9 @@ def prune(
     fraction_kept(density)
     total = sum(w.numel() for w in prunable(model).values())
     if round(density * total) < 1:
-        raise UserError(f"density {density} keeps none of {total:,} weights; the least is {1 / total:.1e}")
+        raise UserError(
+            f"density {density} keeps none of {total:,} weights; the least is {1 / total:.1e}"
+        )
     if (least := layers.limits(model, include, exclude, floor)) is not None:
         layers.check_room(least, density, total)
         if effective:
@@ -407,7 +533,11 @@ def prune(
             "model.also_prunable, a tuple of kinds of module, takes them in",
             stacklevel=2,
         )
-    how = {key: value for key, value in {"rounds": rounds, "revive": revive}.items() if value is not None}
+    how = {
+        key: value
+        for key, value in {"rounds": rounds, "revive": revive}.items()
+        if value is not None
+    }
     if isinstance(batches, DataLoader):
         batches = data.loader_batches(batches, seed)
     if mix is not None:
@@ -419,5 +549,17 @@ def prune(
     if method == AGENT:
         policy = policies.SHIPPED if policy is None else policy
         how["policy"] = policy if callable(policy) else policies.load(policy)
-    return pruner(model, density, batches, generator=torch.Generator().manual_seed(seed), options=settle(method, options_of(method), options or {}), scope=scope, schedule=schedule,
-                  inverted=inverted, observe=observe, effective=effective, least=least, **how)
+    return pruner(
+        model,
+        density,
+        batches,
+        generator=torch.Generator().manual_seed(seed),
+        options=settle(method, options_of(method), options or {}),
+        scope=scope,
+        schedule=schedule,
+        inverted=inverted,
+        observe=observe,
+        effective=effective,
+        least=least,
+        **how,
+    )

@@ -27,13 +27,32 @@ from .ledger import Ledger
 from .statistics import interval
 
 MIME = "application/vnd.panning+json"  #: marks an output of a notebook that belongs into the report
-VERDICTS = {"holds": "✔", "holds in part": "◐", "no worse": "≈", "fails": "✘", "undecided": "?", "not judged": "–"}
+VERDICTS = {
+    "holds": "✔",
+    "holds in part": "◐",
+    "no worse": "≈",
+    "fails": "✘",
+    "undecided": "?",
+    "not judged": "–",
+}
 OWN = "this study"  #: the ``paper`` of a claim that nobody has published
 #: of ``verdicts.csv``
 COLUMNS = ["paper", "claim", "verdict", "interval", "n", "rule", "family", "figure", "evidence"]
-MARKED = {"better": "▲", "no worse": "≈", "worse": "▼", "open": "", "few": ""}  #: outcomes in tables
+MARKED = {
+    "better": "▲",
+    "no worse": "≈",
+    "worse": "▼",
+    "open": "",
+    "few": "",
+}  #: outcomes in tables
 #: outcomes in sentences
-SAID = {"better": "better in", "no worse": "not worse by what matters in", "worse": "worse in", "open": "open in", "few": "too few seeds in"}
+SAID = {
+    "better": "better in",
+    "no worse": "not worse by what matters in",
+    "worse": "worse in",
+    "open": "open in",
+    "few": "too few seeds in",
+}
 
 #: How tables and figures show a method, in the order in which they list them: its name, colour and marker.
 LOOKS = {
@@ -61,7 +80,13 @@ LOOKS = {
 METHODS = {method: name for method, (name, _, _) in LOOKS.items()}
 COLOURS = {method: colour for method, (_, colour, _) in LOOKS.items()}
 MARKERS = {method: marker for method, (_, _, marker) in LOOKS.items()}
-MODELS = {"lenet300": "LeNet-300-100", "lenet5": "LeNet-5", "resnet20": "ResNet-20", "resnet18": "ResNet-18", "vgg16": "VGG-16"}
+MODELS = {
+    "lenet300": "LeNet-300-100",
+    "lenet5": "LeNet-5",
+    "resnet20": "ResNet-20",
+    "resnet18": "ResNet-18",
+    "vgg16": "VGG-16",
+}
 
 
 def label(run: pd.Series) -> str:
@@ -109,7 +134,9 @@ def fate(metrics: dict) -> str:
 def fates(found: pd.Series) -> str:
     """The fates of some runs in a cell of a table; "" where all were trained."""
     counts = found.value_counts()
-    return ", ".join(f"{counts[name]} {name}" for name in ("dead", "plateau", "collapsed") if name in counts)
+    return ", ".join(
+        f"{counts[name]} {name}" for name in ("dead", "plateau", "collapsed") if name in counts
+    )
 
 
 def tidy(lines: list[dict]) -> pd.DataFrame:
@@ -170,14 +197,39 @@ class Study:
 
         Code is a range of commits as git writes it, oldest run first. A ``+`` says that it had been changed since the commit; such commits are always named.
         """
-        ledgers = {path: self.lines if path.stem == "runs" else Ledger(path).rows() for path in sorted(self.folder.glob("*.jsonl"), key=lambda path: (path.stem != "runs", path.stem))}
-        origins = sorted((line["provenance"] for lines in ledgers.values() for line in lines), key=lambda origin: origin["finished"])
+        ledgers = {
+            path: self.lines if path.stem == "runs" else Ledger(path).rows()
+            for path in sorted(
+                self.folder.glob("*.jsonl"), key=lambda path: (path.stem != "runs", path.stem)
+            )
+        }
+        origins = sorted(
+            (line["provenance"] for lines in ledgers.values() for line in lines),
+            key=lambda origin: origin["finished"],
+        )
         commits = list(dict.fromkeys(map(commit, origins)))
-        counts = ", ".join(f"{len(lines)} {path.stem.removesuffix('s' * (len(lines) == 1))}" for path, lines in ledgers.items())
-        code = "..".join(each for each in commits if each in (commits[0], commits[-1]) or "+" in each)
-        several = map(_torch, origins), (origin["device"] for origin in origins), (origin["data"]["title"] for origin in origins if "data" in origin)
-        line = " · ".join([f"{counts} of {self.folder.name}", f"code {code}", *(", ".join(dict.fromkeys(values)) for values in several)])
-        return Source(line if origins else "", tuple(f"{path.parent.name}/{path.name}" for path in ledgers))
+        counts = ", ".join(
+            f"{len(lines)} {path.stem.removesuffix('s' * (len(lines) == 1))}"
+            for path, lines in ledgers.items()
+        )
+        code = "..".join(
+            each for each in commits if each in (commits[0], commits[-1]) or "+" in each
+        )
+        several = (
+            map(_torch, origins),
+            (origin["device"] for origin in origins),
+            (origin["data"]["title"] for origin in origins if "data" in origin),
+        )
+        line = " · ".join(
+            [
+                f"{counts} of {self.folder.name}",
+                f"code {code}",
+                *(", ".join(dict.fromkeys(values)) for values in several),
+            ]
+        )
+        return Source(
+            line if origins else "", tuple(f"{path.parent.name}/{path.name}" for path in ledgers)
+        )
 
     def benchmark(self, part: str) -> tuple[pd.DataFrame, dict, Source]:
         """A benchmark's table, the machine it was measured on, and both as a source; your own in ``$PANNING_RESULTS``, or else the committed one.
@@ -185,41 +237,91 @@ class Study:
         Raises:
             UserError: it was not measured.
         """
-        folders = [folder / "benchmarks" for folder in (self.folder.parent.parent, ROOT / "results")]
+        folders = [
+            folder / "benchmarks" for folder in (self.folder.parent.parent, ROOT / "results")
+        ]
         place = next((folder for folder in folders if (folder / f"{part}.csv").exists()), None)
         if place is None:
-            raise UserError(f"{folders[0] / part}.csv is missing; './run_all.sh bench --only {part}' measures it")
+            raise UserError(
+                f"{folders[0] / part}.csv is missing; './run_all.sh bench --only {part}' measures it"
+            )
         machine = json.loads((place / "machine.json").read_text())[part]
         line = f"benchmarks/{part}.csv, measured on {machine['date']} · code {commit(machine)} · {_torch(machine)} · {machine['processor']}"
-        return pd.read_csv(place / f"{part}.csv"), machine, Source(line, (f"../benchmarks/{part}.csv",) if place == folders[0] else ())
+        return (
+            pd.read_csv(place / f"{part}.csv"),
+            machine,
+            Source(line, (f"../benchmarks/{part}.csv",) if place == folders[0] else ()),
+        )
 
     def setting(self) -> None:
         """Show what was run: data copy, networks, seeds, epochs beside the published recipe's, and where."""
         rows = []
         for line in self.lines:
             run, origin = studies.Run(**line["run"]), line["provenance"]
-            rows.append({"data": origin["data"]["title"], "network": MODELS.get(run.model, run.model), "initialisation": run.init, "input": run.normalisation,
-                         "epochs (published)": f"{run.training_recipe().epochs if line['metrics']['epochs'] else 'none, pruned only'} ({dataclasses.replace(run, epochs=None).training_recipe().epochs})",
-                         "seed": run.seed, "engine": line["metrics"]["engine"], "device": f"{origin['device']}, PyTorch {origin['versions']['torch']}"})
+            rows.append(
+                {
+                    "data": origin["data"]["title"],
+                    "network": MODELS.get(run.model, run.model),
+                    "initialisation": run.init,
+                    "input": run.normalisation,
+                    "epochs (published)": f"{run.training_recipe().epochs if line['metrics']['epochs'] else 'none, pruned only'} ({dataclasses.replace(run, epochs=None).training_recipe().epochs})",
+                    "seed": run.seed,
+                    "engine": line["metrics"]["engine"],
+                    "device": f"{origin['device']}, PyTorch {origin['versions']['torch']}",
+                }
+            )
         frame = pd.DataFrame(rows)
         keys = [c for c in frame.columns if c not in ("seed", "engine")]
-        table = frame.groupby(keys, sort=False).agg(runs=("seed", "size"), seeds=("seed", "nunique"), engines=("engine", lambda e: ", ".join(
-            f"{name} {count}" for name, count in e.value_counts().items()))).reset_index()
-        self.table(table, "setting", "What was run. Trained is the effective mask; the last epoch's test accuracy is the headline.")
+        table = (
+            frame.groupby(keys, sort=False)
+            .agg(
+                runs=("seed", "size"),
+                seeds=("seed", "nunique"),
+                engines=(
+                    "engine",
+                    lambda e: ", ".join(
+                        f"{name} {count}" for name, count in e.value_counts().items()
+                    ),
+                ),
+            )
+            .reset_index()
+        )
+        self.table(
+            table,
+            "setting",
+            "What was run. Trained is the effective mask; the last epoch's test accuracy is the headline.",
+        )
 
-    def table(self, frame: pd.DataFrame, name: str, caption: str, source: Source | None = None) -> None:
+    def table(
+        self, frame: pd.DataFrame, name: str, caption: str, source: Source | None = None
+    ) -> None:
         """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not this study's own ledgers."""
         _write(self.folder / f"{name}.csv", frame.to_csv(index=False))
-        text = frame.map(lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell).to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
+        text = frame.map(
+            lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell
+        ).to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
         _write(self.folder / f"{name}.md", text + "\n")
         item = self._item("table", f"{name}.md", caption, source)
-        _display(item, {"text/markdown": f"{_italic(caption)}<br>\n<small>{item['provenance']}</small>\n\n{text}"})
+        _display(
+            item,
+            {
+                "text/markdown": f"{_italic(caption)}<br>\n<small>{item['provenance']}</small>\n\n{text}"
+            },
+        )
 
-    def figure(self, figure: plt.Figure, name: str, caption: str, source: Source | None = None) -> None:
+    def figure(
+        self, figure: plt.Figure, name: str, caption: str, source: Source | None = None
+    ) -> None:
         """Show ``figure`` and save it as ``name.png``, which holds its source as text; ``source`` as in ``table``."""
         item = self._item("figure", f"{name}.png", caption, source)
         buffer = io.BytesIO()
-        figure.savefig(buffer, format="png", dpi=110, bbox_inches="tight", metadata={"Software": None, "Source": item["provenance"]})
+        figure.savefig(
+            buffer,
+            format="png",
+            dpi=110,
+            bbox_inches="tight",
+            metadata={"Software": None, "Source": item["provenance"]},
+        )
         plt.close(figure)
         _write(self.folder / f"{name}.png", buffer.getvalue())
         _display(item, {"image/png": base64.b64encode(buffer.getvalue()).decode()})
@@ -227,7 +329,13 @@ class Study:
     def _item(self, kind: str, file: str, caption: str, source: Source | None) -> dict:
         made_of, name = source or self.source, Path(file).stem
         self._shown[name] = file if kind == "figure" else self._shown.get(name, file)
-        return {"kind": kind, "file": file, "caption": caption, "provenance": made_of.line, "ledgers": made_of.files}
+        return {
+            "kind": kind,
+            "file": file,
+            "caption": caption,
+            "provenance": made_of.line,
+            "ledgers": made_of.files,
+        }
 
     def keep(self, text: str, name: str) -> None:
         """Save ``text`` beside the tables, as the file ``name``."""
@@ -264,9 +372,21 @@ class Study:
         verdict = verdict if n >= statistics.LEAST else "not judged"
         mark = f"{pick('verdict', verdict, VERDICTS)} {verdict}"
         file = pick("figure or table", figure, self._shown)
-        item = {"paper": paper, "claim": claim, "verdict": verdict, "interval": interval, "n": int(n), "rule": rule, "family": int(family), "figure": file, "evidence": evidence}
+        item = {
+            "paper": paper,
+            "claim": claim,
+            "verdict": verdict,
+            "interval": interval,
+            "n": int(n),
+            "rule": rule,
+            "family": int(family),
+            "figure": file,
+            "evidence": evidence,
+        }
         self._verdicts.append(item)
-        _write(self.folder / "verdicts.csv", pd.DataFrame(self._verdicts)[COLUMNS].to_csv(index=False))
+        _write(
+            self.folder / "verdicts.csv", pd.DataFrame(self._verdicts)[COLUMNS].to_csv(index=False)
+        )
         small = f"{rule}; family of {family}; n = {n}"
         html = f"<blockquote><p>{claim} ({paper})</p><p><strong>{mark}</strong>. {evidence}</p><p><small>{small}</small></p></blockquote>"
         _display({"kind": "verdict", **item, "verdict": mark}, {"text/html": html})
@@ -302,11 +422,15 @@ class Study:
         self, cells: pd.DataFrame, name: str, caption: str, source: Source | None = None
     ) -> None:
         """Show cells of ``statistics.compare`` as a table: a row a rival, a column a sparsity, and the verdict below each."""
-        marked = [f"{100 * r.difference:+.2f} {MARKED[r.outcome]}".strip() for r in cells.itertuples()]
+        marked = [
+            f"{100 * r.difference:+.2f} {MARKED[r.outcome]}".strip() for r in cells.itertuples()
+        ]
         table = cells.assign(cell=marked, rival=cells.rival.map(method_name))
         table = table.pivot(index="rival", columns="sparsity", values="cell")
         table = table.reindex(dict.fromkeys(cells.rival.map(method_name))).fillna("")
-        words = {level: statistics.verdict(part, every=True) for level, part in cells.groupby("sparsity")}
+        words = {
+            level: statistics.verdict(part, every=True) for level, part in cells.groupby("sparsity")
+        }
         table.loc["better than all of these?"] = pd.Series(words)
         table.columns = [percent(level) for level in table.columns]
         legend = f"Points of accuracy, paired over n = {cells.n.min()} seeds; positive: better. ▲ better and ▼ worse, Holm over all {len(cells)}; ≈ not worse by what matters."
@@ -316,7 +440,9 @@ class Study:
 #: unit -> its value and interval in words, of a difference
 UNITS = {
     "points": lambda d, low, high: f"{100 * d:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]",
-    "errors": lambda d, low, high: f"{np.exp(-d):.2f} times the errors [{np.exp(-high):.2f}, {np.exp(-low):.2f}]",
+    "errors": lambda d, low, high: (
+        f"{np.exp(-d):.2f} times the errors [{np.exp(-high):.2f}, {np.exp(-low):.2f}]"
+    ),
     "returns": lambda d, low, high: f"{d:+.2f} of return [{low:+.2f}, {high:+.2f}]",
 }
 
@@ -325,14 +451,23 @@ def told(cell: pd.Series, unit: str = "points") -> str:
     """A cell of ``statistics.compare`` in words."""
     place = f" at {percent(cell['sparsity'])}" if "sparsity" in cell else ""
     p = f", p = {cell['p_holm']:.2g}"
-    return UNITS[unit](cell["difference"], cell["low"], cell["high"]) + f" against {method_name(cell['rival'])}{place}{p}"
+    return (
+        UNITS[unit](cell["difference"], cell["low"], cell["high"])
+        + f" against {method_name(cell['rival'])}{place}{p}"
+    )
 
 
 def tally(cells: pd.DataFrame, unit: str = "points", most: int = 4) -> str:
     """Cells in sentences: how many have which outcome, and the ``most`` that are least favourable."""
     counts = cells.outcome.value_counts()
-    words = [f"{SAID[outcome]} {counts[outcome]}" for outcome in reversed(statistics.OUTCOMES) if outcome in counts]
-    listed = "; ".join(told(cell, unit) for _, cell in statistics.ranked(cells).head(most).iterrows())
+    words = [
+        f"{SAID[outcome]} {counts[outcome]}"
+        for outcome in reversed(statistics.OUTCOMES)
+        if outcome in counts
+    ]
+    listed = "; ".join(
+        told(cell, unit) for _, cell in statistics.ranked(cells).head(most).iterrows()
+    )
     if len(cells) <= most:
         return f"{listed}; n = {cells.n.min()} seeds."
     return f"Of {len(cells)} comparisons {', '.join(words)}; n = {cells.n.min()} seeds. Least favourable: {listed}."
@@ -344,12 +479,23 @@ def verdicts(study: str, profile: str) -> pd.DataFrame:
     return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
 
 
-def accuracy_table(runs: pd.DataFrame, rows: str = "method", columns: str = "sparsity", value: str = "test_accuracy", order: Sequence[str] = ()) -> pd.DataFrame:
+def accuracy_table(
+    runs: pd.DataFrame,
+    rows: str = "method",
+    columns: str = "sparsity",
+    value: str = "test_accuracy",
+    order: Sequence[str] = (),
+) -> pd.DataFrame:
     """Mean and 95 % interval over seeds in per cent, one row for each value of ``rows`` (in this ``order``) and a column for each of ``columns``."""
+
     def cell(values: pd.Series) -> str:
         mean, low, high, n = interval(values)
         low, high = max(low, 0), min(high, 1)  # Student's interval knows no ends of the scale
-        return f"{100 * mean:.2f} [{100 * low:.2f}, {100 * high:.2f}]" if n > 1 else f"{100 * mean:.2f}"
+        return (
+            f"{100 * mean:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+            if n > 1
+            else f"{100 * mean:.2f}"
+        )
 
     cells = runs.groupby([rows, columns], sort=False)[value].apply(cell).unstack(columns)
     cells = cells.reindex([row for row in order if row in cells.index]) if order else cells
@@ -359,7 +505,13 @@ def accuracy_table(runs: pd.DataFrame, rows: str = "method", columns: str = "spa
     return cells.fillna("").rename_axis(rows).reset_index()
 
 
-def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, methods: Sequence[str], x: str = "sparsity") -> None:
+def accuracy_axes(
+    axes: plt.Axes,
+    runs: pd.DataFrame,
+    dense: pd.DataFrame,
+    methods: Sequence[str],
+    x: str = "sparsity",
+) -> None:
     """Accuracy against sparsity (even steps) or against effective density (log) for each method, with intervals and a dense line."""
     levels = sorted(runs.sparsity.unique())
     for place, method in enumerate(methods):
@@ -367,16 +519,46 @@ def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, metho
         if not groups:
             continue
         estimates = [interval(100 * group.test_accuracy) for group in groups]
-        shift = min(0.05, 0.5 / len(methods)) * (place - (len(methods) - 1) / 2)  # side by side, so that intervals do not hide each other
-        at = [levels.index(g.sparsity.iloc[0]) + shift for g in groups] if x == "sparsity" else [g.effective_density.mean() for g in groups]
-        points = pd.DataFrame({"at": at, "mean": [e.mean for e in estimates], "below": [e.mean - max(e.low, 0) for e in estimates],
-                               "above": [min(e.high, 100) - e.mean for e in estimates]})
-        dead = (points["at"] == 0) & (x != "sparsity")  # on no line: between them and the live ones lies nothing that was measured
+        shift = min(0.05, 0.5 / len(methods)) * (
+            place - (len(methods) - 1) / 2
+        )  # side by side, so that intervals do not hide each other
+        at = (
+            [levels.index(g.sparsity.iloc[0]) + shift for g in groups]
+            if x == "sparsity"
+            else [g.effective_density.mean() for g in groups]
+        )
+        points = pd.DataFrame(
+            {
+                "at": at,
+                "mean": [e.mean for e in estimates],
+                "below": [e.mean - max(e.low, 0) for e in estimates],
+                "above": [min(e.high, 100) - e.mean for e in estimates],
+            }
+        )
+        dead = (points["at"] == 0) & (
+            x != "sparsity"
+        )  # on no line: between them and the live ones lies nothing that was measured
         for part, line in ((points[~dead], "-"), (points[dead], "")):
-            axes.errorbar(part["at"], part["mean"], [part.below, part.above], label=method_name(method) if line else None, color=COLOURS.get(method),
-                          marker=MARKERS.get(method, "o"), markersize=5, linestyle=line, linewidth=1.4, capsize=2)
+            axes.errorbar(
+                part["at"],
+                part["mean"],
+                [part.below, part.above],
+                label=method_name(method) if line else None,
+                color=COLOURS.get(method),
+                marker=MARKERS.get(method, "o"),
+                markersize=5,
+                linestyle=line,
+                linewidth=1.4,
+                capsize=2,
+            )
     if len(dense):
-        axes.axhline(100 * dense.test_accuracy.mean(), color="black", linestyle="--", linewidth=1.2, label="dense")
+        axes.axhline(
+            100 * dense.test_accuracy.mean(),
+            color="black",
+            linestyle="--",
+            linewidth=1.2,
+            label="dense",
+        )
     if x == "sparsity":
         axes.set_xticks(range(len(levels)), [percent(level) for level in levels])
         axes.set_xlabel("sparsity (nominal)")
@@ -386,7 +568,7 @@ def accuracy_axes(axes: plt.Axes, runs: pd.DataFrame, dense: pd.DataFrame, metho
         least = 10.0 ** int(np.floor(np.log10(live.min())))
         axes.set_xscale("symlog", linthresh=least, linscale=0.4)
         axes.set_xlim(live.max() * 1.3, -least * 0.15)
-        ticks = [10.0 ** p for p in range(int(np.log10(least)), 0) if 10.0 ** p < live.max() * 1.3]
+        ticks = [10.0**p for p in range(int(np.log10(least)), 0) if 10.0**p < live.max() * 1.3]
         axes.set_xticks([0, *ticks], ["0", *(f"{100 * t:g} %" for t in ticks)], minor=False)
         axes.set_xlabel("effective density (kept weights on a path / all), logarithmic")
     axes.set_ylabel("test accuracy, last epoch (%)")
@@ -408,41 +590,96 @@ def estimates(frame: pd.DataFrame, labels: Sequence[str], column: str = "variant
             e = interval(100 * (1 - part.test_accuracy))
             low, high = min(max(e.low, 0.1), e.mean), min(e.high, 100)
             colour = "#d62728" if place == 0 else "#1f77b4"
-            panel.errorbar(e.mean, place, xerr=[[e.mean - low], [high - e.mean]], fmt="o", capsize=3, color=colour)
-        panel.set(yticks=range(len(labels)), yticklabels=labels, ylim=(len(labels) - 0.5, -0.5), xscale="log")
-        panel.set(title=f"sparsity {percent(level)}", xlabel="test error, last epoch (%), logarithmic; left is better")
+            panel.errorbar(
+                e.mean,
+                place,
+                xerr=[[e.mean - low], [high - e.mean]],
+                fmt="o",
+                capsize=3,
+                color=colour,
+            )
+        panel.set(
+            yticks=range(len(labels)),
+            yticklabels=labels,
+            ylim=(len(labels) - 0.5, -0.5),
+            xscale="log",
+        )
+        panel.set(
+            title=f"sparsity {percent(level)}",
+            xlabel="test error, last epoch (%), logarithmic; left is better",
+        )
         wide = panel.get_xlim()[1] > 3 * panel.get_xlim()[0]
-        panel.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=12) if wide else MaxNLocator(5))
+        panel.xaxis.set_major_locator(
+            LogLocator(subs=(1, 1.5, 2, 3, 5, 7), numticks=12) if wide else MaxNLocator(5)
+        )
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_locator(NullLocator())
     return figure
 
 
-def network_axes(axes: plt.Axes, weights: Sequence[np.ndarray], inputs: Sequence[str] | None = None, outputs: Sequence[str] | None = None) -> None:
+def network_axes(
+    axes: plt.Axes,
+    weights: Sequence[np.ndarray],
+    inputs: Sequence[str] | None = None,
+    outputs: Sequence[str] | None = None,
+) -> None:
     """Draw a network of linear layers, weights [out, in] each with 0 for what is pruned: units that have weights, and these as lines.
 
     A unit stands at the mean height of the units that it reads; lines are red for positive weights and blue for negative ones, thick for large ones.
     """
-    columns = [np.flatnonzero(np.abs(weights[0]).any(0)) if inputs is None else np.arange(len(inputs))]
+    columns = [
+        np.flatnonzero(np.abs(weights[0]).any(0)) if inputs is None else np.arange(len(inputs))
+    ]
     columns += [np.flatnonzero(np.abs(after).any(0)) for after in weights[1:]]
     columns.append(np.arange(len(weights[-1])))
     heights = {0: dict(zip(columns[0], np.linspace(1, 0, len(columns[0]))))}
     for place, layer in enumerate(weights, 1):
-        reads = {unit: np.mean([heights[place - 1].get(i, 0.5) for i in np.flatnonzero(layer[unit])]) if layer[unit].any() else 0.5 for unit in columns[place]}
-        order = list(columns[place]) if place == len(weights) else sorted(reads, key=reads.get, reverse=True)
-        heights[place] = dict(zip(order, np.linspace(1, 0, len(order)) if len(order) > 1 else [0.5]))
+        reads = {
+            unit: np.mean([heights[place - 1].get(i, 0.5) for i in np.flatnonzero(layer[unit])])
+            if layer[unit].any()
+            else 0.5
+            for unit in columns[place]
+        }
+        order = (
+            list(columns[place])
+            if place == len(weights)
+            else sorted(reads, key=reads.get, reverse=True)
+        )
+        heights[place] = dict(
+            zip(order, np.linspace(1, 0, len(order)) if len(order) > 1 else [0.5])
+        )
     for place, layer in enumerate(weights):
         largest = np.abs(layer).max(initial=1e-12)
         for unit, source in np.argwhere(layer):
             if unit in heights[place + 1] and source in heights[place]:
                 size = abs(layer[unit, source]) / largest
-                axes.plot([place, place + 1], [heights[place][source], heights[place + 1][unit]], color="#b2182b" if layer[unit, source] > 0 else "#2166ac",
-                          linewidth=0.3 + 2.2 * size, alpha=0.35 + 0.6 * size, zorder=1)
+                axes.plot(
+                    [place, place + 1],
+                    [heights[place][source], heights[place + 1][unit]],
+                    color="#b2182b" if layer[unit, source] > 0 else "#2166ac",
+                    linewidth=0.3 + 2.2 * size,
+                    alpha=0.35 + 0.6 * size,
+                    zorder=1,
+                )
     for place, column in heights.items():
-        axes.scatter([place] * len(column), list(column.values()), s=60 if len(column) <= 20 else 14, color="white", edgecolors="black", linewidths=0.8, zorder=2)
+        axes.scatter(
+            [place] * len(column),
+            list(column.values()),
+            s=60 if len(column) <= 20 else 14,
+            color="white",
+            edgecolors="black",
+            linewidths=0.8,
+            zorder=2,
+        )
     for names, place, side in ((inputs, 0, "right"), (outputs, len(weights), "left")):
         for unit, name in enumerate(names or []):
-            axes.text(place + (-0.06 if side == "right" else 0.06), heights[place][unit], name, ha=side, va="center")
+            axes.text(
+                place + (-0.06 if side == "right" else 0.06),
+                heights[place][unit],
+                name,
+                ha=side,
+                va="center",
+            )
     axes.axis("off")
 
 
@@ -451,7 +688,9 @@ def network_axes(axes: plt.Axes, weights: Sequence[np.ndarray], inputs: Sequence
 
 def render(notebooks: list[Path]) -> Path:
     """Write ``README.md`` beside the folders of a profile's executed notebooks; returns its path."""
-    parts = ["<!-- made from the executed notebooks by `run_all.sh`; edit the notebooks instead -->"]
+    parts = [
+        "<!-- made from the executed notebooks by `run_all.sh`; edit the notebooks instead -->"
+    ]
     for path in notebooks:
         content = json.loads(path.read_text())
         parts.append(f'<a id="{path.stem}"></a>')
@@ -472,12 +711,20 @@ def items(*cells: dict) -> list[dict]:
 
 def is_whole(notebook: Path) -> bool:
     """Whether an executed notebook is there with every file that it shows."""
-    return notebook.exists() and all((notebook.parent / item["file"]).exists() for item in items(*json.loads(notebook.read_text())["cells"]) if "file" in item)
+    return notebook.exists() and all(
+        (notebook.parent / item["file"]).exists()
+        for item in items(*json.loads(notebook.read_text())["cells"])
+        if "file" in item
+    )
 
 
 def _demote(text: str, first: bool) -> str:
     """Headings one level down, except in the notebook that gives the report its title."""
-    return text if first else "\n".join("#" + line if line.startswith("#") else line for line in text.splitlines())
+    return (
+        text
+        if first
+        else "\n".join("#" + line if line.startswith("#") else line for line in text.splitlines())
+    )
 
 
 def _italic(text: str) -> str:

@@ -34,11 +34,15 @@ def check_notebook(path: Path, parameters: dict) -> None:
     except Exception as error:  # whatever a file that is no notebook makes nbformat raise
         raise UserError(f"{path} is not a notebook: {error}") from error
     if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
-        raise UserError(f"{path} has no cell tagged 'parameters'; tag the cell that assigns {', '.join(sorted(parameters))}")
+        raise UserError(
+            f"{path} has no cell tagged 'parameters'; tag the cell that assigns {', '.join(sorted(parameters))}"
+        )
     try:
         known = inspect_notebook(str(path))
     except ValueError as error:
-        raise UserError(f"{path} does not name its kernel ({error}); save it once in JupyterLab with the kernel Python 3") from error
+        raise UserError(
+            f"{path} does not name its kernel ({error}); save it once in JupyterLab with the kernel Python 3"
+        ) from error
     for name in parameters:
         if name not in known:
             raise unknown(f"parameter of {path.name}", name, known)
@@ -51,16 +55,29 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     running = target.with_suffix(".running.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
-        papermill.execute_notebook(str(notebook), str(running), parameters, kernel_name="python3", progress_bar=False, cwd=str(ROOT),
-                                   extra_arguments=["--log-level=ERROR"])
+        papermill.execute_notebook(
+            str(notebook),
+            str(running),
+            parameters,
+            kernel_name="python3",
+            progress_bar=False,
+            cwd=str(ROOT),
+            extra_arguments=["--log-level=ERROR"],
+        )
     except BaseException as error:
         target.unlink(missing_ok=True)  # an older success must not pass for this one
         if running.exists():
             os.replace(running, target.with_suffix(".failed.ipynb"))
         if not isinstance(error, Exception):
             raise
-        where = f" in cell {error.exec_count}: {error.ename}: {error.evalue}" if isinstance(error, papermill.PapermillExecutionError) else f": {error}"
-        raise UserError(f"{notebook.name} failed{where} (see {target.with_suffix('.failed.ipynb')})") from error
+        where = (
+            f" in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            if isinstance(error, papermill.PapermillExecutionError)
+            else f": {error}"
+        )
+        raise UserError(
+            f"{notebook.name} failed{where} (see {target.with_suffix('.failed.ipynb')})"
+        ) from error
     target.with_suffix(".failed.ipynb").unlink(missing_ok=True)
     os.replace(running, target)
 
@@ -72,8 +89,14 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
     notebook = ROOT / "notebooks" / f"{study}.ipynb"
     text = notebook.read_text()
     inputs = [notebook, *sorted((ROOT / "panning_core").glob("*.py")), *registry.PLUGINS]
-    inputs += [path for path in sorted(results.glob("*/*.jsonl")) if path.parent.name == study or path.parent.name in text]  # it may read another study's
-    inputs += sorted((ROOT / "results" / "benchmarks").glob("*.csv")) + sorted((ROOT / "results" / "published").glob("*.csv"))
+    inputs += [
+        path
+        for path in sorted(results.glob("*/*.jsonl"))
+        if path.parent.name == study or path.parent.name in text
+    ]  # it may read another study's
+    inputs += sorted((ROOT / "results" / "benchmarks").glob("*.csv")) + sorted(
+        (ROOT / "results" / "published").glob("*.csv")
+    )
     if study == OVERVIEW:
         inputs += sorted(results.glob("*/verdicts.csv")) + sorted(results.glob("*/runs.jsonl"))
     for path in inputs:
@@ -90,32 +113,48 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
     now = stamp(study, profile_name, section)
     if mark.exists() and mark.read_text() == now and report.is_whole(target):
         return
-    mark.unlink(missing_ok=True)  # tables and figures change from here on, and who is stopped on the way must begin again
+    mark.unlink(
+        missing_ok=True
+    )  # tables and figures change from here on, and who is stopped on the way must begin again
     print(f"{study}: running the notebook", file=sys.stderr)
-    execute(ROOT / "notebooks" / f"{study}.ipynb", target,
-            {**section.get("parameters", {}), "profile": profile_name, "jobs": jobs, "device": device})
+    execute(
+        ROOT / "notebooks" / f"{study}.ipynb",
+        target,
+        {**section.get("parameters", {}), "profile": profile_name, "jobs": jobs, "device": device},
+    )
     mark.parent.mkdir(exist_ok=True)
     mark.write_text(now)
 
 
-def reproduce(profile_name: str, only: str | None = None, jobs: int | None = None, device: str = "cpu") -> int:
+def reproduce(
+    profile_name: str, only: str | None = None, jobs: int | None = None, device: str = "cpu"
+) -> int:
     """Run a profile; returns the exit code: 0, or 1 if a study failed (the others still run)."""
     sections = studies.profile(profile_name)
     studies.check_machine(jobs, device)
     if only is not None and only not in sections:
         raise unknown(f"study in profile {profile_name}", only, sections)
     # The overview reads the others' verdicts, so it runs last; bad input shows before any work.
-    chosen = sorted(sections if only is None else [only], key=lambda study: (study == OVERVIEW, study))
+    chosen = sorted(
+        sections if only is None else [only], key=lambda study: (study == OVERVIEW, study)
+    )
     for study in chosen:
         if taken := GIVEN & sections[study].get("parameters", {}).keys():
-            raise UserError(f"{sorted(taken)[0]} is a parameter that the runner itself sets; take it out of the parameters of {study} in the profile {profile_name}")
-        check_notebook(ROOT / "notebooks" / f"{study}.ipynb", {**sections[study].get("parameters", {}), **dict.fromkeys(GIVEN)})
+            raise UserError(
+                f"{sorted(taken)[0]} is a parameter that the runner itself sets; take it out of the parameters of {study} in the profile {profile_name}"
+            )
+        check_notebook(
+            ROOT / "notebooks" / f"{study}.ipynb",
+            {**sections[study].get("parameters", {}), **dict.fromkeys(GIVEN)},
+        )
         studies.runs(study, profile_name)
     results = studies.folder(OVERVIEW, profile_name).parent
     try:
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"results can not be written to {results} ({error.strerror}); set PANNING_RESULTS to a folder that can") from error
+        raise UserError(
+            f"results can not be written to {results} ({error.strerror}); set PANNING_RESULTS to a folder that can"
+        ) from error
 
     summary, failed = [], False
     for study in chosen:
@@ -132,7 +171,9 @@ def reproduce(profile_name: str, only: str | None = None, jobs: int | None = Non
     print(f"\n{'study':<{width}}  seconds  verdicts")
     for study, seconds, words in summary:
         print(f"{study:<{width}}  {seconds:>7}  {words}")
-    executed = [studies.folder(study, profile_name) / f"{study}.ipynb" for study in sorted(sections)]
+    executed = [
+        studies.folder(study, profile_name) / f"{study}.ipynb" for study in sorted(sections)
+    ]
     if all(path.exists() for path in executed):  # a part would overwrite the report of the whole
         print(f"\nreport: {_shown(report.render(executed))}")
     else:
@@ -146,7 +187,9 @@ def _shown(path: Path) -> Path:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./run_all.sh", description="Run a profile's studies and write their report.")
+    parser = argparse.ArgumentParser(
+        prog="./run_all.sh", description="Run a profile's studies and write their report."
+    )
     parser.add_argument("profile", nargs="?", default="quick")
     parser.add_argument("--only", metavar="STUDY")
     parser.add_argument("--jobs", type=int)

@@ -33,10 +33,28 @@ from .toy import Toy
 OVERVIEW = "00_overview"
 GUIDE = "guide_add_your_own_metric"
 #: What a column of labels says of the runs behind its row. "rival" or "subject" say nothing: a difference stands on the runs of two methods.
-FACETS = {"data": "data", "network": "network", "method": "method", "pruned by": "method", "variant": "method", "pruner": "method",
-          "sparsity": "sparsity", "control": "control"}
-OTHERS = {"agents": agent.recorded, "toys": lambda run: Toy(**run)}  #: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
-MARKS = {"✔": "holds", "◐": "part", "≈": "part", "✘": "fails", "?": "open", "–": "open"}  #: what a verdict begins with, and the class of its colour
+FACETS = {
+    "data": "data",
+    "network": "network",
+    "method": "method",
+    "pruned by": "method",
+    "variant": "method",
+    "pruner": "method",
+    "sparsity": "sparsity",
+    "control": "control",
+}
+OTHERS = {
+    "agents": agent.recorded,
+    "toys": lambda run: Toy(**run),
+}  #: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
+MARKS = {
+    "✔": "holds",
+    "◐": "part",
+    "≈": "part",
+    "✘": "fails",
+    "?": "open",
+    "–": "open",
+}  #: what a verdict begins with, and the class of its colour
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -45,7 +63,10 @@ MARKS = {"✔": "holds", "◐": "part", "≈": "part", "✘": "fails", "?": "ope
 class _Inline(MathInlineParser):
     """Maths as code hosts read it: no space inside the dollar signs, no letter or digit next to them outside. Any other dollar sign is one."""
 
-    SPECIFICATION = {**MathInlineParser.SPECIFICATION, "inline_math_tex": r"(?<![\w$\\])\$(?![\s$])(?P<math_inline_tex>[^$]+?)(?<![\s\\])\$(?![\w$])"}
+    SPECIFICATION = {
+        **MathInlineParser.SPECIFICATION,
+        "inline_math_tex": r"(?<![\w$\\])\$(?![\s$])(?P<math_inline_tex>[^$]+?)(?<![\s\\])\$(?![\w$])",
+    }
 
 
 class _Renderer(IPythonRenderer):
@@ -74,7 +95,9 @@ class _Renderer(IPythonRenderer):
 
 def markdown(source: str, renderer: _Renderer | None = None) -> Markup:
     """HTML of a notebook's markdown, its equations as MathML."""
-    return Markup(MarkdownWithMath(renderer or _Renderer(), inline=_Inline(hard_wrap=False)).render(source))
+    return Markup(
+        MarkdownWithMath(renderer or _Renderer(), inline=_Inline(hard_wrap=False)).render(source)
+    )
 
 
 def code(source: str) -> Markup:
@@ -108,23 +131,57 @@ def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:
     if not lines:
         return pd.DataFrame()
     tidy = report.tidy(lines)
-    known = pd.DataFrame({
-        "key": tidy.key.str[:8], "data": [line["provenance"]["data"]["title"] for line in lines], "network": tidy.model.map(lambda name: report.MODELS.get(name, name)),
-        "method": tidy.apply(report.label, axis=1), "sparsity": tidy.sparsity.map(report.percent), "seed": tidy.seed,
-        "rounds": tidy["rounds"].map(lambda rounds: "" if pd.isna(rounds) else f"{rounds:.0f}"), "control": tidy.control, "epochs": tidy.epochs})
-    rest = {field.name for field in dataclasses.fields(studies.Run)} - {*known, "dataset", "model"} | {"network"}  # the field: whether it is recorded
-    others = tidy[[name for name in tidy if name in rest]].rename(columns={"network": "network recorded"}).assign(current=tidy.key.isin(current))
-    results = pd.DataFrame({"test accuracy (%)": ["" if pd.isna(a) else f"{100 * a:.2f}" for a in tidy.test_accuracy],
-                            "effective weights": tidy.effective_weights.map("{:,.0f}".format)})
+    known = pd.DataFrame(
+        {
+            "key": tidy.key.str[:8],
+            "data": [line["provenance"]["data"]["title"] for line in lines],
+            "network": tidy.model.map(lambda name: report.MODELS.get(name, name)),
+            "method": tidy.apply(report.label, axis=1),
+            "sparsity": tidy.sparsity.map(report.percent),
+            "seed": tidy.seed,
+            "rounds": tidy["rounds"].map(lambda rounds: "" if pd.isna(rounds) else f"{rounds:.0f}"),
+            "control": tidy.control,
+            "epochs": tidy.epochs,
+        }
+    )
+    rest = {field.name for field in dataclasses.fields(studies.Run)} - {
+        *known,
+        "dataset",
+        "model",
+    } | {"network"}  # the field: whether it is recorded
+    others = (
+        tidy[[name for name in tidy if name in rest]]
+        .rename(columns={"network": "network recorded"})
+        .assign(current=tidy.key.isin(current))
+    )
+    results = pd.DataFrame(
+        {
+            "test accuracy (%)": [
+                "" if pd.isna(a) else f"{100 * a:.2f}" for a in tidy.test_accuracy
+            ],
+            "effective weights": tidy.effective_weights.map("{:,.0f}".format),
+        }
+    )
     return pd.concat([known, _varying(others), results, _origins(lines)], axis=1).astype(str)
 
 
 def other_table(lines: list[dict], kind: Callable[[dict], object]) -> pd.DataFrame:
     """The same of an agents' or toys' ledger; ``kind`` makes the dataclass of a line's settings."""
     settings = pd.DataFrame([dataclasses.asdict(kind(line["run"])) for line in lines])
-    results = pd.DataFrame([{name: _word(value) for name, value in line["metrics"].items() if not isinstance(value, (dict, list))} for line in lines])
+    results = pd.DataFrame(
+        [
+            {
+                name: _word(value)
+                for name, value in line["metrics"].items()
+                if not isinstance(value, (dict, list))
+            }
+            for line in lines
+        ]
+    )
     keys = pd.Series([line["key"][:8] for line in lines], name="key")
-    return pd.concat([keys, _varying(settings), results.rename(columns=_spaced), _origins(lines)], axis=1).astype(str)
+    return pd.concat(
+        [keys, _varying(settings), results.rename(columns=_spaced), _origins(lines)], axis=1
+    ).astype(str)
 
 
 def _varying(settings: pd.DataFrame) -> pd.DataFrame:
@@ -133,8 +190,17 @@ def _varying(settings: pd.DataFrame) -> pd.DataFrame:
 
 
 def _origins(lines: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame([{"seconds": f"{line['provenance']['seconds']:.4g}", "commit": report.commit(line["provenance"]), "device": line["provenance"]["device"],
-                          "line": line["line"]} for line in lines])
+    return pd.DataFrame(
+        [
+            {
+                "seconds": f"{line['provenance']['seconds']:.4g}",
+                "commit": report.commit(line["provenance"]),
+                "device": line["provenance"]["device"],
+                "line": line["line"],
+            }
+            for line in lines
+        ]
+    )
 
 
 def _spaced(name: str) -> str:
@@ -143,10 +209,18 @@ def _spaced(name: str) -> str:
 
 def _word(value: object) -> str:
     if isinstance(value, (list, tuple)):  # of options: pairs of name and value
-        return ", ".join(" ".join(map(_word, each)) if isinstance(each, tuple) else _word(each) for each in value)
+        return ", ".join(
+            " ".join(map(_word, each)) if isinstance(each, tuple) else _word(each) for each in value
+        )
     if isinstance(value, (bool, np.bool_)):
         return "yes" if value else "no"
-    return "" if value is None or value != value else f"{value:.4g}" if isinstance(value, float) else str(value)
+    return (
+        ""
+        if value is None or value != value
+        else f"{value:.4g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 # --- the site -------------------------------------------------------------------------------------------------------
@@ -183,11 +257,24 @@ class Site:
     def __init__(self, profile: str):
         self.names = sorted(studies.profile(profile))
         self.folder = lambda study: studies.folder(study, profile)
-        paths = {study: self.folder(study) / f"{study}.ipynb" for study in self.names} | {GUIDE: ROOT / "notebooks" / f"{GUIDE}.ipynb"}
-        self.notebooks = {study: json.loads(path.read_text()) for study, path in paths.items() if path.exists()}
-        self.anchors = {f"{study}/{item['file']}" for study in self.notebooks for item in self.items(study) if "file" in item}
+        paths = {study: self.folder(study) / f"{study}.ipynb" for study in self.names} | {
+            GUIDE: ROOT / "notebooks" / f"{GUIDE}.ipynb"
+        }
+        self.notebooks = {
+            study: json.loads(path.read_text()) for study, path in paths.items() if path.exists()
+        }
+        self.anchors = {
+            f"{study}/{item['file']}"
+            for study in self.notebooks
+            for item in self.items(study)
+            if "file" in item
+        }
         self.lines = cache(lambda study, ledger: read(self.folder(study) / f"{ledger}.jsonl"))
-        self.runs = cache(lambda study: runs_table(self.lines(study, "runs"), {run.key() for run in studies.runs(study, profile)}))
+        self.runs = cache(
+            lambda study: runs_table(
+                self.lines(study, "runs"), {run.key() for run in studies.runs(study, profile)}
+            )
+        )
 
     def items(self, study: str) -> list[dict]:
         """The tables, figures and verdicts that a notebook shows."""
@@ -195,35 +282,92 @@ class Site:
 
     def pages(self) -> dict[str, str]:
         """The site: name of a file -> its HTML."""
-        environment = Environment(loader=PackageLoader("panning_core", "page"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        entries = [{"name": name, "number": name[:2] if name in self.names else "", "href": address(name), **self.introduction(name),
-                    "marks": Counter(item["verdict"][0] for item in self.items(name) if item["kind"] == "verdict")} for name in self.notebooks]
-        common = {"entries": entries, "marks": MARKS, "overview": OVERVIEW, "guide": GUIDE,
-                  "verdicts": dict(zip(report.VERDICTS.values(), report.VERDICTS)), "tally": sum((entry["marks"] for entry in entries), Counter())}
-        made = {"index.html": environment.get_template("index.html").render(common, page={"name": OVERVIEW, "title": "Panning"})}
+        environment = Environment(
+            loader=PackageLoader("panning_core", "page"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        entries = [
+            {
+                "name": name,
+                "number": name[:2] if name in self.names else "",
+                "href": address(name),
+                **self.introduction(name),
+                "marks": Counter(
+                    item["verdict"][0] for item in self.items(name) if item["kind"] == "verdict"
+                ),
+            }
+            for name in self.notebooks
+        ]
+        common = {
+            "entries": entries,
+            "marks": MARKS,
+            "overview": OVERVIEW,
+            "guide": GUIDE,
+            "verdicts": dict(zip(report.VERDICTS.values(), report.VERDICTS)),
+            "tally": sum((entry["marks"] for entry in entries), Counter()),
+        }
+        made = {
+            "index.html": environment.get_template("index.html").render(
+                common, page={"name": OVERVIEW, "title": "Panning"}
+            )
+        }
         for page in entries:
             renderer = _Renderer()
             blocks = self.blocks(page["name"], renderer)
-            template = environment.get_template("index.html" if page["name"] == OVERVIEW else "study.html")
-            made[page["href"]] = template.render(common, page=page, blocks=blocks, sections=renderer.sections, origin=self.origin(page["name"]))
+            template = environment.get_template(
+                "index.html" if page["name"] == OVERVIEW else "study.html"
+            )
+            made[page["href"]] = template.render(
+                common,
+                page=page,
+                blocks=blocks,
+                sections=renderer.sections,
+                origin=self.origin(page["name"]),
+            )
             if page["name"] in self.names and len(runs := self.runs(page["name"])):
-                others = {ledger: other_table(lines, kind) for ledger, kind in OTHERS.items() if (lines := self.lines(page["name"], ledger))}
-                tables = {ledger: self.table(table) for ledger, table in {"runs": runs, **others}.items()}
-                made[f"{page['name']}.runs.html"] = environment.get_template("runs.html").render(common, page=page, tables=tables, origin=self.origin(page["name"]))
+                others = {
+                    ledger: other_table(lines, kind)
+                    for ledger, kind in OTHERS.items()
+                    if (lines := self.lines(page["name"], ledger))
+                }
+                tables = {
+                    ledger: self.table(table) for ledger, table in {"runs": runs, **others}.items()
+                }
+                made[f"{page['name']}.runs.html"] = environment.get_template("runs.html").render(
+                    common, page=page, tables=tables, origin=self.origin(page["name"])
+                )
         return made
 
     def introduction(self, study: str) -> dict:
         """Title, rest of the first cell, and the first paragraph of that: what the study asks."""
         title, _, text = "".join(self.notebooks[study]["cells"][0]["source"]).partition("\n\n")
-        return {"title": title.removeprefix("# "), "text": markdown(text), "question": markdown(text.partition("\n\n")[0])}
+        return {
+            "title": title.removeprefix("# "),
+            "text": markdown(text),
+            "question": markdown(text.partition("\n\n")[0]),
+        }
 
     def origin(self, study: str) -> dict[str, str]:
         """What the runs of a study, or of all for the overview, were made with and on."""
-        lines = [line for name in (self.names if study == OVERVIEW else [study]) for ledger in ("runs", *OTHERS) for line in self.lines(name, ledger)]
+        lines = [
+            line
+            for name in (self.names if study == OVERVIEW else [study])
+            for ledger in ("runs", *OTHERS)
+            for line in self.lines(name, ledger)
+        ]
         origins = [line["provenance"] for line in lines]
-        found = {"runs": [f"{len(lines):,}"] * bool(lines), "code": map(report.commit, origins), "data": [o["data"]["title"] for o in origins if "data" in o],
-                 "versions": [f"PyTorch {o['versions']['torch']} on Python {o['versions']['python']}" for o in origins],
-                 "device": [f"{o['device']} ({o['processor']}, {o['threads']} thread)" for o in origins]}
+        found = {
+            "runs": [f"{len(lines):,}"] * bool(lines),
+            "code": map(report.commit, origins),
+            "data": [o["data"]["title"] for o in origins if "data" in o],
+            "versions": [
+                f"PyTorch {o['versions']['torch']} on Python {o['versions']['python']}"
+                for o in origins
+            ],
+            "device": [f"{o['device']} ({o['processor']}, {o['threads']} thread)" for o in origins],
+        }
         return {name: ", ".join(dict.fromkeys(words)) for name, words in found.items()}
 
     def link(self, target: str) -> str | None:
@@ -236,10 +380,16 @@ class Site:
 
     def cell(self, text: str) -> Markup:
         """A table's cell as HTML: the name of a study and markdown links lead where ``link`` says, everything else is text."""
-        parts = re.split(r"\[([^][]+)\]\(([^()\s]+)\)", f"[{text}]({text})" if text in self.notebooks else text)
+        parts = re.split(
+            r"\[([^][]+)\]\(([^()\s]+)\)", f"[{text}]({text})" if text in self.notebooks else text
+        )
         html = escape(parts[0])
         for words, target, after in zip(parts[1::3], parts[2::3], parts[3::3]):
-            html += (Markup('<a href="{}">{}</a>').format(href, words) if (href := self.link(target)) else words) + after
+            html += (
+                Markup('<a href="{}">{}</a>').format(href, words)
+                if (href := self.link(target))
+                else words
+            ) + after
         return html
 
     def source(self, study: str, provenance: str = "") -> tuple[str | None, bool]:
@@ -247,12 +397,20 @@ class Site:
 
         A notebook that reads another study may show its runs anywhere; only a table's provenance tells.
         """
-        text = provenance or "".join("".join(cell["source"]) for cell in self.notebooks[study]["cells"] if cell["cell_type"] == "code")
+        text = provenance or "".join(
+            "".join(cell["source"])
+            for cell in self.notebooks[study]["cells"]
+            if cell["cell_type"] == "code"
+        )
         named = {name for name in self.names if name in text}
         (source,) = named if provenance and len(named) == 1 else (study,)
-        return None if "benchmarks" in provenance or self.runs(source).empty else source, named <= {source}
+        return None if "benchmarks" in provenance or self.runs(source).empty else source, named <= {
+            source
+        }
 
-    def references(self, study: str, file: str, table: pd.DataFrame, provenance: str = "") -> list[list[str | None]]:
+    def references(
+        self, study: str, file: str, table: pd.DataFrame, provenance: str = ""
+    ) -> list[list[str | None]]:
         """For each cell of a table the address of the runs behind its number; None where it has none.
 
         They are narrowed by what can be read off: the labels of its row, the header of its column, a network or data set in the file's name. If the table
@@ -264,16 +422,33 @@ class Site:
             return [[None] * table.shape[1]] * len(table)
         runs = self.runs(source)
         values = {facet: set(runs[facet]) for facet in FACETS.values()}
-        titles = {line["run"]["dataset"]: line["provenance"]["data"]["title"] for line in self.lines(source, "runs")}
+        titles = {
+            line["run"]["dataset"]: line["provenance"]["data"]["title"]
+            for line in self.lines(source, "runs")
+        }
         given = {"current": "yes"} if "current" in runs else {}
         for part in Path(file).stem.split("_"):
-            given |= {"network": report.MODELS[part]} if part in report.MODELS else {"data": titles[part]} if part in titles else {}
-            given |= {"normalisation": part} if part in data.NORMALISATIONS and "normalisation" in runs else {}
+            given |= (
+                {"network": report.MODELS[part]}
+                if part in report.MODELS
+                else {"data": titles[part]}
+                if part in titles
+                else {}
+            )
+            given |= (
+                {"normalisation": part}
+                if part in data.NORMALISATIONS and "normalisation" in runs
+                else {}
+            )
 
         def facets(row: dict, header: str) -> dict[str, str] | None:
             if header in FACETS or header.startswith("published") or number(row[header]) is None:
                 return None
-            found = given | {FACETS[name]: cell for name, cell in row.items() if name in FACETS and cell in values[FACETS[name]]}
+            found = given | {
+                FACETS[name]: cell
+                for name, cell in row.items()
+                if name in FACETS and cell in values[FACETS[name]]
+            }
             for facet in values:
                 if header in values[facet] and found.setdefault(facet, header) != header:
                     del found[facet]  # row and column contradict each other
@@ -281,21 +456,41 @@ class Site:
 
         cells = [[facets(row, header) for header in table] for row in table.to_dict("records")]
         kinds = runs[list({*values, *given})].drop_duplicates().to_dict("records")
-        named = {"sparsity": {header for header in table if re.fullmatch(r"[\d.]+ %", header)}} | {name: set(table[name]) for name in ("data", "network") if name in table}
-        sure = sure and all(words <= values[name] for name, words in named.items()) and all(
-            any(wanted.items() <= kind.items() for kind in kinds) for row in cells for wanted in row if wanted is not None)
+        named = {"sparsity": {header for header in table if re.fullmatch(r"[\d.]+ %", header)}} | {
+            name: set(table[name]) for name in ("data", "network") if name in table
+        }
+        sure = (
+            sure
+            and all(words <= values[name] for name, words in named.items())
+            and all(
+                any(wanted.items() <= kind.items() for kind in kinds)
+                for row in cells
+                for wanted in row
+                if wanted is not None
+            )
+        )
 
         def href(wanted: dict[str, str]) -> str:
             told = sure and wanted.keys() - {"current"}
-            return f"{source}.runs.html" + ("#" + "&".join(f"{facet}={quote(value)}" for facet, value in wanted.items())) * bool(told)
+            return f"{source}.runs.html" + (
+                "#" + "&".join(f"{facet}={quote(value)}" for facet, value in wanted.items())
+            ) * bool(told)
 
         return [[None if wanted is None else href(wanted) for wanted in row] for row in cells]
 
     def table(self, table: pd.DataFrame, references: list[list[str | None]] | None = None) -> dict:
         """A table of text for the template: header, and rows of cells with ``text``, ``html``, ``number`` and ``href``."""
         references = references or [[None] * table.shape[1]] * len(table)
-        return {"header": list(table), "rows": [[{"text": text, "html": self.cell(text), "number": number(text), "href": href} for text, href in zip(row, hrefs)]
-                                                for row, hrefs in zip(table.itertuples(index=False, name=None), references)]}
+        return {
+            "header": list(table),
+            "rows": [
+                [
+                    {"text": text, "html": self.cell(text), "number": number(text), "href": href}
+                    for text, href in zip(row, hrefs)
+                ]
+                for row, hrefs in zip(table.itertuples(index=False, name=None), references)
+            ],
+        }
 
     def blocks(self, study: str, renderer: _Renderer) -> list[dict]:
         """The cells of a notebook after its introduction, in their order and ready for the template."""
@@ -318,7 +513,11 @@ class Site:
 
     def shown(self, study: str, item: dict) -> dict:
         """What the template needs for a table, figure or verdict beyond its item."""
-        more = {"runs": f"{source}.runs.html" if (source := self.source(study, item.get("provenance", ""))[0]) else None}
+        more = {
+            "runs": f"{source}.runs.html"
+            if (source := self.source(study, item.get("provenance", ""))[0])
+            else None
+        }
         if item["kind"] == "verdict":
             return more | {"shown": self.link(f"{study}/{item['figure']}")}
         path = self.folder(study) / item["file"]
@@ -327,4 +526,6 @@ class Site:
         if not path.with_suffix(".csv").exists():
             return more | {"html": markdown(path.read_text())}
         table = pd.read_csv(path.with_suffix(".csv"), dtype=str, keep_default_na=False)
-        return more | self.table(table, self.references(study, item["file"], table, item.get("provenance", "")))
+        return more | self.table(
+            table, self.references(study, item["file"], table, item.get("provenance", ""))
+        )

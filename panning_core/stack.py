@@ -27,8 +27,13 @@ from .training import Recipe
 
 def _linear(layer: nn.Linear, count: int, x: Tensor) -> Tensor:
     """[n, count * in] -> [n, count * out]: each network's features times its own weights."""
-    weight, bias = layer.weight.unflatten(0, (count, -1)), 0 if layer.bias is None else layer.bias.unflatten(0, (count, 1, -1))
-    return (x.unflatten(1, (count, -1)).transpose(0, 1) @ weight.mT + bias).transpose(0, 1).flatten(1)
+    weight, bias = (
+        layer.weight.unflatten(0, (count, -1)),
+        0 if layer.bias is None else layer.bias.unflatten(0, (count, 1, -1)),
+    )
+    return (
+        (x.unflatten(1, (count, -1)).transpose(0, 1) @ weight.mT + bias).transpose(0, 1).flatten(1)
+    )
 
 
 def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
@@ -43,7 +48,9 @@ def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
     for network in networks:
         if reason := faithful.altered(network):
             raise UserError(f"these networks can not be trained as one: {reason}")
-        if frozen := [name for name, parameter in network.named_parameters() if not parameter.requires_grad]:
+        if frozen := [
+            name for name, parameter in network.named_parameters() if not parameter.requires_grad
+        ]:
             raise UserError(f"these networks can not be trained as one: {frozen[0]} is frozen")
     count, stacked = len(networks), copy.deepcopy(networks[0])
     for layer in stacked.modules():
@@ -62,7 +69,9 @@ def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
     except (KeyError, RuntimeError) as error:
         raise UserError(f"these networks can not be trained as one: {error}") from error
     if not same:
-        raise UserError("these networks can not be trained as one: a layer besides Conv2d and Linear mixes their channels, or draws noise")
+        raise UserError(
+            "these networks can not be trained as one: a layer besides Conv2d and Linear mixes their channels, or draws noise"
+        )
     return stacked
 
 
@@ -75,7 +84,9 @@ def _agree(stacked: nn.Module, networks: Sequence[nn.Module], x: Tensor) -> bool
     y = torch.zeros(len(x), dtype=torch.int64, device=x.device)
     own = [faithful.ask(net, masks.ones(net), x[:, k], y) for k, net in enumerate(networks)]
     found = faithful.ask(stacked, masks.ones(stacked), x.flatten(1, 2), y, loss)
-    gradients = {name: torch.cat([each.gradients[name] for each in own]) for name in found.gradients}
+    gradients = {
+        name: torch.cat([each.gradients[name] for each in own]) for name in found.gradients
+    }
     logits, settled = (torch.cat(parts, 1) for parts in list(zip(*own))[:2])
     return faithful.difference(faithful.Answer(logits, settled, gradients), found) is None
 
@@ -85,10 +96,16 @@ class Stack(training.Dense):
 
     def __init__(self, networks: Sequence[nn.Module], pruned: Sequence[Mask], recipe: Recipe):
         self.networks, self.count = networks, len(networks)
-        super().__init__(side_by_side(networks), {name: torch.cat([mask[name] for mask in pruned]) for name in pruned[0]}, recipe)
+        super().__init__(
+            side_by_side(networks),
+            {name: torch.cat([mask[name] for mask in pruned]) for name in pruned[0]},
+            recipe,
+        )
 
     def _forward(self, x: Tensor) -> Tensor:
-        return super()._forward(x.flatten(1, 2)).unflatten(1, (self.count, -1)).transpose(1, 2)  # [n, classes, count]
+        return (
+            super()._forward(x.flatten(1, 2)).unflatten(1, (self.count, -1)).transpose(1, 2)
+        )  # [n, classes, count]
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         return nn.functional.cross_entropy(self._forward(x), y, reduction="none").mean(0)
@@ -96,17 +113,24 @@ class Stack(training.Dense):
     def logits(self, x: Tensor) -> Tensor:
         """[n, classes, count] for images [n, ...], which every network sees."""
         self.model.eval()
-        parts = (part[:, None].expand(-1, self.count, *part.shape[1:]) for part in x.split(max(1, 1000 // self.count)))
+        parts = (
+            part[:, None].expand(-1, self.count, *part.shape[1:])
+            for part in x.split(max(1, 1000 // self.count))
+        )
         with torch.no_grad():
             return torch.cat([self._forward(part) for part in parts])
 
     def store(self) -> None:
         for name, tensor in self.model.state_dict().items():
-            for network, part in zip(self.networks, tensor.chunk(self.count) if tensor.dim() else [tensor] * self.count):
+            for network, part in zip(
+                self.networks, tensor.chunk(self.count) if tensor.dim() else [tensor] * self.count
+            ):
                 network.state_dict()[name].copy_(part)
 
 
-def train(networks: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits, recipes: Sequence[Recipe]) -> list[pd.DataFrame]:
+def train(
+    networks: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits, recipes: Sequence[Recipe]
+) -> list[pd.DataFrame]:
     """``training.train`` for many networks at once, each in place under its own mask and with its own order of the images.
 
     A network whose loss stops being finite disturbs no other; its table ends there.
@@ -129,17 +153,31 @@ def train(networks: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits,
     start = time.perf_counter()
     device, drawn = splits.train.x.device, torch.Generator().manual_seed(recipes[0].seed)
     stack, rows = Stack(networks, pruned, recipes[0]), [[] for _ in networks]
-    for epoch, orders in enumerate(zip(*(training.epochs(splits.train, recipe) for recipe in recipes)), 1):
+    for epoch, orders in enumerate(
+        zip(*(training.epochs(splits.train, recipe) for recipe in recipes)), 1
+    ):
         total = 0
         with noise.drawn_from(drawn, device):
             for steps in zip(*orders):
                 x, y, (lr, *_) = zip(*steps)
                 total += stack.step(torch.stack(x, 1), torch.stack(y, 1), lr) * len(y[0])
-            logits = {part: stack.logits(getattr(splits, part).x) for part in ("validation", "test")}
+            logits = {
+                part: stack.logits(getattr(splits, part).x) for part in ("validation", "test")
+            }
         for k, loss in enumerate((total / len(splits.train)).tolist()):
             if not rows[k] or math.isfinite(rows[k][-1]["loss"]):
-                rows[k].append({"epoch": epoch, "loss": loss, **{
-                    f"{part}_accuracy": training.accuracy(found[..., k], getattr(splits, part).y) for part, found in logits.items()}})
+                rows[k].append(
+                    {
+                        "epoch": epoch,
+                        "loss": loss,
+                        **{
+                            f"{part}_accuracy": training.accuracy(
+                                found[..., k], getattr(splits, part).y
+                            )
+                            for part, found in logits.items()
+                        },
+                    }
+                )
         if not any(math.isfinite(log[-1]["loss"]) for log in rows):
             break
     stack.store()

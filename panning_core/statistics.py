@@ -43,7 +43,9 @@ def interval(values: Sequence[float]) -> Estimate:
     Raises:
         ValueError: no values, or one that is not finite.
     """
-    values = np.sort(np.asarray(values, dtype=float))  # the same values give the same bits, in whatever order
+    values = np.sort(
+        np.asarray(values, dtype=float)
+    )  # the same values give the same bits, in whatever order
     if not values.size or not np.isfinite(values).all():
         raise ValueError(f"an interval needs finite values, got {values}")
     mean, n = float(values.mean()), len(values)
@@ -94,11 +96,20 @@ def compare(
         for rival in rivals:
             if {subject, rival} <= set(part) and len(pair := part[[subject, rival]].dropna()):
                 least = margin(pair[rival].mean())
-                rows.append({"subject": subject, "rival": rival, by: place, **_cell(pair[subject] - pair[rival], least)})
+                rows.append(
+                    {
+                        "subject": subject,
+                        "rival": rival,
+                        by: place,
+                        **_cell(pair[subject] - pair[rival], least),
+                    }
+                )
     return judged(pd.DataFrame(rows))
 
 
-def compare_errors(frame: pd.DataFrame, subject: str, rivals: Sequence[str], column: str = "method") -> pd.DataFrame:
+def compare_errors(
+    frame: pd.DataFrame, subject: str, rivals: Sequence[str], column: str = "method"
+) -> pd.DataFrame:
     """``compare`` of the mean logarithm of the error over the sparsities that both have: no sparsity decides it alone.
 
     A difference of 0.1 says that the subject's errors are exp(-0.1) times the rival's; ``TENTH`` is the smallest of interest.
@@ -111,9 +122,17 @@ def compare_errors(frame: pd.DataFrame, subject: str, rivals: Sequence[str], col
         if len(pair):
             difference = pair[subject] - pair[rival]
             # Seeds that lack a sparsity would be compared over others.
-            whole = difference.groupby("seed").filter(lambda d: len(d) == pair.index.get_level_values(0).nunique())
+            whole = difference.groupby("seed").filter(
+                lambda d: len(d) == pair.index.get_level_values(0).nunique()
+            )
             if len(whole):
-                rows.append({"subject": subject, "rival": rival, **_cell(whole.groupby("seed").mean(), TENTH)})
+                rows.append(
+                    {
+                        "subject": subject,
+                        "rival": rival,
+                        **_cell(whole.groupby("seed").mean(), TENTH),
+                    }
+                )
     return judged(pd.DataFrame(rows))
 
 
@@ -128,7 +147,15 @@ def _cell(differences: Sequence[float], margin: float) -> dict:
     else:
         p = 2 * stdtr(e.n - 1, -abs(e.mean) / error)
         p_margin = stdtr(e.n - 1, -(e.mean + margin) / error)
-    return {"difference": e.mean, "low": e.low, "high": e.high, "n": e.n, "margin": margin, "p": float(p), "p_margin": float(p_margin)}
+    return {
+        "difference": e.mean,
+        "low": e.low,
+        "high": e.high,
+        "n": e.n,
+        "margin": margin,
+        "p": float(p),
+        "p_margin": float(p_margin),
+    }
 
 
 def judged(cells: pd.DataFrame) -> pd.DataFrame:
@@ -144,7 +171,9 @@ def judged(cells: pd.DataFrame) -> pd.DataFrame:
     sure, above = p_holm <= LEVEL, cells.difference > 0
     within = cells.p_margin <= LEVEL
     outcome = np.select(
-        [cells.n < LEAST, sure & above, within, sure], ["few", "better", "no worse", "worse"], "open"
+        [cells.n < LEAST, sure & above, within, sure],
+        ["few", "better", "no worse", "worse"],
+        "open",
     )
     return cells.assign(p_holm=p_holm, family=len(cells), outcome=outcome)
 
@@ -176,7 +205,9 @@ def verdict(cells: pd.DataFrame, claim: str = "better", every: bool = False) -> 
 
 def ranked(cells: pd.DataFrame) -> pd.DataFrame:
     """``cells``, those least favourable to the claim first: by outcome, then by difference in units of what matters."""
-    order = cells.assign(rank=cells.outcome.map(OUTCOMES.index), size=cells.difference / cells.margin)
+    order = cells.assign(
+        rank=cells.outcome.map(OUTCOMES.index), size=cells.difference / cells.margin
+    )
     return cells.loc[order.sort_values(["rank", "size"], kind="stable").index]
 
 

@@ -18,13 +18,23 @@ from .masks import Mask
 from .models import prunable
 
 
-def trained_magnitude(model: nn.Module, splits: Splits, density: float, seed: int, *, epochs: int = 20) -> tuple[Mask, list[dict]]:
+def trained_magnitude(
+    model: nn.Module, splits: Splits, density: float, seed: int, *, epochs: int = 20
+) -> tuple[Mask, list[dict]]:
     """Train the dense network, then keep the largest weights (Han et al. 2015): round(density * N) of them, all effective."""
     return _iterate(model, splits, density, seed, 1, epochs, False)
 
 
-def iterative_magnitude(model: nn.Module, splits: Splits, density: float, seed: int, *, rounds: int = 20, epochs: int = 5,
-                        rewind: bool = False) -> tuple[Mask, list[dict]]:
+def iterative_magnitude(
+    model: nn.Module,
+    splits: Splits,
+    density: float,
+    seed: int,
+    *,
+    rounds: int = 20,
+    epochs: int = 5,
+    rewind: bool = False,
+) -> tuple[Mask, list[dict]]:
     """Train, remove the same fraction of the smallest weights, train what is left, and so on: iterative magnitude pruning.
 
     Args:
@@ -39,7 +49,15 @@ def iterative_magnitude(model: nn.Module, splits: Splits, density: float, seed: 
     return _iterate(model, splits, density, seed, rounds, epochs, rewind)
 
 
-def _iterate(model: nn.Module, splits: Splits, density: float, seed: int, rounds: int, epochs: int, rewind: bool) -> tuple[Mask, list[dict]]:
+def _iterate(
+    model: nn.Module,
+    splits: Splits,
+    density: float,
+    seed: int,
+    rounds: int,
+    epochs: int,
+    rewind: bool,
+) -> tuple[Mask, list[dict]]:
     whole("rounds", rounds, 1)
     fraction_kept(density)
     initial, mask, trace = copy.deepcopy(model.state_dict()), masks.ones(model), []
@@ -48,9 +66,23 @@ def _iterate(model: nn.Module, splits: Splits, density: float, seed: int, rounds
         if rewind:
             model.load_state_dict(initial)
         log = training.train(model, mask, splits, recipe)
-        scores = {name: w.detach().abs().masked_fill(~mask[name], -torch.inf) for name, w in prunable(model).items()}
-        mask = masks.keep_top(scores, density ** (t / rounds)) if t < rounds else masks.keep_effective(model, scores, density)
-        trace.append({"round": t, "loss": log.loss.iloc[-1], "sparsity": 1 - masks.density(mask), "events": []})
+        scores = {
+            name: w.detach().abs().masked_fill(~mask[name], -torch.inf)
+            for name, w in prunable(model).items()
+        }
+        mask = (
+            masks.keep_top(scores, density ** (t / rounds))
+            if t < rounds
+            else masks.keep_effective(model, scores, density)
+        )
+        trace.append(
+            {
+                "round": t,
+                "loss": log.loss.iloc[-1],
+                "sparsity": 1 - masks.density(mask),
+                "events": [],
+            }
+        )
     if rewind:
         model.load_state_dict(initial)
     return mask, trace

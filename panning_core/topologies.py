@@ -48,11 +48,15 @@ def smart_ratio(model: nn.Module, count: int, generator: torch.Generator) -> Sco
     vgg = {nn.Conv2d, nn.BatchNorm2d} <= kinds and Block not in kinds
     share = (k**2 + k) / layer ** (2 if vgg else 0) * sizes[:-1]
     last = min(round(0.3 * sizes[-1]), count // 2)
-    kept = np.diff(np.rint((count - last) * share.cumsum() / share.sum()), prepend=0).astype(int)  # a rounded running sum loses no weight
+    kept = np.diff(np.rint((count - last) * share.cumsum() / share.sum()), prepend=0).astype(
+        int
+    )  # a rounded running sum loses no weight
     over, scores = count - last - kept.sum(), {}
     for (name, w), wanted in zip(weights.items(), [*kept, last]):
         keep = min(wanted + over, w.numel())
-        over += wanted - keep  # ratios fall with depth: every layer before one that overflows is full
+        over += (
+            wanted - keep
+        )  # ratios fall with depth: every layer before one that overflows is full
         noise = torch.rand(w.numel(), generator=generator, dtype=torch.double)
         noise[noise.topk(keep).indices] += 1
         scores[name] = noise.view(w.shape).to(w.device)
@@ -88,9 +92,19 @@ def phew(model: nn.Module, count: int, generator: torch.Generator) -> Scores:
     stages = _stages(model, strength)
     least, most = sum(min(map(len, ways)) for ways in stages), np.count_nonzero(usable)
     if not least <= count <= most:
-        raise UserError(f"PHEW keeps whole paths, which in this network are from {least:,} to {most:,} weights; got {count:,}")
-    both = ([[[_step(start, kernels.transpose(1, 0, 2)) for start, kernels in way] for way in ways] for ways in stages],
-            [[[_step(start, kernels) for start, kernels in reversed(way)] for way in ways] for ways in reversed(stages)])
+        raise UserError(
+            f"PHEW keeps whole paths, which in this network are from {least:,} to {most:,} weights; got {count:,}"
+        )
+    both = (
+        [
+            [[_step(start, kernels.transpose(1, 0, 2)) for start, kernels in way] for way in ways]
+            for ways in stages
+        ],
+        [
+            [[_step(start, kernels) for start, kernels in reversed(way)] for way in ways]
+            for ways in reversed(stages)
+        ],
+    )
     order = np.empty(0, dtype=int)
     for _ in range(_TRIES):
         order = _visit(order, count, len(strength), both, rng)
@@ -100,16 +114,23 @@ def phew(model: nn.Module, count: int, generator: torch.Generator) -> Scores:
             continue
         completing[order] = False
         others = np.flatnonzero(completing)
-        arrival = rng.exponential(size=len(others)) / strength[others]  # who comes first is drawn in proportion to strength
-        order = np.concatenate([order, others[np.argsort(arrival)[:count - len(order)]]])
+        arrival = (
+            rng.exponential(size=len(others)) / strength[others]
+        )  # who comes first is drawn in proportion to strength
+        order = np.concatenate([order, others[np.argsort(arrival)[: count - len(order)]]])
         if len(order) == count:
             break
         order = order[:0]  # a narrow network: these walks leave no room for exactly so many
     else:
-        raise UserError(f"PHEW found no {count:,} weights of this network that all lie on paths; ask for some more or less")
+        raise UserError(
+            f"PHEW found no {count:,} weights of this network that all lie on paths; ask for some more or less"
+        )
     scores = rng.random(len(strength))
     scores[order] = 2 - np.arange(count) / count
-    return {name: s.to(weights[name].device) for name, s in unflatten(torch.from_numpy(scores), weights).items()}
+    return {
+        name: s.to(weights[name].device)
+        for name, s in unflatten(torch.from_numpy(scores), weights).items()
+    }
 
 
 class _Step(NamedTuple):
@@ -128,20 +149,33 @@ def _step(start: int, kernels: np.ndarray) -> _Step:
     """``kernels`` [from, to, taps] hold strengths."""
     sums = kernels.reshape(len(kernels), -1).cumsum(1)
     ends = sums / sums[:, -1:] + np.arange(len(sums))[:, None]
-    return _Step(start, kernels.shape, tuple(stride // kernels.itemsize for stride in kernels.strides), ends.ravel())
+    return _Step(
+        start,
+        kernels.shape,
+        tuple(stride // kernels.itemsize for stride in kernels.strides),
+        ends.ravel(),
+    )
 
 
 def _stages(model: nn.Module, strength: np.ndarray) -> list[list[list[tuple[int, np.ndarray]]]]:
     """The network as stages one behind the other, each with one or two ways through; a way is layers (place of the first weight, [to, from, taps])."""
     if any(isinstance(module, compaction.Select) for module in model.modules()):
-        raise UserError("PHEW cannot walk through a Select; prune the network before it is made smaller")
+        raise UserError(
+            "PHEW cannot walk through a Select; prune the network before it is made smaller"
+        )
     parts = unflatten(torch.from_numpy(strength), prunable(model))
     stages, widths, before = [], {}, None
     for chain, *streams in compaction.chains(model):
         source, target = streams
         way, units = [], widths.get(source)
-        for part in (parts[f"{name}.weight"] for name, module in chain if isinstance(module, compaction.WEIGHTED)):
-            way.append((part.storage_offset(), part.reshape(len(part), units or part.shape[1], -1).numpy()))
+        for part in (
+            parts[f"{name}.weight"]
+            for name, module in chain
+            if isinstance(module, compaction.WEIGHTED)
+        ):
+            way.append(
+                (part.storage_offset(), part.reshape(len(part), units or part.shape[1], -1).numpy())
+            )
             units = len(part)
         widths[target] = units
         if way and streams == before and source != target:  # the shortcut beside a branch
@@ -152,18 +186,24 @@ def _stages(model: nn.Module, strength: np.ndarray) -> list[list[list[tuple[int,
     return stages
 
 
-def _visit(order: np.ndarray, count: int, size: int, both: tuple[Stages, Stages], rng: np.random.Generator) -> np.ndarray:
+def _visit(
+    order: np.ndarray, count: int, size: int, both: tuple[Stages, Stages], rng: np.random.Generator
+) -> np.ndarray:
     """``order`` and behind it the places that walks reach besides, ``count`` together or less, out of ``size``."""
     seen = np.zeros(size + 1, dtype=bool)
     seen[order] = seen[-1] = True  # -1 stands for a layer that a walk did not cross
     found, missing = [order], count - len(order)
     while missing:
-        walks = np.stack([_walk(stages, rng) for stages in both], 1).reshape(_WALKS, -1)  # forward and backward in turn
+        walks = np.stack([_walk(stages, rng) for stages in both], 1).reshape(
+            _WALKS, -1
+        )  # forward and backward in turn
         fresh = ~seen[walks]
         fits = fresh.sum(1) <= missing
         walks, fresh = walks[fits], fresh[fits]
         first = np.sort(np.unique(walks[fresh], return_index=True)[1])
-        ends = np.bincount(np.nonzero(fresh)[0][first], minlength=len(walks)).cumsum()  # new places up to and with each walk
+        ends = np.bincount(
+            np.nonzero(fresh)[0][first], minlength=len(walks)
+        ).cumsum()  # new places up to and with each walk
         brought = ends[ends <= missing].max(initial=0)  # so no walk is cut
         found.append(walks[fresh][first[:brought]])
         seen[found[-1]] = True
@@ -183,7 +223,9 @@ def _walk(stages: Stages, rng: np.random.Generator) -> np.ndarray:
             walkers = np.flatnonzero(chosen == number)
             for start, shape, strides, ends in way:
                 # A weight in proportion to |w| among all of a unit's is a neighbour by its kernel's L1 norm, and then a weight of the kernel.
-                index = np.unravel_index(np.searchsorted(ends, units[walkers] + (1 - rng.random(len(walkers)))), shape)
+                index = np.unravel_index(
+                    np.searchsorted(ends, units[walkers] + (1 - rng.random(len(walkers)))), shape
+                )
                 units[walkers] = index[1]
                 columns.append(np.full(len(units), -1))
                 columns[-1][walkers] = start + sum(i * stride for i, stride in zip(index, strides))

@@ -19,7 +19,9 @@ from .errors import UserError, is_number, whole
 from .gates import Gates, falling, fit_budget, fit_penalty
 from .models import prunable
 
-WANTED = torch.tensor([[True, True, False, False], [False, False, True, True]])  #: [output, input]: what each output may see
+WANTED = torch.tensor(
+    [[True, True, False, False], [False, False, True, True]]
+)  #: [output, input]: what each output may see
 GATES = 160  #: weights of the network
 POINTS = 1000  #: to train on, and as many to test on
 
@@ -58,11 +60,17 @@ class Toy:
 
     def canonical(self) -> dict:
         """The fields that are not at their default."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if getattr(self, f.name) != f.default}
+        return {
+            f.name: getattr(self, f.name)
+            for f in dataclasses.fields(self)
+            if getattr(self, f.name) != f.default
+        }
 
     def key(self) -> str:
         """SHA-256 of the canonical JSON."""
-        return hashlib.sha256(json.dumps({"toy": self.canonical()}, sort_keys=True).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps({"toy": self.canonical()}, sort_keys=True).encode()
+        ).hexdigest()
 
 
 def points(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -73,10 +81,14 @@ def points(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 def network(generator: torch.Generator) -> nn.Module:
     """4-10-10-2 with SiLU; weights N(0, 1) * 2 / fan-in, biases 2 / fan-in, as in the authors' code."""
-    model = nn.Sequential(nn.Linear(4, 10), nn.SiLU(), nn.Linear(10, 10), nn.SiLU(), nn.Linear(10, 2))
+    model = nn.Sequential(
+        nn.Linear(4, 10), nn.SiLU(), nn.Linear(10, 10), nn.SiLU(), nn.Linear(10, 2)
+    )
     with torch.no_grad():
         for layer in model[::2]:
-            layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) * 2 / layer.in_features)
+            layer.weight.copy_(
+                torch.randn(layer.weight.shape, generator=generator) * 2 / layer.in_features
+            )
             layer.bias.fill_(2 / layer.in_features)
     model.input_shape = (4,)
     return model
@@ -94,11 +106,25 @@ def run(toy: Toy) -> dict:
     generator = torch.Generator().manual_seed(toy.seed)
     (x, y), (x_test, y_test) = points(generator), points(generator)
     model = network(generator)
-    initial = {name: torch.randn(w.shape, generator=generator) * 2 ** 0.5 * 2 / w.shape[1] for name, w in prunable(model).items()}
-    gates = Gates(model, temperature=toy.temperature, generator=generator, initial=initial)  # the difference of two logits N(0, 1) * 2 / fan-in
+    initial = {
+        name: torch.randn(w.shape, generator=generator) * 2**0.5 * 2 / w.shape[1]
+        for name, w in prunable(model).items()
+    }
+    gates = Gates(
+        model, temperature=toy.temperature, generator=generator, initial=initial
+    )  # the difference of two logits N(0, 1) * 2 / fan-in
     batches = repeat((x, y), toy.steps)
     if toy.budget:
-        fit_budget(model, gates, batches, nn.functional.l1_loss, falling(gates.count, toy.budget, toy.steps), toy.lr, toy.gate_lr, 0.0)
+        fit_budget(
+            model,
+            gates,
+            batches,
+            nn.functional.l1_loss,
+            falling(gates.count, toy.budget, toy.steps),
+            toy.lr,
+            toy.gate_lr,
+            0.0,
+        )
     else:
         fit_penalty(model, gates, batches, nn.functional.l1_loss, toy.lr, toy.penalty)
     mask = gates.mask()
@@ -114,9 +140,16 @@ def run(toy: Toy) -> dict:
     for a, b in ((0, 1), (2, 3)):
         both = first[:, a] * first[:, b]
         signs.append(float((both < 0).sum() / (both != 0).sum()) if (both != 0).any() else None)
-    return {"test_error": error, "constant_error": float((y_test - y.median(0).values).abs().mean()), "edges": masks.count(live), "reach": reach.int().tolist(),
-            "recovered": bool((reach == WANTED).all()), "signs": signs, "weights": [(w.detach() * live[name]).tolist() for name, w in prunable(model).items()],
-            "biases": [layer.bias.tolist() for layer in model[::2]]}
+    return {
+        "test_error": error,
+        "constant_error": float((y_test - y.median(0).values).abs().mean()),
+        "edges": masks.count(live),
+        "reach": reach.int().tolist(),
+        "recovered": bool((reach == WANTED).all()),
+        "signs": signs,
+        "weights": [(w.detach() * live[name]).tolist() for name, w in prunable(model).items()],
+        "biases": [layer.bias.tolist() for layer in model[::2]],
+    }
 
 
 def _reads(model: nn.Module, live: masks.Mask, output: int) -> Tensor:

@@ -25,8 +25,12 @@ from .registry import Table
 #: learning-rate factor at step t of ``steps``
 DECAYS: dict[str, Callable[[int, int], float]] = {
     "cosine": lambda t, steps: 0.5 * (1 + math.cos(math.pi * t / steps)),
-    "steps": lambda t, steps: 0.1 ** ((t >= steps * 3 // 8) + (t >= steps * 3 // 4)),  # at epochs 60 and 120 of 160
-    "one-cycle": lambda t, steps: min((t + 1) / (0.3 * steps), (steps - t) / (0.7 * steps)),  # Smith 2018: up for three tenths, then down
+    "steps": lambda t, steps: (
+        0.1 ** ((t >= steps * 3 // 8) + (t >= steps * 3 // 4))
+    ),  # at epochs 60 and 120 of 160
+    "one-cycle": lambda t, steps: min(
+        (t + 1) / (0.3 * steps), (steps - t) / (0.7 * steps)
+    ),  # Smith 2018: up for three tenths, then down
 }
 PRECISIONS = ("fp32", "bf16")
 
@@ -65,7 +69,9 @@ class Recipe:
             whole(name, getattr(self, name), 1)
         whole("seed", self.seed)
         if whole("warm_up", self.warm_up) > self.epochs:
-            raise UserError(f"warm_up is {self.warm_up} of {self.epochs} epochs; it must end with the training at the latest")
+            raise UserError(
+                f"warm_up is {self.warm_up} of {self.epochs} epochs; it must end with the training at the latest"
+            )
         for name in ("lr", "momentum", "weight_decay"):
             if not is_number(value := getattr(self, name)) or value < 0:
                 raise UserError(f"{name} is {value!r}; it must be a number of at least 0")
@@ -75,14 +81,21 @@ class Recipe:
 
 #: Published recipes (Kang et al. 2022's code; Tanaka et al. 2020, figure 6), and a short one for processors; its rate and batch are the best
 #: of a few on the validation images, with SNIP's and SynFlow's masks of ResNet-20 at 98 %, seed 0. A study says how it departs from a recipe.
-RECIPES = Table(__name__ + ".RECIPES", {
-    "mnist": Recipe(),
-    "mnist-warm-up": Recipe(warm_up=5),
-    "fashion-mnist": Recipe(augment=True),
-    "cifar": Recipe(epochs=180, batch_size=128, weight_decay=5e-4, augment=True),
-    "synflow-cifar": Recipe(epochs=160, batch_size=128, nesterov=True, decay="steps", augment=True),
-    "cifar-short": Recipe(epochs=1, batch_size=64, lr=0.4, weight_decay=5e-4, nesterov=True, decay="one-cycle"),
-})
+RECIPES = Table(
+    __name__ + ".RECIPES",
+    {
+        "mnist": Recipe(),
+        "mnist-warm-up": Recipe(warm_up=5),
+        "fashion-mnist": Recipe(augment=True),
+        "cifar": Recipe(epochs=180, batch_size=128, weight_decay=5e-4, augment=True),
+        "synflow-cifar": Recipe(
+            epochs=160, batch_size=128, nesterov=True, decay="steps", augment=True
+        ),
+        "cifar-short": Recipe(
+            epochs=1, batch_size=64, lr=0.4, weight_decay=5e-4, nesterov=True, decay="one-cycle"
+        ),
+    },
+)
 
 
 class Dense:
@@ -100,7 +113,13 @@ class Dense:
                 weight[gone] = 0.0
         self.like = next(model.parameters())
         learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self.optimiser = torch.optim.SGD(learning, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay, nesterov=recipe.nesterov)
+        self.optimiser = torch.optim.SGD(
+            learning,
+            recipe.lr,
+            recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=recipe.nesterov,
+        )
 
     def _lay_out(self, layout: torch.memory_format) -> None:
         for parameter in self.model.parameters():
@@ -112,7 +131,9 @@ class Dense:
         return x
 
     def _forward(self, x: Tensor) -> Tensor:
-        with torch.autocast(self.like.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"):
+        with torch.autocast(
+            self.like.device.type, torch.bfloat16, enabled=self.recipe.precision == "bf16"
+        ):
             return self.model(x).to(self.like.dtype)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
@@ -157,7 +178,9 @@ class Sparse:
         self.answer = self.net.answer
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> float:
-        return self.net.step(x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov)
+        return self.net.step(
+            x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov
+        )
 
 
 class Shared:
@@ -166,11 +189,17 @@ class Shared:
     name = "sparse"
 
     def __init__(self, trainers: Sequence[Sparse], recipe: Recipe):
-        self.nets, self.recipe, self.count = sparse.Together([trainer.net for trainer in trainers]), recipe, len(trainers)
+        self.nets, self.recipe, self.count = (
+            sparse.Together([trainer.net for trainer in trainers]),
+            recipe,
+            len(trainers),
+        )
         self.images, self.store, self.seconds = self.nets.pixels, self.nets.store, self.nets.seconds
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> np.ndarray:
-        return self.nets.step(x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov)
+        return self.nets.step(
+            x, y, lr, self.recipe.momentum, self.recipe.weight_decay, self.recipe.nesterov
+        )
 
     def logits(self, x: Tensor) -> Tensor:
         return self.nets.logits(x).flatten(1)
@@ -235,13 +264,23 @@ def epochs(split: Split, recipe: Recipe) -> Iterator[Iterator[tuple[Tensor, Tens
             x = split.x.index_select(0, index)  # several times faster than split.x[index]
             x = data.crop_and_flip(x, generator) if recipe.augment else x
             rising = min(1.0, (step + 1) / (per_epoch * recipe.warm_up)) if recipe.warm_up else 1.0
-            yield x, split.y[index], rising * recipe.lr * DECAYS[recipe.decay](step, per_epoch * recipe.epochs)
+            yield (
+                x,
+                split.y[index],
+                rising * recipe.lr * DECAYS[recipe.decay](step, per_epoch * recipe.epochs),
+            )
 
     return map(steps, range(recipe.epochs))
 
 
-def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None = None,
-          observe: Callable[[dict], None] | None = None) -> pd.DataFrame:
+def train(
+    model: nn.Module,
+    mask: Mask,
+    splits: Splits,
+    recipe: Recipe,
+    engine: str | None = None,
+    observe: Callable[[dict], None] | None = None,
+) -> pd.DataFrame:
     """Train ``model`` in place under ``mask``; afterwards every pruned weight is exactly 0.
 
     What is trained is the network without its dead units, where ``compaction.compact`` can read it; what is removed without
@@ -266,13 +305,15 @@ def train(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: 
             images in batches of this size.
     """
     small, trainer = _prepare(model, mask, splits, recipe, engine)
-    log, = _fit(trainer, splits, recipe, observe)
+    (log,) = _fit(trainer, splits, recipe, observe)
     if small:
         small.restore(model)
     return log
 
 
-def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits, recipe: Recipe) -> list[pd.DataFrame]:
+def train_together(
+    models: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits, recipe: Recipe
+) -> list[pd.DataFrame]:
     """``train`` for several networks on the same batches; each learns the same, to the last bit, as alone.
 
     Those that the sparse engine trains and that begin with a ``Linear`` share the work of bringing images into place.
@@ -280,12 +321,23 @@ def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: 
     Returns:
         The table of ``train`` for each network. One whose loss stops being finite ends with that epoch's row.
     """
-    prepared = [_prepare(model, mask, splits, recipe) for model, mask in zip(models, pruned, strict=True)]
-    sharing = [trainer for _, trainer in prepared if isinstance(trainer, Sparse) and trainer.net.reads_pixels()]
-    logs = {id(trainer): log for trainer, log in zip(sharing, _fit(Shared(sharing, recipe), splits, recipe) if sharing else [])}
+    prepared = [
+        _prepare(model, mask, splits, recipe) for model, mask in zip(models, pruned, strict=True)
+    ]
+    sharing = [
+        trainer
+        for _, trainer in prepared
+        if isinstance(trainer, Sparse) and trainer.net.reads_pixels()
+    ]
+    logs = {
+        id(trainer): log
+        for trainer, log in zip(
+            sharing, _fit(Shared(sharing, recipe), splits, recipe) if sharing else []
+        )
+    }
     for _, trainer in prepared:
         if id(trainer) not in logs:
-            logs[id(trainer)], = _fit(trainer, splits, recipe)
+            (logs[id(trainer)],) = _fit(trainer, splits, recipe)
     for model, (small, _) in zip(models, prepared):
         if small:
             small.restore(model)
@@ -295,12 +347,16 @@ def train_together(models: Sequence[nn.Module], pruned: Sequence[Mask], splits: 
 def check(model: nn.Module, splits: Splits, batch_size: int) -> None:
     """Raise a ``UserError`` unless ``splits`` is a data set that ``model`` can learn in batches of this size."""
     if not isinstance(splits, Splits):
-        raise UserError(f"a data set is what data.load or data.from_arrays gives, not {shown(splits)}")
+        raise UserError(
+            f"a data set is what data.load or data.from_arrays gives, not {shown(splits)}"
+        )
     images, labels = splits.train.x, splits.train.y
     last = labels.argmax()[None]
     check_batch(model, images[last], labels[last])
     if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise UserError("every parameter is frozen and none could learn; call model.requires_grad_(True)")
+        raise UserError(
+            "every parameter is frozen and none could learn; call model.requires_grad_(True)"
+        )
     alone = len(images) % batch_size == 1 or batch_size == 1
     few = images[: 1 if alone else 2], labels[: 1 if alone else 2]
     try:
@@ -317,11 +373,15 @@ def check(model: nn.Module, splits: Splits, batch_size: int) -> None:
         raise UserError(f"the network fails in train mode: {reason}") from error
 
 
-def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None = None) -> tuple[compaction.Compact | None, Dense | Sparse]:
+def _prepare(
+    model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None = None
+) -> tuple[compaction.Compact | None, Dense | Sparse]:
     """The compacted network, None where the whole one is trained, and what trains it."""
     masks.check(model, mask)
     if not isinstance(recipe, Recipe):
-        raise UserError(f"a recipe is a training.Recipe, or one of training.RECIPES, not {shown(recipe)}")
+        raise UserError(
+            f"a recipe is a training.Recipe, or one of training.RECIPES, not {shown(recipe)}"
+        )
     check(model, splits, recipe.batch_size)
     pick("engine", engine or "dense", ENGINES)
     try:
@@ -330,7 +390,9 @@ def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engin
         small = None
     network, alive = (small.model, small.mask) if small else (model, mask)
     if engine == "sparse" and (reason := sparse.unsupported(network)):
-        raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
+        raise UserError(
+            f"the sparse engine can not train this network: {reason}; use engine='dense'"
+        )
     chosen = engine or choose_engine(network, alive, recipe)
     if not small and chosen == "dense":
         return None, ENGINES[chosen](model, mask, recipe)
@@ -344,26 +406,52 @@ def _prepare(model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engin
         return small, trainer
     reason = f"the {'sparse engine' if chosen == 'sparse' else 'compacted network'} has another {part} than the network itself"
     if engine == "sparse":
-        raise UserError(f"the sparse engine can not train this network: {reason}; use engine='dense'")
-    warnings.warn(f"training the network itself on the dense engine, which is slower: {reason}", stacklevel=3)
+        raise UserError(
+            f"the sparse engine can not train this network: {reason}; use engine='dense'"
+        )
+    warnings.warn(
+        f"training the network itself on the dense engine, which is slower: {reason}", stacklevel=3
+    )
     return None, ENGINES["dense"](model, mask, recipe)
 
 
-def _fit(trainer: Dense | Sparse | Shared, splits: Splits, recipe: Recipe, observe: Callable[[dict], None] | None = None) -> list[pd.DataFrame]:
+def _fit(
+    trainer: Dense | Sparse | Shared,
+    splits: Splits,
+    recipe: Recipe,
+    observe: Callable[[dict], None] | None = None,
+) -> list[pd.DataFrame]:
     """Trains, and returns the table of each network of ``trainer``; its ``attrs`` say which engine it was and its share of the seconds."""
     start = time.perf_counter()
-    own, logs = {part: getattr(splits, part) for part in ("train", "validation", "test")}, [[] for _ in range(trainer.count)]
+    own, logs = (
+        {part: getattr(splits, part) for part in ("train", "validation", "test")},
+        [[] for _ in range(trainer.count)],
+    )
     if not recipe.augment:  # which needs whole images
         own = {part: replace(split, x=trainer.images(split.x)) for part, split in own.items()}
     device, drawn = splits.train.x.device, torch.Generator().manual_seed(recipe.seed)
     with fast_products(device):
         for epoch, steps in enumerate(epochs(own["train"], recipe), 1):
             with noise.drawn_from(drawn, device):
-                losses = torch.as_tensor(sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps) / len(splits.train)).reshape(-1)
-                logits = {part: trainer.logits(own[part].x).unflatten(1, (trainer.count, -1)) for part in ("validation", "test")}
+                losses = torch.as_tensor(
+                    sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps) / len(splits.train)
+                ).reshape(-1)
+                logits = {
+                    part: trainer.logits(own[part].x).unflatten(1, (trainer.count, -1))
+                    for part in ("validation", "test")
+                }
             for k, (log, loss) in enumerate(zip(logs, losses.tolist())):
                 if not log or math.isfinite(log[-1]["loss"]):
-                    log.append({"epoch": epoch, "loss": loss, **{f"{part}_accuracy": accuracy(found[:, k], own[part].y) for part, found in logits.items()}})
+                    log.append(
+                        {
+                            "epoch": epoch,
+                            "loss": loss,
+                            **{
+                                f"{part}_accuracy": accuracy(found[:, k], own[part].y)
+                                for part, found in logits.items()
+                            },
+                        }
+                    )
             if observe is not None:
                 observe(dict(logs[0][-1]))
             if not any(math.isfinite(log[-1]["loss"]) for log in logs):

@@ -32,26 +32,46 @@ METRICS = ("snip", "grasp", "synflow")
 PARTS = ("lost", "stayed", "gained", "returned")
 
 
-def forces(model: nn.Module, mask: Mask, batch: Batch) -> tuple[dict[str, Scores], dict[str, float]]:
+def forces(
+    model: nn.Module, mask: Mask, batch: Batch
+) -> tuple[dict[str, Scores], dict[str, float]]:
     """The three masses of every kept weight of the sub-network (SNIP's and GraSP's with logits / 200), and its loss, gtg and R."""
     products = metrics.products(model, mask, batch, metrics.TEMPERATURE, hessian=True)
     loss = metrics.loss(model, mask, batch)  # as trained: logits / 200 all but hide a difference
     synflow, total = metrics.synflow_products(model, mask, batch)
     signed = {"snip": products.snip, "grasp": products.grasp, "synflow": synflow}
-    masses = {metric: {name: s.abs().double() * numbers(mask[name]) for name, s in scores.items()} for metric, scores in signed.items()}
+    masses = {
+        metric: {name: s.abs().double() * numbers(mask[name]) for name, s in scores.items()}
+        for metric, scores in signed.items()
+    }
     return masses, {"loss": loss, "gtg": products.gtg, "R": total}
 
 
-def handed_on(old: Mask, before: dict[str, Scores], new: Mask, after: dict[str, Scores]) -> list[dict]:
+def handed_on(
+    old: Mask, before: dict[str, Scores], new: Mask, after: dict[str, Scores]
+) -> list[dict]:
     """One row a metric and layer ("total" is the network): lost, stayed, gained and returned from one mask to another."""
-    where = {name: [numbers(places).flatten() for places in (old[name] & ~m, old[name] & m, m & ~old[name])] for name, m in new.items()}
+    where = {
+        name: [
+            numbers(places).flatten() for places in (old[name] & ~m, old[name] & m, m & ~old[name])
+        ]
+        for name, m in new.items()
+    }
     rows = []
     for metric in METRICS:
         layers = []
         for name, (gone, both, back) in where.items():
             a, b = before[metric][name].flatten(), after[metric][name].flatten()
-            layers.append({"metric": metric, "layer": name.removesuffix(".weight"), "lost": float(a @ gone), "stayed": float(a @ both),
-                           "gained": float((b - a) @ both), "returned": float(b @ back)})
+            layers.append(
+                {
+                    "metric": metric,
+                    "layer": name.removesuffix(".weight"),
+                    "lost": float(a @ gone),
+                    "stayed": float(a @ both),
+                    "gained": float((b - a) @ both),
+                    "returned": float(b @ back),
+                }
+            )
         total = {part: sum(row[part] for row in layers) for part in PARTS}
         rows += [{"metric": metric, "layer": "total", **total}, *layers]
     return rows
@@ -87,20 +107,32 @@ class Transfer:
         masses, values = forces(self.model, mask, self.batch)
         totals = torch.stack([s.sum() for s in masses["synflow"].values()])
         drift = float((totals - values["R"]).abs().max()) / values["R"] if values["R"] > 0 else 0.0
-        sums = {f"mass_{metric}": sum(float(s.sum()) for s in scores.values()) for metric, scores in masses.items()}
+        sums = {
+            f"mass_{metric}": sum(float(s.sum()) for s in scores.values())
+            for metric, scores in masses.items()
+        }
         self.follow.append({"round": t, **values, **sums, "conservation": drift})
         return masses
 
     def whole(self) -> list[dict]:
         """``handed_on`` from the first mask (dense) to the last, with ``transfer``, None where nothing was lost."""
-        return [{**row, "transfer": row["gained"] / row["lost"] if row["lost"] > 0 else None} for row in handed_on(*self._first, *self._last)]
+        return [
+            {**row, "transfer": row["gained"] / row["lost"] if row["lost"] > 0 else None}
+            for row in handed_on(*self._first, *self._last)
+        ]
 
 
 def whole(lines: list[dict]) -> pd.DataFrame:
     """From ledger lines with ``transfer``: one row a run, metric and layer, from the dense network to the final mask."""
-    return pd.concat([pd.DataFrame(line["metrics"]["transfer"]).assign(key=line["key"]) for line in lines], ignore_index=True)
+    return pd.concat(
+        [pd.DataFrame(line["metrics"]["transfer"]).assign(key=line["key"]) for line in lines],
+        ignore_index=True,
+    )
 
 
 def follow(lines: list[dict]) -> pd.DataFrame:
     """From ledger lines with ``transfer``: one row a run and round (0 is dense) with the sparsity reached and ``Transfer.follow``."""
-    return pd.concat([pd.DataFrame(line["metrics"]["follow"]).assign(key=line["key"]) for line in lines], ignore_index=True)
+    return pd.concat(
+        [pd.DataFrame(line["metrics"]["follow"]).assign(key=line["key"]) for line in lines],
+        ignore_index=True,
+    )

@@ -27,7 +27,9 @@ from . import ROOT, data, registry, report, results, studies
 from .errors import UserError, command_line
 from .ledger import Ledger
 
-BUDGET = 60  #: seconds that a run took at most when it was recorded, for the sample to be drawn from
+BUDGET = (
+    60  #: seconds that a run took at most when it was recorded, for the sample to be drawn from
+)
 ROUNDING = 0.01  #: relative difference of a metric that another processor, version or order of additions may make: training magnifies the last bit
 NOTHING = 1e-12  #: what is smaller is measured against this: a sum that should be 0 is all rounding
 COMPARED = {".csv", ".md", ".png", ".json", ".jsonl"}
@@ -41,24 +43,39 @@ def ledger_lines(profile: str) -> dict[str, list[dict]]:
     """
     found = {}
     for study in studies.profile(profile):
-        wanted, needed = ({run.key() for run in studies.runs(study, profile, device)} for device in (None, "cpu"))
+        wanted, needed = (
+            {run.key() for run in studies.runs(study, profile, device)} for device in (None, "cpu")
+        )
         path = studies.folder(study, profile) / "runs.jsonl"
         found[study] = [line for line in Ledger(path).rows() if line["key"] in wanted]
         if missing := len(needed - {line["key"] for line in found[study]}):
-            raise UserError(f"{path} lacks {missing} of {len(needed)} runs, so there is nothing to verify yet; './run_all.sh {profile}' does them")
+            raise UserError(
+                f"{path} lacks {missing} of {len(needed)} runs, so there is nothing to verify yet; './run_all.sh {profile}' does them"
+            )
     return found
 
 
 def make_again(profile: str, scratch: Path) -> None:
     """Fill ``scratch``/PROFILE with all that follows from the ledgers."""
+
     def others(folder: str, names: list[str]) -> list[str]:
-        return [name for name in names if Path(name).suffix not in (".jsonl", ".npz") and not Path(folder, name).is_dir()]
+        return [
+            name
+            for name in names
+            if Path(name).suffix not in (".jsonl", ".npz") and not Path(folder, name).is_dir()
+        ]
 
     shutil.copytree(results() / profile, scratch / profile, ignore=others)
     if (results() / "benchmarks").exists():
         shutil.copytree(results() / "benchmarks", scratch / "benchmarks")
     # What fails is told on stderr, and what it did not make shows as missing.
-    subprocess.run([sys.executable, "-m", "panning_core.reproduce", profile], cwd=ROOT, env=os.environ | {"PANNING_RESULTS": str(scratch)}, stdout=subprocess.DEVNULL, check=False)
+    subprocess.run(
+        [sys.executable, "-m", "panning_core.reproduce", profile],
+        cwd=ROOT,
+        env=os.environ | {"PANNING_RESULTS": str(scratch)},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
 
 
 def difference(ours: Path, again: Path) -> str:
@@ -73,7 +90,11 @@ def difference(ours: Path, again: Path) -> str:
         pixels, texts = zip(*((plt.imread(path), Image.open(path).text) for path in (ours, again)))
         if pixels[0].shape != pixels[1].shape or (pixels[0] != pixels[1]).any():
             return "picture differs, which other fonts may cause too"
-        return "" if texts[0] == texts[1] else f"was made of {texts[0].get('Source')!r}, and again of {texts[1].get('Source')!r}"
+        return (
+            ""
+            if texts[0] == texts[1]
+            else f"was made of {texts[0].get('Source')!r}, and again of {texts[1].get('Source')!r}"
+        )
     before, after = ours.read_text(), again.read_text()
     at = len(os.path.commonprefix([before, after]))
     shown = slice(max(0, at - 20), at + 30)
@@ -94,7 +115,9 @@ def tables(profile: str) -> int:
         found = {path: words for path in paths if (words := difference(ours / path, again / path))}
     for path, words in found.items():
         print(f"  {path}: {words}")
-    print(f"tables, verdicts and figures: {len(paths) - len(found)} of {len(paths)} files are the same when made again from the ledgers")
+    print(
+        f"tables, verdicts and figures: {len(paths) - len(found)} of {len(paths)} files are the same when made again from the ledgers"
+    )
     return sum(not words.startswith("picture") for words in found.values())
 
 
@@ -116,9 +139,19 @@ def compare(recorded: dict, again: dict) -> tuple[float, str]:
     worst = 0.0, ""
     for name, value in leaves(recorded):
         other = here.get(name, "nothing")
-        if value != other and not name.endswith("_seconds") and name != "stack":  # runs that learn together learn the same
+        if (
+            value != other and not name.endswith("_seconds") and name != "stack"
+        ):  # runs that learn together learn the same
             numbers = all(type(v) in (int, float) for v in (value, other))
-            worst = max(worst, (abs(value - other) / max(abs(value), abs(other), NOTHING) if numbers else math.inf, f"{name} is {value} in the ledger and {other} here"))
+            worst = max(
+                worst,
+                (
+                    abs(value - other) / max(abs(value), abs(other), NOTHING)
+                    if numbers
+                    else math.inf,
+                    f"{name} is {value} in the ledger and {other} here",
+                ),
+            )
     return worst
 
 
@@ -130,12 +163,19 @@ def repeat(study: str, line: dict) -> bool:
     """Do a run again and say how it compares; returns whether it is equal, or as near as rounding explains."""
     torch.set_num_threads(1)  # as in a sweep
     origin, start = line["provenance"], time.perf_counter()
-    worst, place = compare(line["metrics"], studies.execute(studies.Run(**line["run"]), origin["device"]))
+    worst, place = compare(
+        line["metrics"], studies.execute(studies.Run(**line["run"]), origin["device"])
+    )
     words = "equal to the bit"
     if worst:
-        words = (f"not equal to the bit, {'beyond' if worst > ROUNDING else 'within'} rounding ({100 * ROUNDING:g} %): {place}"
-                 f" (recorded by {_by(origin)}; here by {_by(studies.provenance(origin['device']))})")
-    print(f"  {study} {json.dumps(line['run'])}, {time.perf_counter() - start:.0f} s: {words}", flush=True)
+        words = (
+            f"not equal to the bit, {'beyond' if worst > ROUNDING else 'within'} rounding ({100 * ROUNDING:g} %): {place}"
+            f" (recorded by {_by(origin)}; here by {_by(studies.provenance(origin['device']))})"
+        )
+    print(
+        f"  {study} {json.dumps(line['run'])}, {time.perf_counter() - start:.0f} s: {words}",
+        flush=True,
+    )
     return worst <= ROUNDING
 
 
@@ -144,20 +184,31 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
     if count < 0:
         raise UserError(f"sample is {count}; it must be at least 0")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    pool = [(study, line) for study, found in ledger_lines(profile).items() for line in found
-            if line["provenance"]["seconds"] <= BUDGET and (line["provenance"]["device"] == "cpu" or torch.cuda.is_available())]
+    pool = [
+        (study, line)
+        for study, found in ledger_lines(profile).items()
+        for line in found
+        if line["provenance"]["seconds"] <= BUDGET
+        and (line["provenance"]["device"] == "cpu" or torch.cuda.is_available())
+    ]
     drawn = random.Random(seed).sample(pool, min(count, len(pool)))
     for dataset in {line["run"]["dataset"] for _, line in drawn}:
         data.load(dataset)  # a missing file is said now
     differ = tables(profile)
-    print(f"sample: {len(drawn)} of the {len(pool)} runs that took at most {BUDGET} s each; --seed {seed} draws the same again", flush=True)
+    print(
+        f"sample: {len(drawn)} of the {len(pool)} runs that took at most {BUDGET} s each; --seed {seed} draws the same again",
+        flush=True,
+    )
     repeated = [repeat(*each) for each in drawn]
     print(f"{profile}: {'NOT ' * bool(differ or not all(repeated))}verified")
     return int(differ > 0 or not all(repeated))
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="./run_all.sh verify", description="Make a profile's results again from its ledgers, and some of its runs, and compare.")
+    parser = argparse.ArgumentParser(
+        prog="./run_all.sh verify",
+        description="Make a profile's results again from its ledgers, and some of its runs, and compare.",
+    )
     parser.add_argument("profile", nargs="?", default="quick")
     parser.add_argument("--sample", type=int, default=5, metavar="N")
     parser.add_argument("--seed", type=int, metavar="N")

@@ -20,7 +20,9 @@ from joblib.externals.loky import get_reusable_executor
 from . import registry
 from .errors import UserError
 
-ONE_THREAD = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA", "NUMEXPR")} | {"VECLIB_MAXIMUM_THREADS": "1"}
+ONE_THREAD = {
+    f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA", "NUMEXPR")
+} | {"VECLIB_MAXIMUM_THREADS": "1"}
 IDLE = 300  #: seconds after which a process without work leaves; until then the next sweep need not start one
 PATIENCE = 5  #: seconds in which a scheduler answers
 DIED = "a worker was killed while it was in hand, perhaps for its memory, and again when it was done alone"
@@ -31,7 +33,9 @@ class WorkerDied(Exception):
     """What came of a task whose worker died, also when it was alone."""
 
 
-def spread(work: Callable[[list], object], tasks: Iterable[list], jobs: int) -> Iterator[tuple[list, object]]:
+def spread(
+    work: Callable[[list], object], tasks: Iterable[list], jobs: int
+) -> Iterator[tuple[list, object]]:
     """Yield each task, a list, with ``work(task)`` as soon as it is done.
 
     Tasks are drawn from ``tasks`` when there is room for them, so ``tasks`` may leave out what was done meanwhile. With one job and no
@@ -59,10 +63,12 @@ def spread(work: Callable[[list], object], tasks: Iterable[list], jobs: int) -> 
             yield from _attempt(work, iter([single]), 1, cluster)
 
 
-def _attempt(work: Callable, tasks: Iterator[list], jobs: int, cluster: str | None) -> Iterator[tuple[list, object]]:
+def _attempt(
+    work: Callable, tasks: Iterator[list], jobs: int, cluster: str | None
+) -> Iterator[tuple[list, object]]:
     """``spread`` until the tasks are out or a worker has died; then what was in hand yields a ``WorkerDied`` and the rest stays in ``tasks``."""
     going, died, added = {}, None, registry.additions()
-    with (_cluster(cluster) if cluster else _processes(jobs)) as (pool, room, Death):
+    with _cluster(cluster) if cluster else _processes(jobs) as (pool, room, Death):
         while True:
             for task in () if died else islice(tasks, room() - len(going)):
                 try:
@@ -106,6 +112,7 @@ def _processes(jobs: int) -> Iterator[tuple[Executor, Callable[[], int], type[Ex
 
 def _serve(runner: int) -> None:
     """Of a process: leave Ctrl-C to the runner, and go when the runner has gone, since nobody would record what comes of the work."""
+
     def watch() -> None:
         while os.getppid() == runner:
             time.sleep(0.5)
@@ -121,21 +128,37 @@ def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int], type[E
     try:
         from distributed import Client, KilledWorker
     except ImportError:
-        raise UserError("PANNING_SCHEDULER is set but the package distributed is missing; install requirements.txt") from None
+        raise UserError(
+            "PANNING_SCHEDULER is set but the package distributed is missing; install requirements.txt"
+        ) from None
     try:
         parts = urlsplit(address)
-        socket.create_connection((parts.hostname, parts.port), PATIENCE).close()  # a client that finds nobody says more than one sentence
+        socket.create_connection(
+            (parts.hostname, parts.port), PATIENCE
+        ).close()  # a client that finds nobody says more than one sentence
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"PANNING_SCHEDULER is {address!r} but no scheduler answers there; it must be like tcp://host:8786, and `dask scheduler` running") from error
+        raise UserError(
+            f"PANNING_SCHEDULER is {address!r} but no scheduler answers there; it must be like tcp://host:8786, and `dask scheduler` running"
+        ) from error
     with client:
         if not client.nthreads():
-            print(f"the scheduler at {address} has no workers yet; waiting for them", file=sys.stderr)
+            print(
+                f"the scheduler at {address} has no workers yet; waiting for them", file=sys.stderr
+            )
         try:
             # Twice as many as there are threads, so that no worker waits for its next task.
-            yield client.get_executor(pure=False), lambda: 2 * max(1, sum(client.nthreads().values())), KilledWorker
+            yield (
+                client.get_executor(pure=False),
+                lambda: 2 * max(1, sum(client.nthreads().values())),
+                KilledWorker,
+            )
         except (ImportError, RuntimeError) as error:  # what a task itself raises is its result
-            raise UserError(f"the cluster at {address} can not read a task ({str(error).partition('. ')[0]}); start its scheduler and workers "
-                            "in the environment of this checkout") from error
+            raise UserError(
+                f"the cluster at {address} can not read a task ({str(error).partition('. ')[0]}); start its scheduler and workers "
+                "in the environment of this checkout"
+            ) from error
         except (CancelledError, OSError) as error:
-            raise UserError(f"the scheduler at {address} is gone; what is recorded is kept, the same command goes on from there") from error
+            raise UserError(
+                f"the scheduler at {address} is gone; what is recorded is kept, the same command goes on from there"
+            ) from error

@@ -24,7 +24,11 @@ study.verdict("Digits can be learned.", "holds", "n = 5.", paper="Somebody 2020"
 
 def state(folder):
     """Every file under ``folder`` with what it holds and when it was written."""
-    return {path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*") if path.is_file()}
+    return {
+        path.relative_to(folder): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
 
 
 class Checkout:
@@ -48,13 +52,29 @@ class Checkout:
 
     def notebook(self, name: str, *cells: str, tags=("parameters",)) -> Path:
         """A notebook of code cells; the first carries ``tags``, and a cell that begins with # is Markdown."""
-        made = [{"cell_type": "markdown", "id": f"c{i}", "metadata": {}, "source": cell} if cell.startswith("#") else
-                {"cell_type": "code", "id": f"c{i}", "metadata": {}, "source": cell, "outputs": [], "execution_count": None}
-                for i, cell in enumerate(cells)]
-        next(cell for cell in made if cell["cell_type"] == "code")["metadata"] = {"tags": list(tags)}
+        made = [
+            {"cell_type": "markdown", "id": f"c{i}", "metadata": {}, "source": cell}
+            if cell.startswith("#")
+            else {
+                "cell_type": "code",
+                "id": f"c{i}",
+                "metadata": {},
+                "source": cell,
+                "outputs": [],
+                "execution_count": None,
+            }
+            for i, cell in enumerate(cells)
+        ]
+        next(cell for cell in made if cell["cell_type"] == "code")["metadata"] = {
+            "tags": list(tags)
+        }
         path = self.root / "notebooks" / f"{name}.ipynb"
-        kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-        path.write_text(json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}))
+        kernel = {
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        }
+        path.write_text(
+            json.dumps({"cells": made, "metadata": kernel, "nbformat": 4, "nbformat_minor": 5})
+        )
         return path
 
     def ledger(self, study: str) -> Path:
@@ -63,8 +83,15 @@ class Checkout:
     def command(self, *arguments: str) -> dict:
         """What ``subprocess`` needs to run ``python arguments`` in this checkout, in a process group of its own."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PANNING_")}
-        return {"args": [sys.executable, *arguments], "cwd": self.root, "env": environment | {"PYTHONPATH": str(self.root)},
-                "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+        return {
+            "args": [sys.executable, *arguments],
+            "cwd": self.root,
+            "env": environment | {"PYTHONPATH": str(self.root)},
+            "stdout": subprocess.PIPE,
+            "stderr": subprocess.PIPE,
+            "text": True,
+            "start_new_session": True,
+        }
 
     def run(self, *arguments: str) -> subprocess.CompletedProcess:
         return subprocess.run(**self.command(*arguments), timeout=300)

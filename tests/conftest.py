@@ -36,8 +36,14 @@ def make_residual(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = nn.Sequential(
-            nn.Conv2d(2, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2),
-            models.Block(4, 5, stride=2), nn.Flatten(), nn.Linear(5 * 2 * 2, 3)).double()
+            nn.Conv2d(2, 4, 3, padding=1),
+            nn.BatchNorm2d(4),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            models.Block(4, 5, stride=2),
+            nn.Flatten(),
+            nn.Linear(5 * 2 * 2, 3),
+        ).double()
         for module in model.modules():
             if isinstance(module, nn.BatchNorm2d):
                 nn.init.uniform_(module.weight, 0.5, 1.5)
@@ -69,16 +75,22 @@ def case(request):
 @contextmanager
 def _unchanged(model: nn.Module):
     """Fails if weights, buffers, ``.grad``, requires_grad, a module's mode or forward, or the global random state are not as before."""
-    for index, parameter in enumerate(model.parameters()):  # half of the gradients stand, half are None
+    for index, parameter in enumerate(
+        model.parameters()
+    ):  # half of the gradients stand, half are None
         parameter.grad = torch.full_like(parameter, 0.5) if index % 2 else None
     modules = list(model.modules())
     modules[1].eval()
 
     def snapshot():
-        return ({name: t.clone() for name, t in model.state_dict().items()},
-                [None if p.grad is None else p.grad.clone() for p in model.parameters()],
-                [p.requires_grad for p in model.parameters()], [m.training for m in modules],
-                [set(vars(m)) for m in modules], torch.get_rng_state())
+        return (
+            {name: t.clone() for name, t in model.state_dict().items()},
+            [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+            [p.requires_grad for p in model.parameters()],
+            [m.training for m in modules],
+            [set(vars(m)) for m in modules],
+            torch.get_rng_state(),
+        )
 
     before = snapshot()
     yield

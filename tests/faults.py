@@ -31,13 +31,39 @@ from checkout import PARAMETERS, Checkout  # noqa: E402
 from panning_core import errors, ledger, studies  # noqa: E402
 
 STUDY = "01_tiny"
-GRID = [{"dataset": "digits", "model": "lenet300", "epochs": 2, "method": ["random", "magnitude"], "sparsity": 0.1, "seed": [0, 1, 2, 3, 4]}]
+GRID = [
+    {
+        "dataset": "digits",
+        "model": "lenet300",
+        "epochs": 2,
+        "method": ["random", "magnitude"],
+        "sparsity": 0.1,
+        "seed": [0, 1, 2, 3, 4],
+    }
+]
 TOYS = [{"seed": [0, 1, 2, 3, 4, 5], "steps": 40}]
-AGENTS = [{"name": "mine", "networks": ["lenet300/digits"], "init": "pytorch", "steps": 60, "random_steps": 20, "rounds": 5, "pool": 2, "per_class": 2, "width": 8, "seed": [0, 1]}]
+AGENTS = [
+    {
+        "name": "mine",
+        "networks": ["lenet300/digits"],
+        "init": "pytorch",
+        "steps": 60,
+        "random_steps": 20,
+        "rounds": 5,
+        "pool": 2,
+        "per_class": 2,
+        "width": 8,
+        "seed": [0, 1],
+    }
+]
 POISON = 3  #: the seed that kills its worker while the fault is on
 PATIENCE = 1800  #: seconds; a busy machine may take minutes to start two workers
 #: ledger -> profile, how it is filled, the function that does its tasks
-SUBJECTS = {"runs.jsonl": ("tiny", studies.sweep, "_work"), "toys.jsonl": ("tiny", studies.toys, "_play"), "agents.jsonl": ("agents", studies.teach, "_learn")}
+SUBJECTS = {
+    "runs.jsonl": ("tiny", studies.sweep, "_work"),
+    "toys.jsonl": ("tiny", studies.toys, "_play"),
+    "agents.jsonl": ("agents", studies.teach, "_learn"),
+}
 ORIGINAL = {name: getattr(studies, name) for _, _, name in SUBJECTS.values()}
 
 
@@ -72,14 +98,16 @@ class Full(io.FileIO):
     def write(self, text: bytes) -> int:
         if not Full.room:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        written = super().write(text[:Full.room])
+        written = super().write(text[: Full.room])
         Full.room -= written
         return written
 
 
 def fill_up(room: int) -> None:
     Full.room = room
-    ledger.open = lambda path, mode, **named: Full(path, "a+") if mode == "a+b" else open(path, mode, **named)
+    ledger.open = lambda path, mode, **named: (
+        Full(path, "a+") if mode == "a+b" else open(path, mode, **named)
+    )
 
 
 def limit(size: int) -> None:
@@ -102,22 +130,37 @@ def check(holds: object, sentence: str) -> None:
 class Moment:
     """One subject in a folder of its own."""
 
-    def __init__(self, root: Path, name: str, subject: str, wanted: dict[str, dict], chance: random.Random):
-        self.root, self.folder, self.subject, self.wanted, self.chance = root, root / "moments" / name, subject, wanted, chance
+    def __init__(
+        self, root: Path, name: str, subject: str, wanted: dict[str, dict], chance: random.Random
+    ):
+        self.root, self.folder, self.subject, self.wanted, self.chance = (
+            root,
+            root / "moments" / name,
+            subject,
+            wanted,
+            chance,
+        )
         self.profile, self.fill, _ = SUBJECTS[subject]
-        self.path, self.begun_file = self.folder / self.profile / STUDY / subject, self.folder / "begun"
+        self.path, self.begun_file = (
+            self.folder / self.profile / STUDY / subject,
+            self.folder / "begun",
+        )
         self.seen = b""  #: the lines that were whole just before the fault
         self.folder.mkdir(parents=True)
         self.begun_file.touch()
 
-    def start(self, jobs: int, prepare=lambda: None, call=None, **environment: str) -> psutil.Process:
+    def start(
+        self, jobs: int, prepare=lambda: None, call=None, **environment: str
+    ) -> psutil.Process:
         """A sweep in a process, and process group, of its own; a fork, which spares it the seconds of the imports."""
         call = call or (lambda: self.fill(STUDY, self.profile, jobs) and 0)
         if pid := os.fork():
             return psutil.Process(pid)
         os.setsid()
         settle(self.root)
-        os.environ.update(PANNING_RESULTS=str(self.folder), FAULTS_BEGUN=str(self.begun_file), **environment)
+        os.environ.update(
+            PANNING_RESULTS=str(self.folder), FAULTS_BEGUN=str(self.begun_file), **environment
+        )
         for stream in (1, 2):
             os.dup2(os.open(self.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
         code = 70
@@ -128,6 +171,7 @@ class Moment:
             code = exit_.code
         except BaseException:
             import traceback
+
             traceback.print_exc()
         finally:
             sys.stdout.flush()
@@ -153,11 +197,13 @@ class Moment:
     def whole(self) -> bytes:
         """Every whole line."""
         text = self.content()
-        return text[:text.rfind(b"\n") + 1]
+        return text[: text.rfind(b"\n") + 1]
 
     def recorded(self) -> list[str]:
         """The keys of the lines of finished runs."""
-        return [row["key"] for row in map(json.loads, self.whole().splitlines()) if "metrics" in row]
+        return [
+            row["key"] for row in map(json.loads, self.whole().splitlines()) if "metrics" in row
+        ]
 
     def begun(self) -> list[str]:
         return self.begun_file.read_text().split()
@@ -182,11 +228,20 @@ class Moment:
         self.compare(before)
 
     def compare(self, before: bytes) -> None:
-        check(self.content().startswith(before) and self.content().startswith(self.seen), "a line that was whole is lost")
+        check(
+            self.content().startswith(before) and self.content().startswith(self.seen),
+            "a line that was whole is lost",
+        )
         check(self.content() == self.whole(), "the last line is torn")
-        check(Counter(self.recorded()) == Counter(self.wanted.keys()), "a run is missing, or recorded twice")
+        check(
+            Counter(self.recorded()) == Counter(self.wanted.keys()),
+            "a run is missing, or recorded twice",
+        )
         found = metrics(self.path)
-        check(all(found[key] == self.wanted[key] for key in self.wanted), "metrics differ from the undisturbed sweep's")
+        check(
+            all(found[key] == self.wanted[key] for key in self.wanted),
+            "metrics differ from the undisturbed sweep's",
+        )
 
 
 def _children(process: psutil.Process) -> list[psutil.Process]:
@@ -205,8 +260,15 @@ def _lives(process: psutil.Process) -> bool:
 
 def metrics(path: Path) -> dict[str, dict]:
     """key -> what a run found, without what the clock and the company it was trained in say."""
-    return {row["key"]: {name: value for name, value in row["metrics"].items() if not name.endswith("seconds") and name != "stack"}
-            for row in map(json.loads, path.read_text().splitlines()) if "metrics" in row}
+    return {
+        row["key"]: {
+            name: value
+            for name, value in row["metrics"].items()
+            if not name.endswith("seconds") and name != "stack"
+        }
+        for row in map(json.loads, path.read_text().splitlines())
+        if "metrics" in row
+    }
 
 
 # --- faults ---------------------------------------------------------------------------------------------------------
@@ -269,7 +331,10 @@ def worker_killed(moment: Moment, _: int) -> str:
         moment.chance.choice(workers).kill()
     code = moment.end(sweep)
     check(code == 0, f"the sweep whose worker was killed ends with {code}")
-    check(not set(moment.begun()[begun:]) & set(done), "a recorded run is done again after its worker was killed")
+    check(
+        not set(moment.begun()[begun:]) & set(done),
+        "a recorded run is done again after its worker was killed",
+    )
     moment.compare(before)
     check(max(Counter(moment.begun()).values()) <= 3, "a run was begun more than three times")
     return _restart(moment)
@@ -293,10 +358,22 @@ def poisoned(moment: Moment, _: int) -> str:
     check(code == 2, f"a sweep with a run that kills its workers ends with {code}")
     rows = [json.loads(line) for line in moment.content().splitlines()]
     bad = [row["key"] for row in rows if "error" in row]
-    check(len(bad) == len(set(bad)) == sum(row["run"].get("seed") == POISON for row in rows) > 0, "not every run that kills its worker is one error")
-    check(set(moment.recorded()) == moment.wanted.keys() - set(bad), "a run that kills nobody is missing")
-    check(all(row["run"].get("seed") != POISON or "done alone" in row["error"] for row in rows), "the error does not say that the worker was killed")
-    check(all(Counter(moment.begun())[key] == 2 for key in bad), "a run that kills its worker was not begun twice")
+    check(
+        len(bad) == len(set(bad)) == sum(row["run"].get("seed") == POISON for row in rows) > 0,
+        "not every run that kills its worker is one error",
+    )
+    check(
+        set(moment.recorded()) == moment.wanted.keys() - set(bad),
+        "a run that kills nobody is missing",
+    )
+    check(
+        all(row["run"].get("seed") != POISON or "done alone" in row["error"] for row in rows),
+        "the error does not say that the worker was killed",
+    )
+    check(
+        all(Counter(moment.begun())[key] == 2 for key in bad),
+        "a run that kills its worker was not begun twice",
+    )
     return f"{len(bad)} errors, {_restart(moment)}"
 
 
@@ -308,8 +385,16 @@ def disk_full(moment: Moment, jobs: int) -> str:
     if way == "tmpfs":
         place.mkdir(parents=True)
         pages = 4 * (1 + size // 4096)
-        mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={pages}k", "tmpfs", str(place)], capture_output=True).returncode == 0
-        way, prepare = ("tmpfs", lambda: None) if mounted else ("limit", lambda: limit(max(size, 1200)))
+        mounted = (
+            subprocess.run(
+                ["mount", "-t", "tmpfs", "-o", f"size={pages}k", "tmpfs", str(place)],
+                capture_output=True,
+            ).returncode
+            == 0
+        )
+        way, prepare = (
+            ("tmpfs", lambda: None) if mounted else ("limit", lambda: limit(max(size, 1200)))
+        )
     else:
         prepare = lambda: fill_up(size)  # noqa: E731
     try:
@@ -318,7 +403,13 @@ def disk_full(moment: Moment, jobs: int) -> str:
         full = moment.chance.random() < 0.5 and len(moment.recorded()) < len(moment.wanted)
         if full:  # and still full
             code = moment.end(moment.start(jobs, lambda: fill_up(0)))
-        check(code == 0 and len(moment.recorded()) == len(moment.wanted) or code == 2 and "can not be written" in told, f"a full disk ends with {code}")
+        check(
+            code == 0
+            and len(moment.recorded()) == len(moment.wanted)
+            or code == 2
+            and "can not be written" in told,
+            f"a full disk ends with {code}",
+        )
         if way == "tmpfs":
             subprocess.run(["mount", "-o", "remount,size=1m", str(place)], check=True)
         return f"{way}, {_restart(moment)}"
@@ -350,20 +441,36 @@ def two_at_once(moment: Moment, jobs: int) -> str:
 
 def kernel_killed(moment: Moment, jobs: int) -> str:
     """The runner as in run_all.sh, whose notebook trains the toys: its kernel is killed, or the runner is."""
-    from panning_core import reproduce  # and with it matplotlib, for which the workers need not wait
+    from panning_core import (
+        reproduce,
+    )  # and with it matplotlib, for which the workers need not wait
 
     def call() -> int:
         return reproduce.reproduce("tiny", jobs=jobs)
 
-    runner, kernel, victim = moment.start(jobs, call=call), None, moment.chance.choice(["kernel", "runner"])
+    runner, kernel, victim = (
+        moment.start(jobs, call=call),
+        None,
+        moment.chance.choice(["kernel", "runner"]),
+    )
     while _lives(runner) and not kernel:
-        kernel = next((child for child in _children(runner) if _lives(child) and "ipykernel_launcher" in " ".join(child.cmdline())), None)
+        kernel = next(
+            (
+                child
+                for child in _children(runner)
+                if _lives(child) and "ipykernel_launcher" in " ".join(child.cmdline())
+            ),
+            None,
+        )
         time.sleep(0.1)
     moment.wait_for_a_moment(runner, 2)
     family = _children(runner)
     (kernel if victim == "kernel" and kernel else runner).kill()
     code = moment.end(runner, *family)
-    check(code != 0 or len(moment.recorded()) == len(moment.wanted), "the runner does not notice that its kernel was killed")
+    check(
+        code != 0 or len(moment.recorded()) == len(moment.wanted),
+        "the runner does not notice that its kernel was killed",
+    )
     before = moment.whole()
     moment.restart(before, jobs, call)
     pages = sorted(path.name for path in moment.path.parent.glob("*.ipynb"))
@@ -378,10 +485,17 @@ def _restart(moment: Moment) -> str:
 
 
 #: fault -> the ledgers it is tried on, and how many jobs
-FAULTS = {runner_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]), all_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
-          power_cut: (["runs.jsonl", "toys.jsonl"], [1]), interrupted: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
-          worker_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [2]), poisoned: (["runs.jsonl", "toys.jsonl"], [2]),
-          disk_full: (["runs.jsonl", "toys.jsonl"], [1, 2]), two_at_once: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]), kernel_killed: (["toys.jsonl"], [1])}
+FAULTS = {
+    runner_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
+    all_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
+    power_cut: (["runs.jsonl", "toys.jsonl"], [1]),
+    interrupted: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
+    worker_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [2]),
+    poisoned: (["runs.jsonl", "toys.jsonl"], [2]),
+    disk_full: (["runs.jsonl", "toys.jsonl"], [1, 2]),
+    two_at_once: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
+    kernel_killed: (["toys.jsonl"], [1]),
+}
 LENGTH: dict[str, int] = {}  #: bytes of an undisturbed ledger
 
 
@@ -393,20 +507,30 @@ def undisturbed(root: Path, subject: str) -> dict[str, dict]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__.partition("\n")[0])
-    parser.add_argument("--moments", type=int, default=len(FAULTS), help="how many faults; each kind takes its turn")
+    parser = argparse.ArgumentParser(
+        prog="python -m tests.faults", description=__doc__.partition("\n")[0]
+    )
+    parser.add_argument(
+        "--moments", type=int, default=len(FAULTS), help="how many faults; each kind takes its turn"
+    )
     parser.add_argument("--seed", type=int, default=None, help="of all chance; it is printed")
     parser.add_argument("--only", choices=[fault.__name__ for fault in FAULTS])
-    parser.add_argument("--quick", action="store_true", help="no agents, and one job where one will do")
+    parser.add_argument(
+        "--quick", action="store_true", help="no agents, and one job where one will do"
+    )
     options = parser.parse_args()
-    seed = random.SystemRandom().randrange(10 ** 6) if options.seed is None else options.seed
+    seed = random.SystemRandom().randrange(10**6) if options.seed is None else options.seed
     chance, start, broken = random.Random(seed), time.monotonic(), []
     print(f"seed {seed}", flush=True)
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     made = Checkout(root / "checkout")
     studies.data.load("digits")  # once, for all that are forked
-    made.notebook(STUDY, PARAMETERS, f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport faults; faults.settle({str(made.root)!r})",
-                  f"faults.studies.toys({STUDY!r}, profile, jobs)")
+    made.notebook(
+        STUDY,
+        PARAMETERS,
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport faults; faults.settle({str(made.root)!r})",
+        f"faults.studies.toys({STUDY!r}, profile, jobs)",
+    )
     made.profile({STUDY: {"grid": GRID, "toys": TOYS}})
     made.profile({STUDY: {"agents": AGENTS}}, "agents")
     wanted: dict[str, dict] = {}
@@ -414,8 +538,13 @@ def main() -> int:
     for number in range(1, options.moments + 1):
         fault = chosen[(number - 1) % len(chosen)]
         subjects, jobs = FAULTS[fault]
-        weights = [(0 if options.quick else 1) if subject == "agents.jsonl" else 6 for subject in subjects]
-        subject, jobs = chance.choices(subjects, weights)[0], min(jobs) if options.quick else chance.choice(jobs)
+        weights = [
+            (0 if options.quick else 1) if subject == "agents.jsonl" else 6 for subject in subjects
+        ]
+        subject, jobs = (
+            chance.choices(subjects, weights)[0],
+            min(jobs) if options.quick else chance.choice(jobs),
+        )
         if subject not in wanted:
             wanted[subject] = undisturbed(made.root, subject)
         own, began = random.Random(chance.random()), time.monotonic()
@@ -427,8 +556,13 @@ def main() -> int:
             told = f"BROKEN {type(error).__name__}: {error} (see {moment.folder})"
         else:
             shutil.rmtree(moment.folder)
-        print(f"{number:>3} {fault.__name__:<14} {subject:<12} {jobs} job{'s' * (jobs > 1):<1}  {time.monotonic() - began:4.0f} s  {told}", flush=True)
-    print(f"{options.moments} moments in {time.monotonic() - start:.0f} s, {len(broken)} broken{': ' if broken else ''}{', '.join(map(str, broken))}")
+        print(
+            f"{number:>3} {fault.__name__:<14} {subject:<12} {jobs} job{'s' * (jobs > 1):<1}  {time.monotonic() - began:4.0f} s  {told}",
+            flush=True,
+        )
+    print(
+        f"{options.moments} moments in {time.monotonic() - start:.0f} s, {len(broken)} broken{': ' if broken else ''}{', '.join(map(str, broken))}"
+    )
     if not broken:
         shutil.rmtree(root)
     return int(bool(broken))

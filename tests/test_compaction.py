@@ -16,7 +16,12 @@ from panning_core import masks, metrics, models
 from panning_core.compaction import Select, compact
 from panning_core.errors import UserError
 
-SHAPES = {"lenet300": (1, 28, 28), "lenet5": (1, 28, 28), "vgg11": (3, 32, 32), "resnet20": (3, 32, 32)}
+SHAPES = {
+    "lenet300": (1, 28, 28),
+    "lenet5": (1, 28, 28),
+    "vgg11": (3, 32, 32),
+    "resnet20": (3, 32, 32),
+}
 BOTH = pytest.mark.parametrize("fold", [False, True])
 
 
@@ -27,14 +32,19 @@ def randomise(model, generator):
         if name.endswith("running_var"):
             tensor.uniform_(0.5, 1.5, generator=generator)
         elif tensor.dim():
-            tensor.normal_(0.0, 0.5 if tensor.dim() == 1 else tensor[0].numel() ** -0.5, generator=generator)
+            tensor.normal_(
+                0.0, 0.5 if tensor.dim() == 1 else tensor[0].numel() ** -0.5, generator=generator
+            )
     return model
 
 
 @cache
 def built(name):
     """In eval mode; shared, so a test that changes it takes a copy."""
-    return randomise(models.build(name, SHAPES.get(name, (3, 32, 32)), 10, seed=0), torch.Generator().manual_seed(0)).eval()
+    return randomise(
+        models.build(name, SHAPES.get(name, (3, 32, 32)), 10, seed=0),
+        torch.Generator().manual_seed(0),
+    ).eval()
 
 
 def sequential(*layers, shape):
@@ -48,11 +58,19 @@ def sequential(*layers, shape):
 
 def some_mask(model, density, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(w.shape, generator=generator) < density for name, w in models.prunable(model).items()}
+    return {
+        name: torch.rand(w.shape, generator=generator) < density
+        for name, w in models.prunable(model).items()
+    }
 
 
 def batch(model, number=4, seed=0):
-    return torch.randn(number, *models.input_shape(model), generator=torch.Generator().manual_seed(seed), dtype=torch.double)
+    return torch.randn(
+        number,
+        *models.input_shape(model),
+        generator=torch.Generator().manual_seed(seed),
+        dtype=torch.double,
+    )
 
 
 def masked(model, mask):
@@ -64,7 +82,9 @@ def masked(model, mask):
 
 def outputs(model, training=False):
     with torch.no_grad():
-        return copy.deepcopy(model).train(training)(batch(model))  # a copy, because train mode moves the statistics
+        return copy.deepcopy(model).train(training)(
+            batch(model)
+        )  # a copy, because train mode moves the statistics
 
 
 def close(a, b, tolerance=1e-10):
@@ -74,7 +94,9 @@ def close(a, b, tolerance=1e-10):
 def assert_fixed_point(small, fold):
     again = compact(small.model, small.mask, fold)
     before, after = small.model.state_dict(), again.model.state_dict()
-    assert list(before) == list(after) and all(close(tensor, after[name]) for name, tensor in before.items())
+    assert list(before) == list(after) and all(
+        close(tensor, after[name]) for name, tensor in before.items()
+    )
     assert all(torch.equal(m, again.mask[name]) for name, m in small.mask.items())
 
 
@@ -85,7 +107,9 @@ def assert_same(model, mask):
     for small, fold in ((trained, False), (folded, True)):
         masks.check(small.model, small.mask)
         assert close(outputs(full), outputs(small.model))
-        assert all((w[~small.mask[name]] == 0).all() for name, w in models.prunable(small.model).items())
+        assert all(
+            (w[~small.mask[name]] == 0).all() for name, w in models.prunable(small.model).items()
+        )
         assert_fixed_point(small, fold)
     assert close(outputs(full, training=True), outputs(trained.model, training=True))
     assert masks.size(mask) >= masks.size(trained.mask) >= masks.size(folded.mask)
@@ -95,17 +119,33 @@ def assert_same(model, mask):
 # --- the same outputs ---
 
 
-@pytest.mark.parametrize("name, density", [
-    *((name, density) for name in ("lenet300", "lenet5", "resnet20") for density in (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)),
-    ("vgg11", 1.0), ("vgg11", 0.03), ("vgg11", 0.001),
-])
+@pytest.mark.parametrize(
+    "name, density",
+    [
+        *(
+            (name, density)
+            for name in ("lenet300", "lenet5", "resnet20")
+            for density in (1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001)
+        ),
+        ("vgg11", 1.0),
+        ("vgg11", 0.03),
+        ("vgg11", 0.001),
+    ],
+)
 def test_random_masks(name, density):
     assert_same(built(name), some_mask(built(name), density, seed=int(1000 * density)))
 
 
-@pytest.mark.parametrize("name, metric, density", [
-    ("lenet300", "snip", 0.02), ("lenet5", "snip", 0.05), ("lenet5", "synflow", 0.01), ("vgg11", "synflow", 0.01), ("resnet20", "snip", 0.01),
-])
+@pytest.mark.parametrize(
+    "name, metric, density",
+    [
+        ("lenet300", "snip", 0.02),
+        ("lenet5", "snip", 0.05),
+        ("lenet5", "synflow", 0.01),
+        ("vgg11", "synflow", 0.01),
+        ("resnet20", "snip", 0.01),
+    ],
+)
 def test_masks_of_metrics(name, metric, density):
     model = built(name)
     score = metrics.METRICS[metric](model, masks.ones(model), (batch(model), torch.arange(4)))
@@ -124,8 +164,21 @@ def cases(draw):
         if draw(st.integers(0, 3)) == 0:
             layers.append(models.Block(channels, outside, stride))
         else:
-            stage = [nn.Conv2d(channels, outside, draw(st.integers(1, 3)), stride, draw(st.sampled_from([0, 0, 1])), bias=draw(flag))]
-            stage += [nn.BatchNorm2d(outside)] * draw(flag) + [relu] * draw(flag) + [nn.MaxPool2d(2, 1)] * draw(flag)
+            stage = [
+                nn.Conv2d(
+                    channels,
+                    outside,
+                    draw(st.integers(1, 3)),
+                    stride,
+                    draw(st.sampled_from([0, 0, 1])),
+                    bias=draw(flag),
+                )
+            ]
+            stage += (
+                [nn.BatchNorm2d(outside)] * draw(flag)
+                + [relu] * draw(flag)
+                + [nn.MaxPool2d(2, 1)] * draw(flag)
+            )
             layers += [nn.Sequential(*stage)] if draw(flag) else stage
         channels = outside
     layers += [nn.AdaptiveAvgPool2d(1)] * draw(flag) + [nn.Flatten()]
@@ -147,31 +200,65 @@ def test_any_network_and_the_way_back(case):
     model, mask = case
     for small in assert_same(model, mask):
         for name, tensor in small.model.named_parameters():  # as if it had been trained
-            tensor.data += 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1)) * small.mask.get(name, True)
+            tensor.data += (
+                0.1
+                * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+                * small.mask.get(name, True)
+            )
         full = copy.deepcopy(model)
         small.restore(full)
         assert close(outputs(masked(full, mask)), outputs(small.model))
 
 
-@pytest.mark.parametrize("name, density", [("lenet300", 0.3), ("lenet300", 0.003), ("lenet5", 0.03), ("resnet20", 0.03), ("vgg11", 0.001)])
+@pytest.mark.parametrize(
+    "name, density",
+    [
+        ("lenet300", 0.3),
+        ("lenet300", 0.003),
+        ("lenet5", 0.03),
+        ("resnet20", 0.03),
+        ("vgg11", 0.001),
+    ],
+)
 @BOTH
 def test_tensors_and_masks_find_the_way_in_and_back(name, density, fold):
     model = built(name)
     mask = some_mask(model, density)
     small, live = compact(model, mask, fold), masks.effective(model, mask)
     numbered = {layer: torch.arange(1, m.numel() + 1).view(m.shape) for layer, m in mask.items()}
-    there, weights = small.narrow(numbered), small.narrow({layer: w.detach() for layer, w in models.prunable(model).items()})
+    there, weights = (
+        small.narrow(numbered),
+        small.narrow({layer: w.detach() for layer, w in models.prunable(model).items()}),
+    )
     whole = small.widen(small.mask)
-    assert list(whole) == list(mask) and all(m.shape == mask[layer].shape and m.dtype == torch.bool for layer, m in whole.items())
-    assert all((mask[layer] | ~m).all() and (m | ~live[layer]).all() for layer, m in whole.items())  # of the mask, and all that is effective
-    assert masks.count(whole) == masks.count(small.mask) and not masks.count(small.widen({layer: torch.zeros_like(m) for layer, m in small.mask.items()}))
+    assert list(whole) == list(mask) and all(
+        m.shape == mask[layer].shape and m.dtype == torch.bool for layer, m in whole.items()
+    )
+    assert all(
+        (mask[layer] | ~m).all() and (m | ~live[layer]).all() for layer, m in whole.items()
+    )  # of the mask, and all that is effective
+    assert masks.count(whole) == masks.count(small.mask) and not masks.count(
+        small.widen({layer: torch.zeros_like(m) for layer, m in small.mask.items()})
+    )
     for layer, w in models.prunable(small.model).items():
-        assert there[layer].shape == w.shape and torch.equal(there[layer][small.mask[layer]].sort().values, numbered[layer][whole[layer]])
-        assert fold or torch.equal(weights[layer][small.mask[layer]], w.detach()[small.mask[layer]])  # folding changes weights
+        assert there[layer].shape == w.shape and torch.equal(
+            there[layer][small.mask[layer]].sort().values, numbered[layer][whole[layer]]
+        )
+        assert fold or torch.equal(
+            weights[layer][small.mask[layer]], w.detach()[small.mask[layer]]
+        )  # folding changes weights
 
 
 def test_in_train_mode_folding_is_exact_as_long_as_running_means_are_the_constants():
-    model = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Conv2d(6, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3))
+    model = nn.Sequential(
+        nn.Conv2d(1, 6, 3, bias=False),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.Conv2d(6, 4, 3),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64, 3),
+    )
     model.input_shape = (1, 8, 8)
     randomise(model, torch.Generator().manual_seed(0))
     model[1].running_mean[:], model[1].bias.data[1:3] = 0.0, 2.0
@@ -182,7 +269,9 @@ def test_in_train_mode_folding_is_exact_as_long_as_running_means_are_the_constan
     assert close(outputs(masked(model, mask), training=True), outputs(small.model, training=True))
     model[1].running_mean += 1.0
     small = assert_same(model, mask)[1]
-    assert not close(outputs(masked(model, mask), training=True), outputs(small.model, training=True), 1e-3)
+    assert not close(
+        outputs(masked(model, mask), training=True), outputs(small.model, training=True), 1e-3
+    )
 
 
 # --- what goes and what stays ---
@@ -213,26 +302,64 @@ def test_as_small_as_taking_away_by_hand_until_nothing_goes(name, density, fold)
 
 def chain():
     """Unit 2 of fc2 is read by nothing; unit 2 of fc1 then leads nowhere, nor does input 2. Unit 0 of fc1 reads nothing."""
-    model = sequential(nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2), shape=(3,))
-    for index, (weight, bias) in {0: ([[9, 9, 9], [9, 2, 9], [9, 3, 4]], [5, 6, 7]), 2: ([[2, 3, 9], [9, 4, 9], [9, 9, 5]], [1, 2, 3]),
-                                  4: ([[1, 2, 9], [3, 4, 9]], [1, 1])}.items():
-        model[index].weight.data, model[index].bias.data = torch.tensor(weight).double(), torch.tensor(bias).double()
-    kept = {"0.weight": [[0, 0, 0], [0, 1, 0], [0, 1, 1]], "2.weight": [[1, 1, 0], [0, 1, 0], [0, 0, 1]], "4.weight": [[1, 1, 0], [1, 1, 0]]}
+    model = sequential(
+        nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2), shape=(3,)
+    )
+    for index, (weight, bias) in {
+        0: ([[9, 9, 9], [9, 2, 9], [9, 3, 4]], [5, 6, 7]),
+        2: ([[2, 3, 9], [9, 4, 9], [9, 9, 5]], [1, 2, 3]),
+        4: ([[1, 2, 9], [3, 4, 9]], [1, 1]),
+    }.items():
+        model[index].weight.data, model[index].bias.data = (
+            torch.tensor(weight).double(),
+            torch.tensor(bias).double(),
+        )
+    kept = {
+        "0.weight": [[0, 0, 0], [0, 1, 0], [0, 1, 1]],
+        "2.weight": [[1, 1, 0], [0, 1, 0], [0, 0, 1]],
+        "4.weight": [[1, 1, 0], [1, 1, 0]],
+    }
     return model, {name: torch.tensor(m).bool() for name, m in kept.items()}
 
 
-@pytest.mark.parametrize("fold, expected", [
-    (False, {"select_0.index": [1], "0.weight": [[0], [2]], "0.bias": [5, 6], "2.weight": [[2, 3], [0, 4]], "2.bias": [1, 2],
-             "4.weight": [[1, 2], [3, 4]], "4.bias": [1, 1]}),
-    (True, {"select_0.index": [1], "0.weight": [[2]], "0.bias": [6], "2.weight": [[3], [4]], "2.bias": [1 + 2 * 5, 2],
-            "4.weight": [[1, 2], [3, 4]], "4.bias": [1, 1]}),
-])
+@pytest.mark.parametrize(
+    "fold, expected",
+    [
+        (
+            False,
+            {
+                "select_0.index": [1],
+                "0.weight": [[0], [2]],
+                "0.bias": [5, 6],
+                "2.weight": [[2, 3], [0, 4]],
+                "2.bias": [1, 2],
+                "4.weight": [[1, 2], [3, 4]],
+                "4.bias": [1, 1],
+            },
+        ),
+        (
+            True,
+            {
+                "select_0.index": [1],
+                "0.weight": [[2]],
+                "0.bias": [6],
+                "2.weight": [[3], [4]],
+                "2.bias": [1 + 2 * 5, 2],
+                "4.weight": [[1, 2], [3, 4]],
+                "4.bias": [1, 1],
+            },
+        ),
+    ],
+)
 def test_one_dead_unit_kills_the_next(fold, expected):
     model, mask = chain()
     small = compact(model, mask, fold)
     assert {name: tensor.tolist() for name, tensor in small.model.state_dict().items()} == expected
     assert {name: m.tolist() for name, m in small.mask.items()} == {
-        name: [[bool(w) for w in row] for row in weight] for name, weight in expected.items() if name.endswith(".weight")}
+        name: [[bool(w) for w in row] for row in weight]
+        for name, weight in expected.items()
+        if name.endswith(".weight")
+    }
     assert_same(model, mask)
 
 
@@ -243,14 +370,23 @@ def test_restore_leaves_alone_what_was_removed_and_not_pruned():
         parameter.data += 100 * (parameter != 0)
     small.restore(model)
     assert {name: tensor.tolist() for name, tensor in model.state_dict().items()} == {
-        "0.weight": [[0, 0, 0], [0, 102, 0], [0, 3, 4]], "0.bias": [5, 106, 7],
-        "2.weight": [[2, 103, 0], [0, 104, 0], [0, 0, 5]], "2.bias": [101, 102, 3],
-        "4.weight": [[101, 102, 0], [103, 104, 0]], "4.bias": [101, 101]}
+        "0.weight": [[0, 0, 0], [0, 102, 0], [0, 3, 4]],
+        "0.bias": [5, 106, 7],
+        "2.weight": [[2, 103, 0], [0, 104, 0], [0, 0, 5]],
+        "2.bias": [101, 102, 3],
+        "4.weight": [[101, 102, 0], [103, 104, 0]],
+        "4.bias": [101, 101],
+    }
 
 
-@pytest.mark.parametrize("padding, bias, channels", [(0, 3.0, 1), (1, 3.0, 2), ("same", 3.0, 2), ("valid", 3.0, 1), (1, -3.0, 1), (1, 0.0, 1)])
+@pytest.mark.parametrize(
+    "padding, bias, channels",
+    [(0, 3.0, 1), (1, 3.0, 2), ("same", 3.0, 2), ("valid", 3.0, 1), (1, -3.0, 1), (1, 0.0, 1)],
+)
 def test_a_constant_stays_before_a_padded_convolution_unless_it_is_zero(padding, bias, channels):
-    model = sequential(nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=padding), shape=(1, 4, 4))
+    model = sequential(
+        nn.Conv2d(1, 2, 1), nn.ReLU(), nn.Conv2d(2, 2, 3, padding=padding), shape=(1, 4, 4)
+    )
     for parameter in model.parameters():
         parameter.data.fill_(1.0)
     model[0].bias.data[1] = bias
@@ -260,14 +396,29 @@ def test_a_constant_stays_before_a_padded_convolution_unless_it_is_zero(padding,
 
 
 def test_a_constant_goes_into_the_running_mean_where_the_convolution_has_no_bias():
-    model = sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 2, bias=False), nn.BatchNorm2d(1), nn.Flatten(), nn.Linear(1, 1), shape=(1, 2, 2))
+    model = sequential(
+        nn.Conv2d(1, 2, 1),
+        nn.Conv2d(2, 1, 2, bias=False),
+        nn.BatchNorm2d(1),
+        nn.Flatten(),
+        nn.Linear(1, 1),
+        shape=(1, 2, 2),
+    )
     randomise(model, torch.Generator().manual_seed(0))
     model[0].bias.data[1], model[1].weight.data[:], model[2].running_mean[:] = 3.0, 2.0, 1.0
     mask = masks.ones(model)
     mask["0.weight"][1], mask["1.weight"][0, 1, 0, 0] = False, False
     small = assert_same(model, mask)[1]
-    assert small.model[2].running_mean.tolist() == [1.0 - 3 * 3.0 * 2.0] and model[2].running_mean.tolist() == [1.0]
-    bare = sequential(nn.Conv2d(1, 2, 1), nn.Conv2d(2, 1, 2, bias=False), nn.Flatten(), nn.Linear(1, 1, bias=False), shape=(1, 2, 2))
+    assert small.model[2].running_mean.tolist() == [1.0 - 3 * 3.0 * 2.0] and model[
+        2
+    ].running_mean.tolist() == [1.0]
+    bare = sequential(
+        nn.Conv2d(1, 2, 1),
+        nn.Conv2d(2, 1, 2, bias=False),
+        nn.Flatten(),
+        nn.Linear(1, 1, bias=False),
+        shape=(1, 2, 2),
+    )
     bare.load_state_dict(model.state_dict(), strict=False)
     mask["3.weight"] = mask.pop("4.weight")
     assert len(assert_same(bare, mask)[1].mask["0.weight"]) == 2  # no place to put it
@@ -295,7 +446,9 @@ def channels_read(mask):
             inside = mask[f"blocks.{block}.conv2.weight"][live[own]].any(3).any(2).any(0)
             live[own - wider] |= mask[f"blocks.{block}.conv1.weight"][inside].any(3).any(2).any(0)
             if wider:
-                live[own - 1] |= mask[f"blocks.{block}.shortcut.0.weight"][live[own]].any(3).any(2).any(0)
+                live[own - 1] |= (
+                    mask[f"blocks.{block}.shortcut.0.weight"][live[own]].any(3).any(2).any(0)
+                )
             else:
                 assert f"blocks.{block}.shortcut.0.weight" not in mask
         if all(map(torch.equal, before, live)):
@@ -306,10 +459,21 @@ def channels_read(mask):
 @pytest.mark.parametrize("density", [0.1, 0.02, 0.005, 0.002, 0.0005, 0.0])
 def test_a_channel_of_a_residual_stream_goes_when_none_of_its_readers_needs_it(density, fold):
     model = built("resnet20")
-    mask = some_mask(model, density) if density else {name: torch.zeros_like(m) for name, m in masks.ones(model).items()}
+    mask = (
+        some_mask(model, density)
+        if density
+        else {name: torch.zeros_like(m) for name, m in masks.ones(model).items()}
+    )
     small = compact(model, mask, fold)
-    streams = [small.mask[name].shape[0] for name in ("conv.weight", "blocks.3.conv2.weight", "blocks.6.conv2.weight")]
-    assert streams == [small.model.blocks[b].bn2.num_features for b in (0, 3, 6)] == [small.model.blocks[b].conv1.in_channels for b in (0, 4, 7)]
+    streams = [
+        small.mask[name].shape[0]
+        for name in ("conv.weight", "blocks.3.conv2.weight", "blocks.6.conv2.weight")
+    ]
+    assert (
+        streams
+        == [small.model.blocks[b].bn2.num_features for b in (0, 3, 6)]
+        == [small.model.blocks[b].conv1.in_channels for b in (0, 4, 7)]
+    )
     read = channels_read(mask)
     assert all(one <= other for one, other in zip(streams, read)) if fold else streams == read
     assert type(small.model.blocks[3]) is models.Block and small.model.conv.in_channels == 3
@@ -320,10 +484,33 @@ def blocks_and_others():
     """Streams that begin at the input, go through layers without weights, or end at the output without any."""
     block = lambda inside, outside, stride=1: models.Block(inside, outside, stride)
     return {
-        "block first": sequential(block(3, 3), block(3, 4), nn.Flatten(), nn.Linear(4 * 36, 3), shape=(3, 6, 6)),
-        "relu first": sequential(nn.ReLU(), block(3, 3), block(3, 3), nn.Flatten(), nn.Linear(3 * 36, 3), shape=(3, 6, 6)),
-        "pool between": sequential(nn.Conv2d(3, 8, 1), block(8, 8), nn.MaxPool2d(2), nn.BatchNorm2d(8), block(8, 8), block(8, 5, 2), nn.Flatten(), nn.Linear(20, 3), shape=(3, 6, 6)),
-        "convolution between": sequential(block(3, 6), nn.Conv2d(6, 7, 3), nn.BatchNorm2d(7), nn.ReLU(), block(7, 7), nn.AdaptiveAvgPool2d(1), nn.Flatten(), shape=(3, 6, 6)),
+        "block first": sequential(
+            block(3, 3), block(3, 4), nn.Flatten(), nn.Linear(4 * 36, 3), shape=(3, 6, 6)
+        ),
+        "relu first": sequential(
+            nn.ReLU(), block(3, 3), block(3, 3), nn.Flatten(), nn.Linear(3 * 36, 3), shape=(3, 6, 6)
+        ),
+        "pool between": sequential(
+            nn.Conv2d(3, 8, 1),
+            block(8, 8),
+            nn.MaxPool2d(2),
+            nn.BatchNorm2d(8),
+            block(8, 8),
+            block(8, 5, 2),
+            nn.Flatten(),
+            nn.Linear(20, 3),
+            shape=(3, 6, 6),
+        ),
+        "convolution between": sequential(
+            block(3, 6),
+            nn.Conv2d(6, 7, 3),
+            nn.BatchNorm2d(7),
+            nn.ReLU(),
+            block(7, 7),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            shape=(3, 6, 6),
+        ),
         "ends in a block": sequential(nn.Conv2d(3, 6, 3), block(6, 6), shape=(3, 6, 6)),
     }
 
@@ -343,7 +530,9 @@ def test_the_smaller_network_has_the_names_and_sizes_of_a_network(name, fold):
     model = built(name)
     small = compact(model, some_mask(model, 0.01), fold)
     assert list(small.mask) == list(models.prunable(small.model)) == list(models.prunable(model))
-    assert set(small.model.state_dict()) - {"select_fc.index", "select_fc1.index"} == set(model.state_dict())
+    assert set(small.model.state_dict()) - {"select_fc.index", "select_fc1.index"} == set(
+        model.state_dict()
+    )
     assert models.input_shape(small.model) == models.input_shape(model)
     for module in small.model.modules():
         if isinstance(module, nn.Linear):
@@ -351,7 +540,9 @@ def test_the_smaller_network_has_the_names_and_sizes_of_a_network(name, fold):
         elif isinstance(module, nn.Conv2d):
             assert module.weight.shape[:2] == (module.out_channels, module.in_channels)
         elif isinstance(module, nn.BatchNorm2d):
-            assert {len(t) for t in module.state_dict().values() if t.dim()} == {module.num_features}
+            assert {len(t) for t in module.state_dict().values() if t.dim()} == {
+                module.num_features
+            }
     assert all(p.is_contiguous() for p in small.model.parameters())
 
 
@@ -359,7 +550,11 @@ def test_the_smaller_network_has_the_names_and_sizes_of_a_network(name, fold):
 
 
 def selected(model, mask):
-    return {name: module.index.tolist() for name, module in compact(model, mask).model.named_modules() if isinstance(module, Select)}
+    return {
+        name: module.index.tolist()
+        for name, module in compact(model, mask).model.named_modules()
+        if isinstance(module, Select)
+    }
 
 
 def test_select_stands_only_where_something_is_unread_and_cannot_go_upstream():
@@ -410,14 +605,24 @@ def descend(model, mask):
         optimiser.step()
 
 
-@pytest.mark.parametrize("name, density", [("lenet300", 0.03), ("lenet5", 0.01), ("small vgg", 0.02), ("resnet20", 0.01)])
+@pytest.mark.parametrize(
+    "name, density", [("lenet300", 0.03), ("lenet5", 0.01), ("small vgg", 0.02), ("resnet20", 0.01)]
+)
 def test_both_train_alike(name, density, monkeypatch):
-    monkeypatch.setitem(models.MODELS, "small vgg", models.vgg([16, "pool", 32, "pool", 32, 32, "pool", 64, "pool", 64, "pool"]))
+    monkeypatch.setitem(
+        models.MODELS,
+        "small vgg",
+        models.vgg([16, "pool", 32, "pool", 32, 32, "pool", 64, "pool", 64, "pool"]),
+    )
     model = copy.deepcopy(built(name)).train()
     mask = masks.effective(model, some_mask(model, density))
     small, full = compact(model, mask, fold=False), masked(model, mask)
-    assert masks.count(small.mask) == masks.count(mask) > 0 and masks.size(small.mask) < masks.size(mask)
-    assert masks.size(compact(model, mask).mask) == masks.size(small.mask)  # of an effective mask nothing is left to fold
+    assert masks.count(small.mask) == masks.count(mask) > 0 and masks.size(small.mask) < masks.size(
+        mask
+    )
+    assert masks.size(compact(model, mask).mask) == masks.size(
+        small.mask
+    )  # of an effective mask nothing is left to fold
     before = copy.deepcopy(model.state_dict())
     descend(full, mask)
     descend(small.model, small.mask)
@@ -425,14 +630,18 @@ def test_both_train_alike(name, density, monkeypatch):
     after, living = model.state_dict(), None
     for key, expected in full.state_dict().items():
         if key in mask:
-            living = mask[key].flatten(1).any(1)  # the biases and statistics that follow are those of this layer's units
+            living = (
+                mask[key].flatten(1).any(1)
+            )  # the biases and statistics that follow are those of this layer's units
             assert (after[key][~mask[key]] == 0).all() and close(after[key], expected)
             assert not close(after[key], before[key], 1e-6) or not mask[key].any()
         elif expected.dim() == 0:
             assert after[key] == expected == 10
         else:
             assert close(after[key][living], expected[living])
-            same = [(a[~living] - after[key][~living]).abs() < 1e-10 for a in (expected, before[key])]
+            same = [
+                (a[~living] - after[key][~living]).abs() < 1e-10 for a in (expected, before[key])
+            ]
             assert (same[0] | same[1]).all()
 
 
@@ -453,11 +662,17 @@ def test_modes_and_requires_grad_come_along(residual, fold):
     residual[4].conv1.weight.requires_grad_(False)
     residual.conv_mode = "mine"
     small = compact(residual, some_mask(residual, 0.3), fold).model
-    assert [m.training for m in small.modules() if not isinstance(m, Select)] == [m.training for m in residual.modules()]
+    assert [m.training for m in small.modules() if not isinstance(m, Select)] == [
+        m.training for m in residual.modules()
+    ]
     assert all(m.training for m in small.modules() if isinstance(m, Select))
-    assert [name for name, p in small.named_parameters() if not p.requires_grad] == ["4.conv1.weight"]
+    assert [name for name, p in small.named_parameters() if not p.requires_grad] == [
+        "4.conv1.weight"
+    ]
     assert all(p.grad is None for p in small.parameters())
-    assert not any(m.training for m in compact(residual.eval(), some_mask(residual, 0.1), fold).model.modules())
+    assert not any(
+        m.training for m in compact(residual.eval(), some_mask(residual, 0.1), fold).model.modules()
+    )
 
 
 def test_a_compact_network_is_saved_pickled_and_copied():
@@ -477,15 +692,30 @@ def test_a_compact_network_is_saved_pickled_and_copied():
 # --- errors ---
 
 
-@pytest.mark.parametrize("layers, says", [
-    ([nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout())], "0.1, a Dropout; it knows Linear, .*Flatten, Sequential and Block"),
-    ([nn.Conv2d(2, 2, 3, groups=2)], "0, a Conv2d with groups=2; it must be 1"),
-    ([nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False)], "1, a BatchNorm2d with affine=False"),
-    ([nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)], "1, a BatchNorm2d with track_running_stats=False"),
-    ([nn.Flatten(2), nn.Linear(64, 2)], "0, a Flatten with start_dim=2"),
-    ([nn.Linear(8, 2)], "0, a Linear that acts on images; put a Flatten before it"),
-    ([nn.Flatten(), *[nn.Linear(64, 64)] * 2], "2, a Linear whose parameters another layer uses too"),
-])
+@pytest.mark.parametrize(
+    "layers, says",
+    [
+        (
+            [nn.Sequential(nn.Conv2d(1, 2, 3), nn.Dropout())],
+            "0.1, a Dropout; it knows Linear, .*Flatten, Sequential and Block",
+        ),
+        ([nn.Conv2d(2, 2, 3, groups=2)], "0, a Conv2d with groups=2; it must be 1"),
+        (
+            [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, affine=False)],
+            "1, a BatchNorm2d with affine=False",
+        ),
+        (
+            [nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2, track_running_stats=False)],
+            "1, a BatchNorm2d with track_running_stats=False",
+        ),
+        ([nn.Flatten(2), nn.Linear(64, 2)], "0, a Flatten with start_dim=2"),
+        ([nn.Linear(8, 2)], "0, a Linear that acts on images; put a Flatten before it"),
+        (
+            [nn.Flatten(), *[nn.Linear(64, 64)] * 2],
+            "2, a Linear whose parameters another layer uses too",
+        ),
+    ],
+)
 def test_a_network_it_cannot_read_is_named(layers, says):
     model = nn.Sequential(*layers)
     model.input_shape = (1, 8, 8)

@@ -39,20 +39,32 @@ def test_digits(digits):
     assert [len(s) for s in (digits.train, digits.validation, digits.test)] == [1294, 143, 360]
     assert digits.input_shape == (1, 8, 8) and digits.classes == 10
     assert digits.train.x.dtype == torch.float32 and digits.train.y.dtype == torch.int64
-    assert all(set(s.y.tolist()) == set(range(10)) for s in (digits.train, digits.validation, digits.test))
+    assert all(
+        set(s.y.tolist()) == set(range(10)) for s in (digits.train, digits.validation, digits.test)
+    )
 
 
 def test_validation_is_a_fixed_tenth_of_train_and_disjoint_from_it():
     x, y, xt, yt = arrays()
     splits = data.from_arrays(x, y, xt, yt)
-    start, step = splits.test.x[0, 0, 0, 0], splits.test.x[1, 0, 0, 0] - splits.test.x[0, 0, 0, 0]  # test pixels: 0, 1, 2, ...
-    number = {part: ((getattr(splits, part).x[:, 0, 0, 0] - start) / step).round().int() for part in ("train", "validation")}
+    start, step = (
+        splits.test.x[0, 0, 0, 0],
+        splits.test.x[1, 0, 0, 0] - splits.test.x[0, 0, 0, 0],
+    )  # test pixels: 0, 1, 2, ...
+    number = {
+        part: ((getattr(splits, part).x[:, 0, 0, 0] - start) / step).round().int()
+        for part in ("train", "validation")
+    }
     assert len(number["validation"]) == 5 and len(number["train"]) == 45
     assert sorted([*number["train"].tolist(), *number["validation"].tolist()]) == list(range(50))
     for part in ("train", "validation"):
-        assert torch.equal(getattr(splits, part).y, number[part].long() % 5)  # images and labels stay together
+        assert torch.equal(
+            getattr(splits, part).y, number[part].long() % 5
+        )  # images and labels stay together
     again = data.from_arrays(x + 1, (y + 1) % 5, xt, yt)
-    assert torch.equal(again.validation.y, (splits.validation.y + 1) % 5)  # the same images, whatever they hold
+    assert torch.equal(
+        again.validation.y, (splits.validation.y + 1) % 5
+    )  # the same images, whatever they hold
     assert torch.equal(splits.test.y, torch.from_numpy(yt))
 
 
@@ -64,7 +76,9 @@ def test_pixels_are_standardised_with_the_statistics_of_train_alone():
     other = data.from_arrays(x, y, xt * 7 + 3, yt)
     assert torch.equal(other.train.x, splits.train.x)  # test pixels change nothing but themselves
     slope = (other.test.x - 7 * splits.test.x).flatten(2)
-    assert torch.allclose(slope, slope[:1, :, :1].expand_as(slope), atol=1e-3)  # one affine map for each channel
+    assert torch.allclose(
+        slope, slope[:1, :, :1].expand_as(slope), atol=1e-3
+    )  # one affine map for each channel
 
 
 def test_a_constant_channel_stays_finite():
@@ -73,7 +87,9 @@ def test_a_constant_channel_stays_finite():
     assert torch.equal(splits.train.x, torch.zeros_like(splits.train.x))
 
 
-@pytest.mark.parametrize("shape, expected", [((6,), (6,)), ((4, 5), (1, 4, 5)), ((3, 4, 5), (3, 4, 5))])
+@pytest.mark.parametrize(
+    "shape, expected", [((6,), (6,)), ((4, 5), (1, 4, 5)), ((3, 4, 5), (3, 4, 5))]
+)
 def test_shapes_of_images_and_feature_rows(shape, expected):
     assert data.from_arrays(*arrays(shape=shape)).input_shape == expected
 
@@ -97,18 +113,21 @@ with_nan[7, 0, 2, 2] = np.nan
 with_inf[7, 0, 2, 2] = np.inf
 
 
-@pytest.mark.parametrize("parts, says", [
-    (changed(0, np.zeros(50)), "train images have shape"),
-    (changed(2, np.zeros((20, 1, 4, 5))), "test images have shape"),
-    (changed(0, np.zeros((50, 1, 1, 4, 4))), "train images have shape"),
-    (changed(1, np.zeros(49, int)), "train labels have shape"),
-    (changed(3, np.zeros((20, 1), int)), "test labels have shape"),
-    (changed(1, np.zeros(50)), "train labels must be integers"),
-    (changed(3, np.full(20, -1)), "test labels must be integers from 0"),
-    (changed(0, with_nan), "train images hold values that are not finite"),
-    (changed(2, with_inf), "test images hold values that are not finite"),
-    ([np.zeros((0, 1, 4, 4)), np.zeros(0, int), *arrays()[2:]], "train labels have shape"),
-])
+@pytest.mark.parametrize(
+    "parts, says",
+    [
+        (changed(0, np.zeros(50)), "train images have shape"),
+        (changed(2, np.zeros((20, 1, 4, 5))), "test images have shape"),
+        (changed(0, np.zeros((50, 1, 1, 4, 4))), "train images have shape"),
+        (changed(1, np.zeros(49, int)), "train labels have shape"),
+        (changed(3, np.zeros((20, 1), int)), "test labels have shape"),
+        (changed(1, np.zeros(50)), "train labels must be integers"),
+        (changed(3, np.full(20, -1)), "test labels must be integers from 0"),
+        (changed(0, with_nan), "train images hold values that are not finite"),
+        (changed(2, with_inf), "test images hold values that are not finite"),
+        ([np.zeros((0, 1, 4, 4)), np.zeros(0, int), *arrays()[2:]], "train labels have shape"),
+    ],
+)
 def test_bad_arrays_are_named(parts, says):
     with pytest.raises(UserError, match=f"mine: {says}"):
         data.from_arrays(*parts, name="mine")
@@ -355,9 +374,7 @@ def test_the_shape_of_an_input_is_taken_from_the_batch(make, splits):
 def test_noise_for_tokens_is_one_sentence():
     model, splits = Mean(), token_splits()
     batch = data.balanced_batch(splits.train, 4, torch.Generator().manual_seed(0))
-    with pytest.raises(
-        UserError, match="NTK-SAP feeds a network noise, and this one reads tokens"
-    ):
+    with pytest.raises(UserError, match="NTK-SAP feeds a network noise, and this one reads tokens"):
         metrics.ntk_sap(model, masks.ones(model), batch)
 
 
@@ -592,12 +609,18 @@ def write_parquet(folder, shape, image="img", label="label", train=40, test=10):
     for part, n in (("train", train), ("test", test)):
         pixels = np.random.default_rng(n).integers(0, 256, (n, *shape), dtype=np.uint8)
         written[part] = pixels, np.arange(n) % 4
-        pd.DataFrame({image: [{"bytes": png(p), "path": f"{i}.png"} for i, p in enumerate(pixels)], label: np.arange(n) % 4}
-                     ).to_parquet(folder / f"{part}.parquet")
+        pd.DataFrame(
+            {
+                image: [{"bytes": png(p), "path": f"{i}.png"} for i, p in enumerate(pixels)],
+                label: np.arange(n) % 4,
+            }
+        ).to_parquet(folder / f"{part}.parquet")
     return written
 
 
-@pytest.mark.parametrize("shape, columns", [((6, 5, 3), ("img", "label")), ((6, 5), ("image", "fine_label"))])
+@pytest.mark.parametrize(
+    "shape, columns", [((6, 5, 3), ("img", "label")), ((6, 5), ("image", "fine_label"))]
+)
 def test_a_folder_of_parquet_files_is_a_data_set(data_folder, shape, columns):
     written = write_parquet(data_folder / "tiny", shape, *columns)
     assert "tiny" in data.names()
@@ -608,7 +631,9 @@ def test_a_folder_of_parquet_files_is_a_data_set(data_folder, shape, columns):
     if len(shape) == 3:
         train, test = train.transpose(0, 3, 1, 2), test.transpose(0, 3, 1, 2)
     expected = data.from_arrays(train, labels, test, test_labels)
-    assert torch.equal(splits.test.x, expected.test.x) and torch.equal(splits.train.y, expected.train.y)
+    assert torch.equal(splits.test.x, expected.test.x) and torch.equal(
+        splits.train.y, expected.train.y
+    )
 
 
 def test_a_damaged_parquet_file_is_named(data_folder):
@@ -643,14 +668,35 @@ def no_network(*_, **__):
     raise OSError("no route to host")
 
 
-@pytest.mark.parametrize("name, cls", [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST"), ("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
-def test_a_missing_set_without_network_says_where_it_was_looked_for(data_folder, monkeypatch, name, cls):
+@pytest.mark.parametrize(
+    "name, cls",
+    [
+        ("mnist", "MNIST"),
+        ("fashion-mnist", "FashionMNIST"),
+        ("cifar10", "CIFAR10"),
+        ("cifar100", "CIFAR100"),
+    ],
+)
+def test_a_missing_set_without_network_says_where_it_was_looked_for(
+    data_folder, monkeypatch, name, cls
+):
     monkeypatch.setattr(getattr(torchvision.datasets, cls), "download", no_network)
-    with pytest.raises(UserError, match=rf"{cls} is missing or damaged in {data_folder}.*no route to host.*PANNING_DATA"):
+    with pytest.raises(
+        UserError,
+        match=rf"{cls} is missing or damaged in {data_folder}.*no route to host.*PANNING_DATA",
+    ):
         data.load(name)
 
 
-@pytest.mark.parametrize("content", [b"", b"\x00\x00\x08\x03", b"\x00\x00\x08\x03\x00\x00\xea\x60\x00\x00\x00\x1c\x00\x00\x00\x1c12345", b"garbage" * 100])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x00\x00\x08\x03",
+        b"\x00\x00\x08\x03\x00\x00\xea\x60\x00\x00\x00\x1c\x00\x00\x00\x1c12345",
+        b"garbage" * 100,
+    ],
+)
 def test_a_damaged_torchvision_file_is_an_error_a_user_can_read(data_folder, monkeypatch, content):
     monkeypatch.setattr(torchvision.datasets.MNIST, "download", no_network)
     raw = data_folder / "MNIST" / "raw"

@@ -79,7 +79,9 @@ def assert_trained_alike(make, density=0.3, splits=SPLITS, engine=None):
     with torch.no_grad():
         out, right = model(splits.test.x), other(splits.test.x)
     assert (out - right).norm() <= 2e-3 * right.norm() + 2e-4
-    return log.attrs["engine"], [str(each.message) for each in told if "dense engine" in str(each.message)]
+    return log.attrs["engine"], [
+        str(each.message) for each in told if "dense engine" in str(each.message)
+    ]
 
 
 def alike(model):
@@ -112,13 +114,22 @@ def shrink(parameter):
 
 #: kind of hook -> how a network gets it, and what is said of it
 HOOKED = {
-    "forward": (lambda m: m[2].register_forward_hook(lambda _, x, out: out * 0.1), "2 has a forward hook"),
+    "forward": (
+        lambda m: m[2].register_forward_hook(lambda _, x, out: out * 0.1),
+        "2 has a forward hook",
+    ),
     "forward with kwargs": (
         lambda m: m[2].register_forward_hook(lambda _, x, more, out: out * 0.1, with_kwargs=True),
         "2 has a forward hook",
     ),
-    "forward-pre": (lambda m: m[1].register_forward_pre_hook(lambda _, x: x[0] * 3), "1 has a forward-pre hook"),
-    "of the network": (lambda m: m.register_forward_hook(lambda _, x, out: 3 * out), "the network has a forward hook"),
+    "forward-pre": (
+        lambda m: m[1].register_forward_pre_hook(lambda _, x: x[0] * 3),
+        "1 has a forward-pre hook",
+    ),
+    "of the network": (
+        lambda m: m.register_forward_hook(lambda _, x, out: 3 * out),
+        "the network has a forward hook",
+    ),
     "backward": (
         lambda m: m[1].register_full_backward_hook(lambda _, inner, outer: tenth(inner)),
         "1 has a backward hook",
@@ -263,7 +274,9 @@ FORWARDS = {
         None,
     ),
     "kind of input": (
-        lambda: Own(lambda m, x, h, d: m.encode(x) if isinstance(x, torch.Tensor) else m.relu(m.encode(x))),
+        lambda: Own(
+            lambda m, x, h, d: m.encode(x) if isinstance(x, torch.Tensor) else m.relu(m.encode(x))
+        ),
         "dense",
         "the sparse engine has another output in train mode than the network itself",
     ),
@@ -278,7 +291,9 @@ FORWARDS = {
         "the sparse engine has another gradient of encode.weight than the network itself",
     ),
     "gradients asked for": (
-        lambda: Own(lambda m, x, h, d: m.relu(m.encode(x)) if torch.is_grad_enabled() else m.encode(x)),
+        lambda: Own(
+            lambda m, x, h, d: m.relu(m.encode(x)) if torch.is_grad_enabled() else m.encode(x)
+        ),
         "dense",
         "another output in eval mode",
     ),
@@ -357,11 +372,21 @@ def answers(seed=0):
     return Answer(rand(4, 3), rand(4, 3), {"a": rand(5, 5), "b": 1e-7 * rand(5), "c": rand(2)})
 
 
-@pytest.mark.parametrize("part, change, says", [
-    ("logits", 1e-5, None), ("logits", 1e-3, "output in train mode"), ("logits", math.nan, "output in train mode"),
-    ("settled", 1e-5, None), ("settled", 1e-3, "output in eval mode"), ("settled", math.inf, "output in eval mode"),
-    ("a", 0.03, None), ("a", 0.2, "gradient of a"), ("b", 5.0, None), ("c", 0.2, "gradient of c"),
-])
+@pytest.mark.parametrize(
+    "part, change, says",
+    [
+        ("logits", 1e-5, None),
+        ("logits", 1e-3, "output in train mode"),
+        ("logits", math.nan, "output in train mode"),
+        ("settled", 1e-5, None),
+        ("settled", 1e-3, "output in eval mode"),
+        ("settled", math.inf, "output in eval mode"),
+        ("a", 0.03, None),
+        ("a", 0.2, "gradient of a"),
+        ("b", 5.0, None),
+        ("c", 0.2, "gradient of c"),
+    ],
+)
 def test_what_is_rounding_and_what_is_not(part, change, says):
     own = answers()
     gradients = {n: g * (1 + change) if n == part else g for n, g in own.gradients.items()}
@@ -430,12 +455,16 @@ def test_the_looks_of_an_agent_are_compared_too():
     from panning_core import panning
 
     torch.manual_seed(0)
-    model = Own(lambda m, x, h, d: m.encode(x) if isinstance(x, torch.Tensor) else m.relu(m.encode(x)))
+    model = Own(
+        lambda m, x, h, d: m.encode(x) if isinstance(x, torch.Tensor) else m.relu(m.encode(x))
+    )
     mask, batch = some_mask(model), (SPLITS.train.x[:40], SPLITS.train.y[:40])
     assert sparse.unsupported(model) is None
     look = panning.Sight(model).look(mask, batch)
     right = metrics.products(model, mask, batch, metrics.TEMPERATURE)
-    assert look.loss == pytest.approx(right.loss, rel=1e-6) and look.gtg == pytest.approx(right.gtg, rel=1e-4)
+    assert look.loss == pytest.approx(right.loss, rel=1e-6) and look.gtg == pytest.approx(
+        right.gtg, rel=1e-4
+    )
 
 
 # --- any small network ---
@@ -451,7 +480,10 @@ class Drawn(nn.Module):
         torch.manual_seed(plan["seed"])
         width, self.plan = plan["width"], plan
         self.conv, self.norm = nn.Conv2d(1, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
-        self.again, self.other = nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width)
+        self.again, self.other = (
+            nn.Conv2d(width, width, 3, padding=1, bias=False),
+            nn.BatchNorm2d(width),
+        )
         self.relu, self.pool, self.flat = nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
         self.drop = nn.Dropout(0.5) if plan["drop"] else None
         self.hidden, self.out = nn.Linear(width, 12), nn.Linear(12, 4)
@@ -473,8 +505,17 @@ def layered(plan):
     torch.manual_seed(plan["seed"])
     drop = [nn.Dropout(0.5)] if plan["drop"] else []
     norm = [nn.BatchNorm2d(plan["width"])] if plan["kind"] != "none" else []
-    model = nn.Sequential(nn.Conv2d(1, plan["width"], 3, bias=not norm), *norm, nn.ReLU(), nn.MaxPool2d(2),
-                          nn.Flatten(), nn.Linear(4 * plan["width"], 12), nn.ReLU(), *drop, nn.Linear(12, 4))
+    model = nn.Sequential(
+        nn.Conv2d(1, plan["width"], 3, bias=not norm),
+        *norm,
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(4 * plan["width"], 12),
+        nn.ReLU(),
+        *drop,
+        nn.Linear(12, 4),
+    )
     model.input_shape = (1, 6, 6)
     return model
 
@@ -487,12 +528,18 @@ CHANGES = {
     "frozen": lambda m: m.last_.requires_grad_(False),
     "frozen first": lambda m: next(m.parameters()).requires_grad_(False),
 }
-PLANS = st.fixed_dictionaries({
-    "seed": st.integers(0, 99), "width": st.integers(2, 6), "drop": st.booleans(), "own": st.booleans(),
-    "kind": st.sampled_from(["plain", "plain", "alpha", "mode", "none"]),
-    "change": st.sampled_from([*CHANGES, "nothing", "nothing"]),
-    "density": st.sampled_from([1.0, 0.6, 0.3]), "engine": st.sampled_from([None, "dense"]),
-})
+PLANS = st.fixed_dictionaries(
+    {
+        "seed": st.integers(0, 99),
+        "width": st.integers(2, 6),
+        "drop": st.booleans(),
+        "own": st.booleans(),
+        "kind": st.sampled_from(["plain", "plain", "alpha", "mode", "none"]),
+        "change": st.sampled_from([*CHANGES, "nothing", "nothing"]),
+        "density": st.sampled_from([1.0, 0.6, 0.3]),
+        "engine": st.sampled_from([None, "dense"]),
+    }
+)
 
 
 @given(PLANS)
@@ -502,11 +549,17 @@ def test_any_network_is_trained_as_itself(plan):
         model = Drawn(plan) if plan["own"] else layered(plan)
         relu = next(module for module in model.modules() if isinstance(module, nn.ReLU))
         last = [module for module in model.modules() if isinstance(module, nn.Linear)][-1]
-        CHANGES[plan["change"]](types.SimpleNamespace(relu_=relu, last_=last, parameters=model.parameters))
+        CHANGES[plan["change"]](
+            types.SimpleNamespace(relu_=relu, last_=last, parameters=model.parameters)
+        )
         return model
 
     engine, told = assert_trained_alike(make, plan["density"], engine=plan["engine"])
-    odd = plan["drop"] or plan["change"] != "nothing" or (plan["own"] and plan["kind"] in ("alpha", "mode"))
+    odd = (
+        plan["drop"]
+        or plan["change"] != "nothing"
+        or (plan["own"] and plan["kind"] in ("alpha", "mode"))
+    )
     assert engine == "dense" if odd or plan["engine"] else engine in ("sparse", "dense")
     assert all("\n" not in each for each in told)
 
@@ -528,7 +581,10 @@ def test_frozen_parameters_stay_and_the_others_are_trained(name):
     mask, before = some_mask(model), make().get_parameter(name)
     training.train(model, mask, SPLITS, RECIPE, engine="dense")
     kept = mask.get(name, torch.ones(before.shape, dtype=torch.bool))
-    assert torch.equal(model.get_parameter(name)[kept], before[kept]) and not model.get_parameter(name).requires_grad
+    assert (
+        torch.equal(model.get_parameter(name)[kept], before[kept])
+        and not model.get_parameter(name).requires_grad
+    )
 
 
 def test_a_network_that_is_frozen_whole_is_refused():
@@ -556,8 +612,16 @@ def masked(layer):
 
 
 @pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
-@pytest.mark.parametrize("change", [masked, parametrizations.weight_norm, parametrizations.spectral_norm,
-                                    nn.utils.weight_norm, nn.utils.spectral_norm])
+@pytest.mark.parametrize(
+    "change",
+    [
+        masked,
+        parametrizations.weight_norm,
+        parametrizations.spectral_norm,
+        nn.utils.weight_norm,
+        nn.utils.spectral_norm,
+    ],
+)
 def test_a_layer_whose_weight_is_computed_is_named_and_stays_to_the_bit(change):
     model = mlp()
     mask = some_mask(model)
@@ -571,10 +635,15 @@ def test_a_layer_whose_weight_is_computed_is_named_and_stays_to_the_bit(change):
         lambda: compaction.compact(model, mask),
         lambda: training.train(model, mask, SPLITS, RECIPE),
     ):
-        with pytest.raises(UserError, match="^the weight of 1, a .*Linear, is computed from other parameters.*prune.remove"):
+        with pytest.raises(
+            UserError,
+            match="^the weight of 1, a .*Linear, is computed from other parameters.*prune.remove",
+        ):
             call()
     after = model.state_dict()
-    assert list(after) == list(before) and all(torch.equal(after[name], t) for name, t in before.items())
+    assert list(after) == list(before) and all(
+        torch.equal(after[name], t) for name, t in before.items()
+    )
 
 
 # --- wrapped networks, and sentences before the first step ---
@@ -627,11 +696,17 @@ def test_a_last_batch_of_one_that_a_norm_can_not_take_is_refused_before_the_firs
     part = data.Split(x, y, 4)
     splits = data.Splits("s", "s", part, part, part, 4, "0")
     model, fresh = make(6), make(6)
-    with pytest.raises(UserError, match=r"^33 images in batches of 32 leave a batch of one image, which .* choose"):
+    with pytest.raises(
+        UserError, match=r"^33 images in batches of 32 leave a batch of one image, which .* choose"
+    ):
         training.train(model, some_mask(model), splits, RECIPE, engine=engine)
     assert all(map(torch.equal, model.state_dict().values(), fresh.state_dict().values()))
-    assert_trained_alike(lambda: make(5), splits=splits, engine=engine)  # a map of four pixels is enough
-    training.train(model, some_mask(model), splits, training.Recipe(epochs=1, batch_size=31), engine=engine)
+    assert_trained_alike(
+        lambda: make(5), splits=splits, engine=engine
+    )  # a map of four pixels is enough
+    training.train(
+        model, some_mask(model), splits, training.Recipe(epochs=1, batch_size=31), engine=engine
+    )
 
 
 class Auxiliary(nn.Module):
@@ -662,10 +737,16 @@ def test_more_than_one_output_in_train_mode_is_a_sentence():
 
 def test_a_network_that_fails_in_train_mode_alone_is_a_sentence():
     model = Own(lambda m, x, h, d: m.encode(x) if not m.training else x.nothing)
-    with pytest.raises(UserError, match="^the network fails in train mode: 'Tensor' object has no attribute 'nothing'"):
+    with pytest.raises(
+        UserError,
+        match="^the network fails in train mode: 'Tensor' object has no attribute 'nothing'",
+    ):
         training.train(model, some_mask(model), SPLITS, RECIPE)
     model = Own(lambda m, x, h, d: m.encode(x) if not m.training else m.encode(x).exp_().square_())
-    with pytest.raises(UserError, match="^the network fails in train mode: one of the variables needed for gradient"):
+    with pytest.raises(
+        UserError,
+        match="^the network fails in train mode: one of the variables needed for gradient",
+    ):
         training.train(model, some_mask(model), SPLITS, RECIPE)
 
 

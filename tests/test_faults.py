@@ -9,6 +9,13 @@ from panning_core import ROOT
 
 def test_every_fault_once(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path))  # what it leaves where an invariant broke
-    done = subprocess.run([sys.executable, "-m", "tests.faults", "--quick", "--seed", "5"], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.faults", "--quick", "--seed", "5"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"^ +\d+ (?!.*BROKEN)", done.stdout, re.M)) == 9 and re.search(r"9 moments in \d+ s, 0 broken", done.stdout)
+    assert len(re.findall(r"^ +\d+ (?!.*BROKEN)", done.stdout, re.M)) == 9 and re.search(
+        r"9 moments in \d+ s, 0 broken", done.stdout
+    )

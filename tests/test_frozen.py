@@ -8,7 +8,11 @@ import pytest
 from panning_core import ROOT, agent, studies, toy
 
 LEDGERS = sorted((ROOT / "results" / "paper").glob("*/*.jsonl"))
-KINDS = {"runs": lambda run: studies.Run(**run), "agents": agent.recorded, "toys": lambda run: toy.Toy(**run)}
+KINDS = {
+    "runs": lambda run: studies.Run(**run),
+    "agents": agent.recorded,
+    "toys": lambda run: toy.Toy(**run),
+}
 
 
 def _told(path: Path) -> str:

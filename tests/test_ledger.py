@@ -23,7 +23,11 @@ from panning_core.ledger import Ledger, main
 
 
 def line(key, **content):
-    return {"key": key, "run": {"dataset": "digits"}, **(content or {"metrics": {"test_accuracy": 0.5}})}
+    return {
+        "key": key,
+        "run": {"dataset": "digits"},
+        **(content or {"metrics": {"test_accuracy": 0.5}}),
+    }
 
 
 @pytest.fixture
@@ -50,7 +54,10 @@ def test_the_first_of_equal_keys_wins(ledger):
 
 def test_a_failure_is_forgotten_once_the_run_has_succeeded(ledger):
     ledger.append(line("a", error="first"), line("b", error="stays"), line("a", error="second"))
-    assert [(row["key"], row["error"]) for row in ledger.failures()] == [("a", "second"), ("b", "stays")]
+    assert [(row["key"], row["error"]) for row in ledger.failures()] == [
+        ("a", "second"),
+        ("b", "stays"),
+    ]
     assert ledger.rows() == []
     ledger.append(line("a"))
     assert keys(ledger) == ["a"] and [row["key"] for row in ledger.failures()] == ["b"]
@@ -87,7 +94,16 @@ def test_a_whole_last_line_that_only_lacks_its_newline_is_kept(ledger):
     assert keys(ledger) == ["a", "b", "c"] and ledger.path.read_bytes().count(b"\n") == 3
 
 
-@pytest.mark.parametrize("damage", [b'{"key": "b", "ru', b"\xff\x00", b"[1, 2]", b'{"key": "b", "run": {}}', b'{"key": 3, "run": {}, "metrics": {}}'])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b'{"key": "b", "ru',
+        b"\xff\x00",
+        b"[1, 2]",
+        b'{"key": "b", "run": {}}',
+        b'{"key": 3, "run": {}, "metrics": {}}',
+    ],
+)
 def test_a_damaged_line_elsewhere_is_named_and_nothing_is_touched(ledger, damage):
     ledger.append(line("a"))
     with ledger.path.open("ab") as file:
@@ -101,7 +117,10 @@ def test_a_damaged_line_elsewhere_is_named_and_nothing_is_touched(ledger, damage
     assert ledger.path.read_bytes() == before
 
 
-LINES = [line(f"key {i}", **({"error": "x" * i} if i % 3 == 2 else {"metrics": {"n": i}})) for i in range(6)]
+LINES = [
+    line(f"key {i}", **({"error": "x" * i} if i % 3 == 2 else {"metrics": {"n": i}}))
+    for i in range(6)
+]
 TEXT = "".join(json.dumps(row) + "\n" for row in LINES).encode()
 
 
@@ -117,7 +136,10 @@ def test_cut_anywhere_it_keeps_every_whole_line_and_can_be_written_on(cut):
         assert ledger.rows() == [row for row in LINES[:whole] if "metrics" in row]
         assert ledger.failures() == [row for row in LINES[:whole] if "error" in row]
         ledger.append(line("new"))
-        assert [json.loads(text) for text in ledger.path.read_text().splitlines()] == [*LINES[:whole], line("new")]
+        assert [json.loads(text) for text in ledger.path.read_text().splitlines()] == [
+            *LINES[:whole],
+            line("new"),
+        ]
 
 
 # --- a full disk ---
@@ -131,23 +153,37 @@ class Full(io.FileIO):
     def write(self, text):
         if not Full.room:
             raise OSError(errno.ENOSPC, "No space left on device")
-        written = super().write(text[:min(Full.room, 20)])
+        written = super().write(text[: min(Full.room, 20)])
         Full.room -= written
         return written
 
 
 @pytest.mark.parametrize("room", [0, 1, 70, 200])
 @pytest.mark.filterwarnings("ignore:.*last line is torn")
-def test_a_disk_that_fills_up_in_the_middle_of_a_line_is_one_sentence_and_costs_no_other_line(ledger, monkeypatch, room):
+def test_a_disk_that_fills_up_in_the_middle_of_a_line_is_one_sentence_and_costs_no_other_line(
+    ledger, monkeypatch, room
+):
     ledger.append(line("a"))
     before = ledger.path.read_bytes()
     with monkeypatch.context() as patch:
-        patch.setattr("panning_core.ledger.open", lambda path, mode, **named: Full(path, "a+") if mode == "a+b" else open(path, mode, **named), raising=False)
+        patch.setattr(
+            "panning_core.ledger.open",
+            lambda path, mode, **named: (
+                Full(path, "a+") if mode == "a+b" else open(path, mode, **named)
+            ),
+            raising=False,
+        )
         Full.room = room
-        with pytest.raises(UserError, match=r"can not be written to .*runs.jsonl \(No space left on device\); what is recorded is kept"):
+        with pytest.raises(
+            UserError,
+            match=r"can not be written to .*runs.jsonl \(No space left on device\); what is recorded is kept",
+        ):
             ledger.append(line("b"), line("c"), line("d"))
         Full.room = 10_000
-    assert ledger.path.read_bytes().startswith(before) and len(ledger.path.read_bytes()) == len(before) + room
+    assert (
+        ledger.path.read_bytes().startswith(before)
+        and len(ledger.path.read_bytes()) == len(before) + room
+    )
     whole = 1 + room // len(before)
     assert keys(ledger) == ["a", "b", "c"][:whole]
     ledger.append(line("b"), line("c"), line("d"))
@@ -160,9 +196,17 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line_is_one_sentence_and_costs_
 def test_what_is_finished_is_not_recorded_again(ledger):
     ledger.append(line("a", error="first"), line("b"))
     assert "a" not in ledger and "b" in ledger and "c" not in ledger
-    ledger.append(line("a", metrics={"note": "mentions c"}), line("b", metrics={"n": 2}), line("b", error="late"))
+    ledger.append(
+        line("a", metrics={"note": "mentions c"}),
+        line("b", metrics={"n": 2}),
+        line("b", error="late"),
+    )
     assert "a" in ledger and "c" not in ledger
-    assert [json.loads(text)["key"] for text in ledger.path.read_text().splitlines()] == ["a", "b", "a"] and ledger.rows()[0] == line("b")
+    assert [json.loads(text)["key"] for text in ledger.path.read_text().splitlines()] == [
+        "a",
+        "b",
+        "a",
+    ] and ledger.rows()[0] == line("b")
 
 
 # --- repair ---
@@ -176,7 +220,9 @@ def damaged(ledger):
     """Lines 2 and 4 are not runs, and the last one is torn."""
     ledger.append(line("a"), line("b"), line("c"))
     first, second, third, _ = ledger.path.read_bytes().split(b"\n")
-    ledger.path.write_bytes(b"\n".join([first, DAMAGE[0], second, DAMAGE[1], b"", third, b'{"key": "d"']))
+    ledger.path.write_bytes(
+        b"\n".join([first, DAMAGE[0], second, DAMAGE[1], b"", third, b'{"key": "d"'])
+    )
     return ledger
 
 
@@ -189,24 +235,47 @@ def test_the_command_that_the_refusal_names_repairs_and_keeps_a_copy(damaged, tm
     (tmp_path / "with space").mkdir()
     damaged.path = damaged.path.rename(tmp_path / "with space" / "runs.jsonl")
     before = damaged.path.read_bytes()
-    with pytest.warns(UserWarning, match="torn"), pytest.raises(UserError, match="line 2: not a run; `.* --repair` takes it out and keeps a copy") as error:
+    with (
+        pytest.warns(UserWarning, match="torn"),
+        pytest.raises(
+            UserError, match="line 2: not a run; `.* --repair` takes it out and keeps a copy"
+        ) as error,
+    ):
         damaged.rows()
     command = str(error.value).split("`")[1].replace("python", shlex.quote(sys.executable), 1)
     done = subprocess.run(command, shell=True, capture_output=True, text=True, cwd=ROOT)
     copy = damaged.path.with_name("runs.jsonl.damaged-1")
-    assert done.returncode == 0 and done.stdout == f"{damaged.path}: took out lines 2, 4, 7; the file as it was is {copy}\n", done.stderr
-    assert copy.read_bytes() == before and keys(damaged) == ["a", "b", "c"] and damaged.path.read_bytes().count(b"\n") == 3
-    assert sorted(path.name for path in copy.parent.iterdir()) == ["runs.jsonl", "runs.jsonl.damaged-1"]
+    assert (
+        done.returncode == 0
+        and done.stdout == f"{damaged.path}: took out lines 2, 4, 7; the file as it was is {copy}\n"
+    ), done.stderr
+    assert (
+        copy.read_bytes() == before
+        and keys(damaged) == ["a", "b", "c"]
+        and damaged.path.read_bytes().count(b"\n") == 3
+    )
+    assert sorted(path.name for path in copy.parent.iterdir()) == [
+        "runs.jsonl",
+        "runs.jsonl.damaged-1",
+    ]
 
 
-def test_a_look_changes_nothing_and_a_fine_ledger_is_left_alone(damaged, monkeypatch, capsys, tmp_path):
+def test_a_look_changes_nothing_and_a_fine_ledger_is_left_alone(
+    damaged, monkeypatch, capsys, tmp_path
+):
     before = damaged.path.read_bytes()
-    assert run_main(monkeypatch, damaged.path) == 1 and "lines 2, 4, 7 damaged; --repair takes out what is" in capsys.readouterr().out
+    assert (
+        run_main(monkeypatch, damaged.path) == 1
+        and "lines 2, 4, 7 damaged; --repair takes out what is" in capsys.readouterr().out
+    )
     assert damaged.path.read_bytes() == before and len(list(damaged.path.parent.iterdir())) == 1
     damaged.path.write_bytes(json.dumps(line("a")).encode())  # fine, though its newline is missing
     before = damaged.path.stat()
     for arguments in ((), ("--repair",)):
-        assert run_main(monkeypatch, damaged.path, *arguments) == 0 and "no line is damaged" in capsys.readouterr().out
+        assert (
+            run_main(monkeypatch, damaged.path, *arguments) == 0
+            and "no line is damaged" in capsys.readouterr().out
+        )
     assert damaged.path.stat() == before and len(list(damaged.path.parent.iterdir())) == 1
     with pytest.raises(UserError, match="nowhere.jsonl: no such ledger"):
         run_main(monkeypatch, tmp_path / "nowhere.jsonl", "--repair")
@@ -218,18 +287,25 @@ def test_a_file_that_is_no_ledger_is_not_repaired_away(tmp_path):
     path.write_text("torch==2\n\nnumpy==2\n")
     with pytest.raises(UserError, match="no line of it is a run"):
         Ledger(path).repair()
-    assert path.read_text() == "torch==2\n\nnumpy==2\n" and [file.name for file in tmp_path.iterdir()] == ["requirements.txt"]
+    assert path.read_text() == "torch==2\n\nnumpy==2\n" and [
+        file.name for file in tmp_path.iterdir()
+    ] == ["requirements.txt"]
 
 
 def test_a_second_repair_keeps_a_second_copy(damaged):
     befores = []
     for number in (1, 2):
         befores.append(damaged.path.read_bytes())
-        assert damaged.repair() == ([2, 4, 7] if number == 1 else [4], damaged.path.with_name(f"runs.jsonl.damaged-{number}"))
+        assert damaged.repair() == (
+            [2, 4, 7] if number == 1 else [4],
+            damaged.path.with_name(f"runs.jsonl.damaged-{number}"),
+        )
         assert damaged.repair() is None
         with damaged.path.open("ab") as file:
             file.write(b"damaged again\n")
-    assert [damaged.path.with_name(f"runs.jsonl.damaged-{number}").read_bytes() for number in (1, 2)] == befores
+    assert [
+        damaged.path.with_name(f"runs.jsonl.damaged-{number}").read_bytes() for number in (1, 2)
+    ] == befores
 
 
 def repair_often(path, barrier):
@@ -247,7 +323,10 @@ def test_a_repair_during_a_sweep_loses_no_line(ledger):
     context = multiprocessing.get_context("fork")
     ledger.append(line("first"))
     barrier = context.Barrier(2)
-    both = [context.Process(target=write_many, args=(ledger.path, "a", barrier)), context.Process(target=repair_often, args=(ledger.path, barrier))]
+    both = [
+        context.Process(target=write_many, args=(ledger.path, "a", barrier)),
+        context.Process(target=repair_often, args=(ledger.path, barrier)),
+    ]
     for process in both:
         process.start()
     for process in both:
@@ -270,7 +349,9 @@ def write_many(path, name, barrier):
 def test_two_processes_at_once_lose_and_mix_nothing(ledger):
     context = multiprocessing.get_context("fork")
     barrier = context.Barrier(2)
-    writers = [context.Process(target=write_many, args=(ledger.path, name, barrier)) for name in "ab"]
+    writers = [
+        context.Process(target=write_many, args=(ledger.path, name, barrier)) for name in "ab"
+    ]
     for process in writers:
         process.start()
     for process in writers:
@@ -279,7 +360,9 @@ def test_two_processes_at_once_lose_and_mix_nothing(ledger):
     rows = ledger.rows()
     assert all(row["metrics"] == {"long": row["key"][0] * 500} for row in rows)
     for name in "ab":  # each writer's own order, too
-        assert [row["key"] for row in rows if row["key"][0] == name] == [f"{name}{number}" for number in range(200)]
+        assert [row["key"] for row in rows if row["key"][0] == name] == [
+            f"{name}{number}" for number in range(200)
+        ]
     assert len(ledger.path.read_bytes().splitlines()) == 400
 
 
@@ -315,10 +398,16 @@ def test_check_writable_writes_nothing(ledger):
 
 def test_merging_takes_what_is_missing_by_key(ledger, tmp_path):
     other = Ledger(tmp_path / "other.jsonl")
-    other.append(line("b", metrics={"from": "other"}), line("c"), line("d", error="no result to take"))
+    other.append(
+        line("b", metrics={"from": "other"}), line("c"), line("d", error="no result to take")
+    )
     ledger.append(line("a"), line("b", metrics={"from": "here"}))
     assert ledger.merge(other.path) == 1
-    assert keys(ledger) == ["a", "b", "c"] and ledger.rows()[1]["metrics"] == {"from": "here"} and ledger.failures() == []
+    assert (
+        keys(ledger) == ["a", "b", "c"]
+        and ledger.rows()[1]["metrics"] == {"from": "here"}
+        and ledger.failures() == []
+    )
     assert ledger.merge(other.path) == 0 and keys(ledger) == ["a", "b", "c"]
     with pytest.raises(UserError, match="no such ledger"):
         ledger.merge(tmp_path / "nowhere.jsonl")

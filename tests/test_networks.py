@@ -14,7 +14,10 @@ from panning_core.errors import UserError
 
 def half(model, density=0.5, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    return {name: torch.rand(w.shape, generator=generator) < density for name, w in models.prunable(model).items()}
+    return {
+        name: torch.rand(w.shape, generator=generator) < density
+        for name, w in models.prunable(model).items()
+    }
 
 
 def trained(name, shape, seed=3):
@@ -35,10 +38,22 @@ def card_of(name="lenet300", shape=(1, 8, 8), density=0.02):
     return json.loads(json.dumps(networks.describe(model, half(model, density), name, "digits")))
 
 
-@pytest.mark.parametrize("name, shape, density", [("lenet300", (1, 8, 8), 0.02), ("lenet5", (1, 16, 16), 0.1), ("resnet20", (1, 8, 8), 0.2), ("lenet300", (1, 8, 8), 1.0), ("lenet300", (1, 8, 8), 0.0)])
+@pytest.mark.parametrize(
+    "name, shape, density",
+    [
+        ("lenet300", (1, 8, 8), 0.02),
+        ("lenet5", (1, 16, 16), 0.1),
+        ("resnet20", (1, 8, 8), 0.2),
+        ("lenet300", (1, 8, 8), 1.0),
+        ("lenet300", (1, 8, 8), 0.0),
+    ],
+)
 def test_a_network_comes_back_to_the_bit(name, shape, density, unchanged):
     model = trained(name, shape)
-    mask, x = half(model, density), torch.randn((50, *shape), generator=torch.Generator().manual_seed(1))
+    mask, x = (
+        half(model, density),
+        torch.randn((50, *shape), generator=torch.Generator().manual_seed(1)),
+    )
     with unchanged(model):
         text = json.dumps(networks.describe(model, mask, name, "digits"), allow_nan=False)
     found, found_mask = networks.rebuild(json.loads(text))
@@ -47,8 +62,13 @@ def test_a_network_comes_back_to_the_bit(name, shape, density, unchanged):
         for key, w in models.prunable(pruned).items():
             w.mul_(mask[key])
         assert torch.equal(found.eval()(x), pruned.eval()(x))
-    assert found_mask.keys() == mask.keys() and all(torch.equal(found_mask[key], m) for key, m in mask.items())
-    assert all(torch.equal(t, pruned.state_dict()[key]) for key, t in found.state_dict().items()) and models.input_shape(found) == shape
+    assert found_mask.keys() == mask.keys() and all(
+        torch.equal(found_mask[key], m) for key, m in mask.items()
+    )
+    assert (
+        all(torch.equal(t, pruned.state_dict()[key]) for key, t in found.state_dict().items())
+        and models.input_shape(found) == shape
+    )
     again = json.dumps(networks.describe(found, found_mask, name, "digits"))
     assert again == text
 
@@ -56,23 +76,39 @@ def test_a_network_comes_back_to_the_bit(name, shape, density, unchanged):
 def test_hard_numbers_survive():
     """Subnormal, huge, 1/3 and -0.0: nine digits are a float32."""
     model = models.build("lenet300", (1, 8, 8), 10, 0)
-    values = torch.tensor([1e-45, 1.17549435e-38, 3.4028235e38, 1 / 3, -0.0, 16777217.0, 0.1, -1e-7])
+    values = torch.tensor(
+        [1e-45, 1.17549435e-38, 3.4028235e38, 1 / 3, -0.0, 16777217.0, 0.1, -1e-7]
+    )
     with torch.no_grad():
         model.fc1.weight.view(-1)[:8] = values
         model.fc1.bias[:8] = values
-    found, _ = networks.rebuild(json.loads(json.dumps(networks.describe(model, masks.ones(model), "lenet300", "digits"))))
-    assert torch.equal(found.fc1.weight.view(torch.int32), model.fc1.weight.view(torch.int32)) and torch.equal(found.fc1.bias.view(torch.int32), model.fc1.bias.view(torch.int32))
+    found, _ = networks.rebuild(
+        json.loads(json.dumps(networks.describe(model, masks.ones(model), "lenet300", "digits")))
+    )
+    assert torch.equal(
+        found.fc1.weight.view(torch.int32), model.fc1.weight.view(torch.int32)
+    ) and torch.equal(found.fc1.bias.view(torch.int32), model.fc1.bias.view(torch.int32))
 
 
 def test_a_card_is_plain_and_lists_what_is_left():
     card = card_of()
     model = trained("lenet300", (1, 8, 8))
     assert list(card) == ["model", "dataset", "input_shape", "classes", "weights", "others"]
-    assert (card["model"], card["dataset"], card["input_shape"], card["classes"]) == ("lenet300", "digits", [1, 8, 8], 10)
-    assert list(card["weights"]) == ["fc1.weight", "fc2.weight", "fc3.weight"] and list(card["others"]) == ["fc1.bias", "fc2.bias", "fc3.bias"]
+    assert (card["model"], card["dataset"], card["input_shape"], card["classes"]) == (
+        "lenet300",
+        "digits",
+        [1, 8, 8],
+        10,
+    )
+    assert list(card["weights"]) == ["fc1.weight", "fc2.weight", "fc3.weight"] and list(
+        card["others"]
+    ) == ["fc1.bias", "fc2.bias", "fc3.bias"]
     for name, mask in half(model, 0.02).items():
         assert card["weights"][name]["places"] == mask.flatten().nonzero().flatten().tolist()
-        assert torch.equal(torch.tensor(card["weights"][name]["values"]), models.prunable(model)[name][mask].detach())
+        assert torch.equal(
+            torch.tensor(card["weights"][name]["values"]),
+            models.prunable(model)[name][mask].detach(),
+        )
 
 
 def test_a_network_that_has_diverged_can_still_be_recorded():
@@ -115,8 +151,10 @@ DAMAGE = {
     "a place twice": lambda card: first(card)["places"].__setitem__(1, first(card)["places"][0]),
     "a negative place": lambda card: first(card)["places"].__setitem__(0, -1),
     "a place beyond": lambda card: first(card)["places"].__setitem__(-1, 30_000),
-    "a huge place": lambda card: first(card)["places"].__setitem__(-1, 10 ** 30),
-    "a half place": lambda card: first(card)["places"].__setitem__(0, first(card)["places"][0] + 0.5),
+    "a huge place": lambda card: first(card)["places"].__setitem__(-1, 10**30),
+    "a half place": lambda card: first(card)["places"].__setitem__(
+        0, first(card)["places"][0] + 0.5
+    ),
     "a word for a place": lambda card: first(card)["places"].__setitem__(0, "3"),
     "nothing for places": lambda card: first(card).update(places=None),
     "a word for a value": lambda card: first(card)["values"].__setitem__(0, "0.5"),
@@ -136,7 +174,9 @@ def test_a_damaged_card_is_refused(damage):
     DAMAGE[damage](card)
     with pytest.raises(UserError) as error:
         networks.rebuild(card)
-    assert str(error.value).startswith(("this is not a network that was recorded here: ", "unknown model")) and "\n" not in str(error.value)
+    assert str(error.value).startswith(
+        ("this is not a network that was recorded here: ", "unknown model")
+    ) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("card", [None, [], 3, "card", {}])
@@ -145,7 +185,9 @@ def test_what_is_no_card_is_refused(card):
         networks.rebuild(card)
 
 
-@pytest.mark.parametrize("content", [None, b"", b"not JSON", b'{"model": ', b"\xff\xfe\x00", b"folder"])
+@pytest.mark.parametrize(
+    "content", [None, b"", b"not JSON", b'{"model": ', b"\xff\xfe\x00", b"folder"]
+)
 def test_what_can_not_be_read_is_named(content, tmp_path):
     path = tmp_path / "network.json"
     if content == b"folder":
@@ -184,30 +226,58 @@ def test_the_command_measures_a_network_again(recorded, monkeypatch, capsys):
     model = models.build("lenet300", (1, 8, 8), 10, 0)
     assert command(monkeypatch, path) == 0
     told = capsys.readouterr().out
-    assert told == (f"lenet300 on scikit-learn digits: {masks.count(mask)} of 50,200 weights kept, {masks.count(masks.effective(model, mask))} effective; "
-                    f"test accuracy {100 * accuracy:.2f} % (n = 360 images)\n")
+    assert told == (
+        f"lenet300 on scikit-learn digits: {masks.count(mask)} of 50,200 weights kept, {masks.count(masks.effective(model, mask))} effective; "
+        f"test accuracy {100 * accuracy:.2f} % (n = 360 images)\n"
+    )
     assert masks.count(mask) - masks.count(masks.effective(model, mask)) >= 5 and accuracy > 0.3
-    assert command(monkeypatch, path, "--dataset", "digits") == 0 and capsys.readouterr().out == told
+    assert (
+        command(monkeypatch, path, "--dataset", "digits") == 0 and capsys.readouterr().out == told
+    )
 
 
 def test_a_data_set_of_another_shape_is_refused(recorded, monkeypatch, capsys, digits):
     path, *_ = recorded
-    other = networks.data.from_arrays(*(torch.zeros(n, 1, 4, 4).numpy() if k % 2 == 0 else torch.arange(n).numpy() % 10 for k, n in enumerate((40, 40, 20, 20))), title="small ones")
-    fewer = networks.data.from_arrays(*(torch.zeros(n, 1, 8, 8).numpy() if k % 2 == 0 else torch.arange(n).numpy() % 3 for k, n in enumerate((40, 40, 20, 20))), title="three kinds")
+    other = networks.data.from_arrays(
+        *(
+            torch.zeros(n, 1, 4, 4).numpy() if k % 2 == 0 else torch.arange(n).numpy() % 10
+            for k, n in enumerate((40, 40, 20, 20))
+        ),
+        title="small ones",
+    )
+    fewer = networks.data.from_arrays(
+        *(
+            torch.zeros(n, 1, 8, 8).numpy() if k % 2 == 0 else torch.arange(n).numpy() % 3
+            for k, n in enumerate((40, 40, 20, 20))
+        ),
+        title="three kinds",
+    )
     sets = {"small": other, "three": fewer, "digits": digits}
     monkeypatch.setattr(networks.data, "load", lambda name: sets[name])
-    for name, says in (("small", "small ones has [1, 4, 4] of 10"), ("three", "three kinds has [1, 8, 8] of 3")):
+    for name, says in (
+        ("small", "small ones has [1, 4, 4] of 10"),
+        ("three", "three kinds has [1, 8, 8] of 3"),
+    ):
         assert command(monkeypatch, path, "--dataset", name) == 2
         told = capsys.readouterr().err
         assert told == f"error: the network reads images [1, 8, 8] of 10 classes; {says}\n"
 
 
-@pytest.mark.parametrize("change, says", [
-    (lambda card: card.pop("weights"), "this is not a network that was recorded here"),
-    (lambda card: card.pop("dataset"), "this is not a network that was recorded here"),
-    (lambda card: card.update(dataset="digit"), "unknown data set 'digit'; did you mean 'digits'?"),
-    (lambda card: card.update(dataset=["digits"]), "this is not a network that was recorded here"),
-])
+@pytest.mark.parametrize(
+    "change, says",
+    [
+        (lambda card: card.pop("weights"), "this is not a network that was recorded here"),
+        (lambda card: card.pop("dataset"), "this is not a network that was recorded here"),
+        (
+            lambda card: card.update(dataset="digit"),
+            "unknown data set 'digit'; did you mean 'digits'?",
+        ),
+        (
+            lambda card: card.update(dataset=["digits"]),
+            "this is not a network that was recorded here",
+        ),
+    ],
+)
 def test_bad_input_of_the_command_is_one_sentence(recorded, monkeypatch, capsys, change, says):
     path, *_ = recorded
     card = json.loads(path.read_text())
@@ -218,10 +288,18 @@ def test_bad_input_of_the_command_is_one_sentence(recorded, monkeypatch, capsys,
     assert told.startswith(f"error: {says}") and told.count("\n") == 1
 
 
-def test_a_missing_file_and_an_unknown_data_set_are_one_sentence(recorded, monkeypatch, capsys, tmp_path):
+def test_a_missing_file_and_an_unknown_data_set_are_one_sentence(
+    recorded, monkeypatch, capsys, tmp_path
+):
     path, *_ = recorded
-    assert command(monkeypatch, tmp_path / "nowhere.json") == 2 and "nowhere.json is not a readable network" in capsys.readouterr().err
-    assert command(monkeypatch, path, "--dataset", "digit") == 2 and "did you mean 'digits'" in capsys.readouterr().err
+    assert (
+        command(monkeypatch, tmp_path / "nowhere.json") == 2
+        and "nowhere.json is not a readable network" in capsys.readouterr().err
+    )
+    assert (
+        command(monkeypatch, path, "--dataset", "digit") == 2
+        and "did you mean 'digits'" in capsys.readouterr().err
+    )
 
 
 def test_a_network_of_your_own_is_described_by_its_own_layers():
@@ -229,6 +307,10 @@ def test_a_network_of_your_own_is_described_by_its_own_layers():
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
     model.input_shape = (1, 2, 2)
     card = networks.describe(model, masks.ones(model), "mine", "mine")
-    assert card["classes"] == 2 and card["input_shape"] == [1, 2, 2] and len(card["weights"]["1.weight"]["values"]) == 12
+    assert (
+        card["classes"] == 2
+        and card["input_shape"] == [1, 2, 2]
+        and len(card["weights"]["1.weight"]["values"]) == 12
+    )
     with pytest.raises(UserError, match="unknown model 'mine'"):
         networks.rebuild(card)

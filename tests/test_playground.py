@@ -30,16 +30,35 @@ WATCH = """() => {
 @contextmanager
 def jupyterlab(checkout, folder):
     """The address of a JupyterLab of its own, with ``checkout`` as its root; it and its kernels are gone afterwards, whatever happens."""
-    command = checkout.command("-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", "--port=0", f"--ServerApp.root_dir={checkout.root}",
-                               f"--IdentityProvider.token={secrets.token_hex()}", "--LabApp.extension_manager=readonly")
-    own = {name: str(folder / name) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
-    own |= {"PYTHONPATH": str(ROOT), "PANNING_RESULTS": str(checkout.root / "results")}  # this core, whose kernels are compiled already
+    command = checkout.command(
+        "-m",
+        "jupyterlab",
+        "--no-browser",
+        "--allow-root",
+        "--ip=127.0.0.1",
+        "--port=0",
+        f"--ServerApp.root_dir={checkout.root}",
+        f"--IdentityProvider.token={secrets.token_hex()}",
+        "--LabApp.extension_manager=readonly",
+    )
+    own = {
+        name: str(folder / name)
+        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+    }
+    own |= {
+        "PYTHONPATH": str(ROOT),
+        "PANNING_RESULTS": str(checkout.root / "results"),
+    }  # this core, whose kernels are compiled already
     with open(folder / "log.txt", "w") as log:
-        server = subprocess.Popen(**command | {"env": command["env"] | own, "stdout": log, "stderr": log})
+        server = subprocess.Popen(
+            **command | {"env": command["env"] | own, "stdout": log, "stderr": log}
+        )
     try:
         until = time.monotonic() + LONG / 1000
         while not (told := list((folder / "JUPYTER_RUNTIME_DIR").glob("jpserver-*.json"))):
-            assert server.poll() is None and time.monotonic() < until, (folder / "log.txt").read_text()
+            assert server.poll() is None and time.monotonic() < until, (
+                folder / "log.txt"
+            ).read_text()
             time.sleep(0.1)
         told = json.loads(told[0].read_text())
         yield f"{told['url']}lab/tree/notebooks/playground.ipynb?token={told['token']}"
@@ -57,7 +76,9 @@ def jupyterlab(checkout, folder):
 def checkout(tmp_path_factory):
     """The playground, which trains for 6 epochs here."""
     made = Checkout(tmp_path_factory.mktemp("playground") / "checkout")
-    (made.root / "notebooks" / NOTEBOOK.name).write_text(NOTEBOOK.read_text().replace("epochs = 30", "epochs = 6"))
+    (made.root / "notebooks" / NOTEBOOK.name).write_text(
+        NOTEBOOK.read_text().replace("epochs = 30", "epochs = 6")
+    )
     return made
 
 
@@ -68,7 +89,9 @@ def page(browser, checkout, tmp_path_factory):  # noqa: F811
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(LONG)
         page.goto(address)
-        page.get_by_text("(ipykernel) | Idle").wait_for()  # before it, running cells asks for a kernel
+        page.get_by_text(
+            "(ipykernel) | Idle"
+        ).wait_for()  # before it, running cells asks for a kernel
         page.locator(".lm-MenuBar-itemLabel", has_text="Run").click()
         page.get_by_text("Run All Cells", exact=True).click()
         answered(page)
@@ -85,7 +108,16 @@ def answered(page):
 
 def seen(page):
     """The numbers, the layers' table, the pictures and the code."""
-    return [page.locator(part).evaluate("e => e.outerHTML") for part in (".play-numbers", ".play table", '.play img[alt^=First]', '.play img[alt^=Force]', ".play pre")]
+    return [
+        page.locator(part).evaluate("e => e.outerHTML")
+        for part in (
+            ".play-numbers",
+            ".play table",
+            ".play img[alt^=First]",
+            ".play img[alt^=Force]",
+            ".play pre",
+        )
+    ]
 
 
 def control(page, words):
@@ -103,7 +135,9 @@ def test_another_sparsity_is_answered_with_other_numbers_and_pictures(page):
     assert "98 %" in after[0] and "sparsity=0.98" in after[-1]
     assert all(one != two for one, two in zip(before, after))
     assert 0.15 < seconds < 20  # with its pause; half a second where nothing else runs
-    assert page.evaluate("document.querySelector('.play').scrollWidth <= document.querySelector('.play').clientWidth")
+    assert page.evaluate(
+        "document.querySelector('.play').scrollWidth <= document.querySelector('.play').clientWidth"
+    )
 
 
 def test_training_draws_a_curve_that_grows_with_every_epoch(page):
@@ -129,11 +163,19 @@ def test_a_change_while_it_trains_ends_the_training_and_is_answered(page):
 
 def test_a_user_error_is_a_sentence_in_the_page_and_the_next_choice_is_answered(page):
     control(page, "Network").locator("select").select_option(label="LeNet-5")
-    assert page.locator(".play-status.wrong").inner_text() == "lenet5 needs images of at least 16x16 pixels, got 8x8; lenet300 takes any size"
+    assert (
+        page.locator(".play-status.wrong").inner_text()
+        == "lenet5 needs images of at least 16x16 pixels, got 8x8; lenet300 takes any size"
+    )
     assert page.get_by_role("button", name="Train", exact=True).is_disabled()
     control(page, "Network").locator("select").select_option(label="LeNet-300-100")
     answered(page)
-    assert page.locator(".jp-RenderedText[data-mime-type*=error], .jp-RenderedText[data-mime-type*=stderr]").count() == 0
+    assert (
+        page.locator(
+            ".jp-RenderedText[data-mime-type*=error], .jp-RenderedText[data-mime-type*=stderr]"
+        ).count()
+        == 0
+    )
 
 
 def test_a_saved_mask_is_the_one_that_the_three_lines_give(page, checkout):
@@ -144,4 +186,7 @@ def test_a_saved_mask_is_the_one_that_the_three_lines_give(page, checkout):
     scope = {}
     exec(page.locator(".play pre").inner_text().replace("epochs=100", "epochs=1"), scope)
     saved = masks.load(path, scope["pruned"].model)
-    assert all(torch.equal(saved[name], m) for name, m in scope["pruned"].mask.items()) and len(scope["log"]) == 1
+    assert (
+        all(torch.equal(saved[name], m) for name, m in scope["pruned"].mask.items())
+        and len(scope["log"]) == 1
+    )

@@ -14,12 +14,25 @@ from panning_core import policies
 from panning_core.errors import UserError
 from panning_core.policies import Actor, Random
 
-CARD = {"trained_on": ["lenet300/digits"], "steps": 100, "seed": 3, "seconds": 1.5, "training": {"lr": 0.1}, "versions": {"torch": "2"}}
+CARD = {
+    "trained_on": ["lenet300/digits"],
+    "steps": 100,
+    "seed": 3,
+    "seconds": 1.5,
+    "training": {"lr": 0.1},
+    "versions": {"torch": "2"},
+}
 
 
 def layers(*widths, seed=0):
     draw = np.random.default_rng(seed)
-    return tuple((draw.normal(size=(out, inside)).astype(np.float32), draw.normal(size=out).astype(np.float32)) for inside, out in zip(widths, widths[1:]))
+    return tuple(
+        (
+            draw.normal(size=(out, inside)).astype(np.float32),
+            draw.normal(size=out).astype(np.float32),
+        )
+        for inside, out in zip(widths, widths[1:])
+    )
 
 
 @pytest.fixture
@@ -38,7 +51,10 @@ def test_a_file_gives_the_policy_back(actor, observations, tmp_path):
         again = policies.load(path)
         assert again.card == CARD and again.digest() == actor.digest()
         assert all(np.array_equal(again(seen), actor(seen)) for seen in observations)
-    assert re.fullmatch("[0-9a-f]{12}", actor.digest()) and Actor(layers(7, 16, 8, 3, seed=1), CARD).digest() != actor.digest()
+    assert (
+        re.fullmatch("[0-9a-f]{12}", actor.digest())
+        and Actor(layers(7, 16, 8, 3, seed=1), CARD).digest() != actor.digest()
+    )
 
 
 def test_an_actor_is_a_perceptron_with_relu_and_tanh(actor, observations):
@@ -51,9 +67,13 @@ def test_an_actor_is_a_perceptron_with_relu_and_tanh(actor, observations):
     for seen in observations:
         done = actor(seen)
         assert done.shape == (3,) and done.dtype == np.float32 and np.abs(done).max() <= 1
-        assert done == pytest.approx(network(torch.from_numpy(seen).float()).detach().numpy(), abs=1e-5)
+        assert done == pytest.approx(
+            network(torch.from_numpy(seen).float()).detach().numpy(), abs=1e-5
+        )
     single = Actor(layers(7, 3), CARD)
-    assert single(observations[0]) == pytest.approx(np.tanh(single.layers[0][0] @ observations[0] + single.layers[0][1]), abs=1e-5)
+    assert single(observations[0]) == pytest.approx(
+        np.tanh(single.layers[0][0] @ observations[0] + single.layers[0][1]), abs=1e-5
+    )
 
 
 class Harmful:
@@ -91,12 +111,14 @@ def cut(path):
 def flipped(path):
     saved(path, 7, 16, 3)
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xff
+    content[len(content) // 2] ^= 0xFF
     path.write_bytes(content)
 
 
 def without(name):
-    return lambda path: saved(path, 7, 16, 3, card={key: value for key, value in CARD.items() if key != name})
+    return lambda path: saved(
+        path, 7, 16, 3, card={key: value for key, value in CARD.items() if key != name}
+    )
 
 
 def changed(change, *widths):
@@ -110,34 +132,82 @@ DAMAGED = {
     "text": (lambda path: path.write_text("a policy"), "is not a policy"),
     "cut off": (cut, "is not a policy"),
     "a bit flipped": (flipped, "is not a policy"),
-    "a mask": (lambda path: np.savez(path, **{"fc1.weight": np.ones((3, 7), bool)}), "is not a policy"),
+    "a mask": (
+        lambda path: np.savez(path, **{"fc1.weight": np.ones((3, 7), bool)}),
+        "is not a policy",
+    ),
     "one array": (lambda path: np.save(open(path, "wb"), np.ones(3)), "is not a policy"),
     "no arrays": (lambda path: np.savez(path), "is not a policy"),
-    "pickle": (lambda path: path.write_bytes(__import__("pickle").dumps(Harmful(path.parent / "harm"))), "is not a policy"),
-    "pickled weights": (changed(lambda arrays: arrays.update(weight0=np.array([Harmful(HARM[0])], dtype=object))), "allow_pickle=False"),
-    "pickled card": (changed(lambda arrays: arrays.update(card=np.array(Harmful(HARM[0]), dtype=object))), "allow_pickle=False"),
+    "pickle": (
+        lambda path: path.write_bytes(__import__("pickle").dumps(Harmful(path.parent / "harm"))),
+        "is not a policy",
+    ),
+    "pickled weights": (
+        changed(lambda arrays: arrays.update(weight0=np.array([Harmful(HARM[0])], dtype=object))),
+        "allow_pickle=False",
+    ),
+    "pickled card": (
+        changed(lambda arrays: arrays.update(card=np.array(Harmful(HARM[0]), dtype=object))),
+        "allow_pickle=False",
+    ),
     "sees 6": (changed(lambda arrays: None, 6, 16, 3), r"\(16, 6\).* where 7 numbers come in"),
     "does 2": (changed(lambda arrays: None, 7, 16, 2), "it answers with 2 numbers instead of 3"),
-    "chain": (changed(lambda arrays: arrays.update(weight1=arrays["weight1"][:, :15])), "where 16 numbers come in"),
+    "chain": (
+        changed(lambda arrays: arrays.update(weight1=arrays["weight1"][:, :15])),
+        "where 16 numbers come in",
+    ),
     "bias": (changed(lambda arrays: arrays.update(bias0=arrays["bias0"][:15])), r"\(15,\) where 7"),
-    "a scalar": (changed(lambda arrays: arrays.update(weight0=np.float32(1))), "where 7 numbers come in"),
-    "float64": (changed(lambda arrays: arrays.update(weight0=arrays["weight0"].astype(float))), "a layer is float64"),
+    "a scalar": (
+        changed(lambda arrays: arrays.update(weight0=np.float32(1))),
+        "where 7 numbers come in",
+    ),
+    "float64": (
+        changed(lambda arrays: arrays.update(weight0=arrays["weight0"].astype(float))),
+        "a layer is float64",
+    ),
     "integers": (changed(lambda arrays: arrays.update(bias1=np.zeros(3, np.int32))), "int32"),
-    "NaN": (changed(lambda arrays: arrays["weight1"].__setitem__((0, 0), np.nan)), "not all of its weights are finite"),
-    "infinite": (changed(lambda arrays: arrays["bias1"].__setitem__(0, np.inf)), "not all of its weights are finite"),
-    "another weight": (changed(lambda arrays: arrays["weight1"].__setitem__((0, 0), 0.5)), "its weights are not those of its card"),
+    "NaN": (
+        changed(lambda arrays: arrays["weight1"].__setitem__((0, 0), np.nan)),
+        "not all of its weights are finite",
+    ),
+    "infinite": (
+        changed(lambda arrays: arrays["bias1"].__setitem__(0, np.inf)),
+        "not all of its weights are finite",
+    ),
+    "another weight": (
+        changed(lambda arrays: arrays["weight1"].__setitem__((0, 0), 0.5)),
+        "its weights are not those of its card",
+    ),
     "more": (changed(lambda arrays: arrays.update(extra=np.ones(3))), "it holds .*extra"),
-    "a layer less": (changed(lambda arrays: (arrays.pop("weight1"), arrays.pop("bias1"))), "it answers with 16 numbers"),
+    "a layer less": (
+        changed(lambda arrays: (arrays.pop("weight1"), arrays.pop("bias1"))),
+        "it answers with 16 numbers",
+    ),
     "no bias": (changed(lambda arrays: arrays.pop("bias1")), "it holds bias0, weight0, weight1"),
     "other names": (changed(renamed), "it holds .*weight5"),
-    "only a card": (changed(lambda arrays: [arrays.pop(name) for name in list(arrays) if name != "card"]), "it holds no arrays"),
+    "only a card": (
+        changed(lambda arrays: [arrays.pop(name) for name in list(arrays) if name != "card"]),
+        "it holds no arrays",
+    ),
     "no card": (changed(lambda arrays: arrays.pop("card")), "card"),
-    "card of no text": (changed(lambda arrays: arrays.update(card=np.array([0xff, 0xfe], np.uint8))), "is not a policy"),
+    "card of no text": (
+        changed(lambda arrays: arrays.update(card=np.array([0xFF, 0xFE], np.uint8))),
+        "is not a policy",
+    ),
     "card of no JSON": (changed(lambda arrays: with_text(arrays, "{")), "is not a policy"),
     "card of a list": (changed(lambda arrays: with_text(arrays, "[1]")), "is not a policy"),
-    "card without digest": (changed(lambda arrays: with_text(arrays, json.dumps(CARD))), "its weights are not those of its card"),
-    "empty card": (changed(lambda arrays: with_text(arrays, "{}")), "its card lacks trained_on, steps, seed, seconds, training, versions"),
-    "steps in words": (lambda path: saved(path, 7, 3, card={**CARD, "steps": "many"}), "its card lacks steps"),
+    "card without digest": (
+        changed(lambda arrays: with_text(arrays, json.dumps(CARD))),
+        "its weights are not those of its card",
+    ),
+    "empty card": (
+        changed(lambda arrays: with_text(arrays, "{}")),
+        "its card lacks trained_on, steps, seed, seconds, training, versions",
+    ),
+    "steps in words": (
+        lambda path: saved(path, 7, 3, card={**CARD, "steps": "many"}),
+        "its card lacks steps",
+    ),
     **{f"no {name}": (without(name), f"its card lacks {name};") for name in CARD},
 }
 HARM = []
@@ -148,7 +218,10 @@ def test_a_file_that_is_none_is_named(write, says, tmp_path):
     path = tmp_path / "bad.npz"
     HARM[:] = [tmp_path / "harm"]
     write(path)
-    with pytest.raises(UserError, match=f"(?s)^{re.escape(str(path))} is not a policy: .*; a policy is a file that Actor.save wrote") as error:
+    with pytest.raises(
+        UserError,
+        match=f"(?s)^{re.escape(str(path))} is not a policy: .*; a policy is a file that Actor.save wrote",
+    ) as error:
         policies.load(path)
     assert re.search(says, str(error.value)) and not (tmp_path / "harm").exists()
 
@@ -165,7 +238,9 @@ def test_what_is_harmful_would_have_run(tmp_path):
 
 def test_a_file_that_is_too_large_is_not_read(monkeypatch, actor, tmp_path):
     actor.save(tmp_path / "one.npz")
-    with zipfile.ZipFile(tmp_path / "one.npz") as archive:  # what it unpacks to: a small file can hold a lot of nothing
+    with zipfile.ZipFile(
+        tmp_path / "one.npz"
+    ) as archive:  # what it unpacks to: a small file can hold a lot of nothing
         size = sum(member.file_size for member in archive.infolist())
     monkeypatch.setattr(policies, "LARGEST", size)
     policies.load(tmp_path / "one.npz")
@@ -184,7 +259,10 @@ def test_policies_have_names(monkeypatch, actor, tmp_path):
     assert policies.places()["lenet300-digits-seed0"] == folder / "lenet300-digits-seed0.npz"
     assert policies.load("lenet300-digits-seed0").digest() == actor.digest()
     assert policies.places()[policies.SHIPPED].parent == policies.FOLDER  # no study can replace it
-    with pytest.raises(UserError, match="unknown policy 'lenet300-digits-sed0'; did you mean 'lenet300-digits-seed0'"):
+    with pytest.raises(
+        UserError,
+        match="unknown policy 'lenet300-digits-sed0'; did you mean 'lenet300-digits-seed0'",
+    ):
         policies.load("lenet300-digits-sed0")
     with pytest.raises(UserError, match=f"unknown policy 'general1'.*{policies.SHIPPED}"):
         policies.load("general1")
@@ -201,5 +279,12 @@ def test_the_policy_that_comes_with_the_package(observations):
 def test_the_random_control_is_a_function_of_its_seed():
     one, same, other = Random(1), Random(1), Random(2)
     drawn = np.array([one(None) for _ in range(500)])
-    assert np.array_equal(drawn, [same(np.zeros(7)) for _ in range(500)]) and not np.array_equal(drawn, [other(None) for _ in range(500)])
-    assert drawn.shape == (500, 3) and -1 <= drawn.min() < -0.98 and 0.98 < drawn.max() <= 1 and np.abs(drawn.mean(0)).max() < 0.1
+    assert np.array_equal(drawn, [same(np.zeros(7)) for _ in range(500)]) and not np.array_equal(
+        drawn, [other(None) for _ in range(500)]
+    )
+    assert (
+        drawn.shape == (500, 3)
+        and -1 <= drawn.min() < -0.98
+        and 0.98 < drawn.max() <= 1
+        and np.abs(drawn.mean(0)).max() < 0.1
+    )

@@ -22,7 +22,9 @@ def blocks(language):
 
 def test_python_examples_run(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    first, own_agent, variants, gated = [block for block in blocks("python") if "SLURMCluster" not in block]  # of which test_workers.py tries what it can
+    first, own_agent, variants, gated = [
+        block for block in blocks("python") if "SLURMCluster" not in block
+    ]  # of which test_workers.py tries what it can
     scope = {}
     exec(compile(first, "README.md", "exec"), scope)
     assert "fc1" in capsys.readouterr().out
@@ -31,7 +33,9 @@ def test_python_examples_run(capsys, tmp_path, monkeypatch):
     assert len(scope["trace"]) == 20 and (tmp_path / "mine.npz").exists()
     exec(compile(variants, "README.md", "exec"), scope)
     model, mask = scope["model"], scope["mask"]
-    assert masks.count(mask) <= round(0.01 * masks.size(mask)) and masks.count(masks.effective(model, mask)) == masks.count(mask)
+    assert masks.count(mask) <= round(0.01 * masks.size(mask)) and masks.count(
+        masks.effective(model, mask)
+    ) == masks.count(mask)
     exec(compile(gated, "README.md", "exec"), scope)
     assert masks.count(scope["mask"]) <= 502 and scope["log"].validation_accuracy.iloc[-1] > 0.5
 
@@ -89,40 +93,74 @@ def test_shell_commands_are_understood(command):
     script, *arguments = command.split()
     if arguments[:1] == ["test"]:
         return
-    done = subprocess.run(["bash", str(ROOT / script), *arguments, "--help"], capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash", str(ROOT / script), *arguments, "--help"], capture_output=True, text=True
+    )
     assert done.returncode == 0 and "Usage" in done.stdout, done.stderr
 
 
 def test_sweep_command_is_understood():
     """Its study is in the profile; with no jobs allowed it is refused at the last check before the work."""
-    commands = [c[c.index("python"):] for c in COMMANDS if "python -m panning_core.studies" in c]
-    assert len(commands) == 2 and all(c.split()[3] in studies.profile(c.split()[5]) for c in commands)
+    commands = [c[c.index("python") :] for c in COMMANDS if "python -m panning_core.studies" in c]
+    assert len(commands) == 2 and all(
+        c.split()[3] in studies.profile(c.split()[5]) for c in commands
+    )
     arguments = commands[0].split()[1:]
     done = subprocess.run([sys.executable, *arguments[:-1], "0"], capture_output=True, text=True)
     assert done.returncode == 2 and done.stderr == "error: jobs is 0; it must be at least 1\n"
 
 
 def test_commands_for_the_night_and_a_cluster_are_understood(tmp_path):
-    repair, faults = (line.split()[1:] for line in COMMANDS if line.startswith(("python -m panning_core.ledger", "python -m tests.faults")))
+    repair, faults = (
+        line.split()[1:]
+        for line in COMMANDS
+        if line.startswith(("python -m panning_core.ledger", "python -m tests.faults"))
+    )
     (tmp_path / "runs.jsonl").write_text('not a run\n{"key": "a", "run": {}, "metrics": {}}\n')
-    done = subprocess.run([sys.executable, *repair[:2], str(tmp_path / "runs.jsonl"), *repair[3:]], capture_output=True, text=True, cwd=ROOT)
+    done = subprocess.run(
+        [sys.executable, *repair[:2], str(tmp_path / "runs.jsonl"), *repair[3:]],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
     assert done.returncode == 0 and "took out line 1" in done.stdout
-    for command in (faults, *(["-m", *line.split()] for line in COMMANDS if line.startswith("dask "))):
-        help_ = subprocess.run([sys.executable, *command[:2 if command == faults else 3], "--help"], capture_output=True, text=True, cwd=ROOT)
-        assert help_.returncode == 0 and all(option in help_.stdout for option in command if option.startswith("--"))
+    for command in (
+        faults,
+        *(["-m", *line.split()] for line in COMMANDS if line.startswith("dask ")),
+    ):
+        help_ = subprocess.run(
+            [sys.executable, *command[: 2 if command == faults else 3], "--help"],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+        )
+        assert help_.returncode == 0 and all(
+            option in help_.stdout for option in command if option.startswith("--")
+        )
 
 
 def test_the_network_of_399_weights_is_there():
     (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core.networks")]
     model, mask = networks.rebuild(networks.load(ROOT / command.split()[-1]))
-    assert masks.count(mask) == masks.count(masks.effective(model, mask)) <= 399 and masks.size(mask) == 266_200
+    assert (
+        masks.count(mask) == masks.count(masks.effective(model, mask)) <= 399
+        and masks.size(mask) == 266_200
+    )
 
 
 def test_the_tally_of_claims_is_that_of_the_report():
-    found = pd.concat([pd.read_csv(path) for path in (ROOT / "results" / "paper").glob("*/verdicts.csv")]).verdict.value_counts()
-    told = re.search(r"Of (\d+) that are judged, (\d+) hold, (\d+) hold in part, (\d+) are no worse, (\d+) fail and (\d+) are undecided", README)
+    found = pd.concat(
+        [pd.read_csv(path) for path in (ROOT / "results" / "paper").glob("*/verdicts.csv")]
+    ).verdict.value_counts()
+    told = re.search(
+        r"Of (\d+) that are judged, (\d+) hold, (\d+) hold in part, (\d+) are no worse, (\d+) fail and (\d+) are undecided",
+        README,
+    )
     words = ("holds", "holds in part", "no worse", "fails", "undecided")
-    assert list(map(int, told.groups())) == [found.reindex(words).sum(), *(found.get(word, 0) for word in words)]
+    assert list(map(int, told.groups())) == [
+        found.reindex(words).sum(),
+        *(found.get(word, 0) for word in words),
+    ]
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
@@ -133,7 +171,13 @@ def test_links_lead_somewhere(link):
 def test_guide_runs(tmp_path, monkeypatch):
     """Add your own metric, from top to bottom as a reader would; its metric must not stay behind."""
     papermill = pytest.importorskip("papermill")
-    out = papermill.execute_notebook(str(ROOT / "notebooks" / "guide_add_your_own_metric.ipynb"), str(tmp_path / "guide.ipynb"),
-                                     {"epochs": 5, "seeds": 2}, kernel_name="python3", progress_bar=False, extra_arguments=["--log-level=ERROR"])
+    out = papermill.execute_notebook(
+        str(ROOT / "notebooks" / "guide_add_your_own_metric.ipynb"),
+        str(tmp_path / "guide.ipynb"),
+        {"epochs": 5, "seeds": 2},
+        kernel_name="python3",
+        progress_bar=False,
+        extra_arguments=["--log-level=ERROR"],
+    )
     shown = [str(output) for cell in out.cells for output in cell.get("outputs", [])]
     assert any("balanced-snip" in text and "SNIP" in text for text in shown)

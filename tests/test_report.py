@@ -11,7 +11,14 @@ import panning_core
 from panning_core import report, statistics, studies
 from panning_core.errors import UserError
 
-LINE = {"commit": "a" * 40, "dirty": False, "versions": {"torch": "2.15.0+cu132"}, "device": "cpu", "finished": "2026-01-01", "data": {"title": "MNIST"}}
+LINE = {
+    "commit": "a" * 40,
+    "dirty": False,
+    "versions": {"torch": "2.15.0+cu132"},
+    "device": "cpu",
+    "finished": "2026-01-01",
+    "data": {"title": "MNIST"},
+}
 
 
 @pytest.fixture
@@ -25,7 +32,15 @@ def study(tmp_path, monkeypatch):
     shown = []
 
     def made(*origins):
-        lines = [{"key": str(i), "run": {"dataset": "digits", "model": "lenet300", "seed": i}, "metrics": {}, "provenance": origin} for i, origin in enumerate(origins)]
+        lines = [
+            {
+                "key": str(i),
+                "run": {"dataset": "digits", "model": "lenet300", "seed": i},
+                "metrics": {},
+                "provenance": origin,
+            }
+            for i, origin in enumerate(origins)
+        ]
         monkeypatch.setattr(studies, "sweep", lambda *_: lines)
         study = report.Study("01_a", "tiny")
         (study.folder / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -35,24 +50,51 @@ def study(tmp_path, monkeypatch):
     return made
 
 
-@pytest.mark.parametrize("origins, line", [
-    ([LINE], "1 run of 01_a · code aaaaaaa · PyTorch 2.15.0 · cpu · MNIST"),
-    ([{**LINE, "finished": "2026-01-02", "commit": "b" * 40}, {**LINE, "data": {"title": "digits"}}], "2 runs of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · digits, MNIST"),
-    ([{**LINE, "commit": commit, "dirty": commit[0] == "c", "finished": commit} for commit in ("a" * 40, "b" * 40, "c" * 40, "d" * 40)],
-     "4 runs of 01_a · code aaaaaaa..ccccccc+..ddddddd · PyTorch 2.15.0 · cpu · MNIST"),
-    ([{**LINE, "commit": None, "dirty": None}], "1 run of 01_a · code unknown · PyTorch 2.15.0 · cpu · MNIST"),
-    ([], ""),
-])
+@pytest.mark.parametrize(
+    "origins, line",
+    [
+        ([LINE], "1 run of 01_a · code aaaaaaa · PyTorch 2.15.0 · cpu · MNIST"),
+        (
+            [
+                {**LINE, "finished": "2026-01-02", "commit": "b" * 40},
+                {**LINE, "data": {"title": "digits"}},
+            ],
+            "2 runs of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · digits, MNIST",
+        ),
+        (
+            [
+                {**LINE, "commit": commit, "dirty": commit[0] == "c", "finished": commit}
+                for commit in ("a" * 40, "b" * 40, "c" * 40, "d" * 40)
+            ],
+            "4 runs of 01_a · code aaaaaaa..ccccccc+..ddddddd · PyTorch 2.15.0 · cpu · MNIST",
+        ),
+        (
+            [{**LINE, "commit": None, "dirty": None}],
+            "1 run of 01_a · code unknown · PyTorch 2.15.0 · cpu · MNIST",
+        ),
+        ([], ""),
+    ],
+)
 def test_a_source_says_how_many_runs_by_which_code_where_and_on_which_data(study, origins, line):
     assert study(*origins).source == (line, ("01_a/runs.jsonl",))
 
 
 def test_toys_and_agents_belong_to_the_source(study):
     made = study(LINE)
-    toy = {"key": "1", "run": {}, "metrics": {}, "provenance": {**LINE, "commit": "b" * 40, "finished": "2026-01-02"}}
+    toy = {
+        "key": "1",
+        "run": {},
+        "metrics": {},
+        "provenance": {**LINE, "commit": "b" * 40, "finished": "2026-01-02"},
+    }
     del toy["provenance"]["data"]
-    (made.folder / "toys.jsonl").write_text(json.dumps(toy) + "\n" + json.dumps({**toy, "key": "2"}) + "\n")
-    assert made.source == ("1 run, 2 toys of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · MNIST", ("01_a/runs.jsonl", "01_a/toys.jsonl"))
+    (made.folder / "toys.jsonl").write_text(
+        json.dumps(toy) + "\n" + json.dumps({**toy, "key": "2"}) + "\n"
+    )
+    assert made.source == (
+        "1 run, 2 toys of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · MNIST",
+        ("01_a/runs.jsonl", "01_a/toys.jsonl"),
+    )
 
 
 def test_a_figure_says_itself_what_it_was_made_of_and_twice_the_same(study):
@@ -62,13 +104,26 @@ def test_a_figure_says_itself_what_it_was_made_of_and_twice_the_same(study):
         written.append((made.folder / "empty.png").read_bytes())
     assert written[0] == written[1] and b"tEXtSource\0" in written[0]
     assert Image.open(made.folder / "empty.png").text == {"Source": made.source.line}
-    assert made.shown[0] == {"kind": "figure", "file": "empty.png", "caption": "Nothing.", "provenance": made.source.line, "ledgers": ("01_a/runs.jsonl",)}
+    assert made.shown[0] == {
+        "kind": "figure",
+        "file": "empty.png",
+        "caption": "Nothing.",
+        "provenance": made.source.line,
+        "ledgers": ("01_a/runs.jsonl",),
+    }
 
 
 def test_a_table_of_another_studys_runs_names_those(study):
     made = study(LINE)
-    made.table(pd.DataFrame({"a": [1]}), "numbers", "Numbers.", report.Source("5 runs", ("03_c/runs.jsonl",)))
-    assert made.shown[0]["provenance"] == "5 runs" and made.shown[0]["ledgers"] == ("03_c/runs.jsonl",)
+    made.table(
+        pd.DataFrame({"a": [1]}),
+        "numbers",
+        "Numbers.",
+        report.Source("5 runs", ("03_c/runs.jsonl",)),
+    )
+    assert made.shown[0]["provenance"] == "5 runs" and made.shown[0]["ledgers"] == (
+        "03_c/runs.jsonl",
+    )
 
 
 def test_a_benchmark_of_your_own_goes_before_the_committed_one(study, tmp_path, monkeypatch):
@@ -80,17 +135,31 @@ def test_a_benchmark_of_your_own_goes_before_the_committed_one(study, tmp_path, 
         (folder / "machine.json").write_text(json.dumps(machine))
     frame, told, source = study(LINE).benchmark("speed")
     assert frame.ratio.item() == 1 and told == machine["speed"]
-    assert source == ("benchmarks/speed.csv, measured on 2026-01-01 · code aaaaaaa · PyTorch 2.15.0 · a processor", ("../benchmarks/speed.csv",))
+    assert source == (
+        "benchmarks/speed.csv, measured on 2026-01-01 · code aaaaaaa · PyTorch 2.15.0 · a processor",
+        ("../benchmarks/speed.csv",),
+    )
     monkeypatch.setenv("PANNING_RESULTS", "elsewhere")
     assert study(LINE).benchmark("speed")[0].ratio.item() == 2
     (tmp_path / "elsewhere" / "benchmarks" / "speed.csv").unlink()
     frame, _, source = study(LINE).benchmark("speed")
-    assert frame.ratio.item() == 1 and source.files == ()  # no link from elsewhere into the checkout
-    with pytest.raises(UserError, match="memory.csv is missing; './run_all.sh bench --only memory' measures it"):
+    assert (
+        frame.ratio.item() == 1 and source.files == ()
+    )  # no link from elsewhere into the checkout
+    with pytest.raises(
+        UserError, match="memory.csv is missing; './run_all.sh bench --only memory' measures it"
+    ):
         study(LINE).benchmark("memory")
 
 
-GIVEN = {"paper": "Somebody 2020", "n": 5, "interval": "+1 point [+0, +2]", "rule": "Student", "family": 3, "figure": "numbers"}
+GIVEN = {
+    "paper": "Somebody 2020",
+    "n": 5,
+    "interval": "+1 point [+0, +2]",
+    "rule": "Student",
+    "family": 3,
+    "figure": "numbers",
+}
 
 
 def test_a_verdict_lies_in_its_file_with_all_that_the_overview_shows(study):
@@ -103,7 +172,13 @@ def test_a_verdict_lies_in_its_file_with_all_that_the_overview_shows(study):
     found = report.verdicts("01_a", "tiny")
     assert list(found.columns) == report.COLUMNS
     assert list(found.figure) == ["numbers.png", "others.md"]  # of two with a name the figure
-    assert found.iloc[0].to_dict() == {"claim": "It is so.", "verdict": "holds", "evidence": "n = 3.", **GIVEN, "figure": "numbers.png"}
+    assert found.iloc[0].to_dict() == {
+        "claim": "It is so.",
+        "verdict": "holds",
+        "evidence": "n = 3.",
+        **GIVEN,
+        "figure": "numbers.png",
+    }
     made.verdict("Four seeds say nothing.", "holds", "n = 4.", **{**GIVEN, "n": 4})
     assert list(report.verdicts("01_a", "tiny").verdict) == ["holds", "fails", "not judged"]
 
@@ -113,37 +188,74 @@ def accuracies(lead, seeds=6, rivals=("snip", "random")):
     rows = []
     for sparsity, ahead in lead.items():
         for seed in range(seeds):
-            rows.append({"method": "panning", "sparsity": sparsity, "seed": seed, "test_accuracy": 0.9 + ahead + 0.0001 * seed})
-            rows += [{"method": rival, "sparsity": sparsity, "seed": seed, "test_accuracy": 0.9 + 0.0001 * (seed % 2)} for rival in rivals]
+            rows.append(
+                {
+                    "method": "panning",
+                    "sparsity": sparsity,
+                    "seed": seed,
+                    "test_accuracy": 0.9 + ahead + 0.0001 * seed,
+                }
+            )
+            rows += [
+                {
+                    "method": rival,
+                    "sparsity": sparsity,
+                    "seed": seed,
+                    "test_accuracy": 0.9 + 0.0001 * (seed % 2),
+                }
+                for rival in rivals
+            ]
     return pd.DataFrame(rows)
 
 
 def test_a_claim_is_judged_by_its_cells(study):
     made = study(LINE)
-    compared = statistics.compare(accuracies({0.9: 0.02, 0.99: -0.03}), "panning", ["snip", "random"])
+    compared = statistics.compare(
+        accuracies({0.9: 0.02, 0.99: -0.03}), "panning", ["snip", "random"]
+    )
     made.differences(compared, "rivals", "Panning minus its rivals.")
     made.judge("Panning is better.", compared, "rivals", "Kang et al. 2022", every=True)
     (found,) = report.verdicts("01_a", "tiny").itertuples()
-    assert (found.verdict, found.n, found.rule, found.family, found.figure) == ("fails", 6, statistics.RULE, 4, "rivals.md")
-    assert found.interval.startswith("-2.98 points [-3.0") and "against SNIP at 99 %, p = " in found.interval
+    assert (found.verdict, found.n, found.rule, found.family, found.figure) == (
+        "fails",
+        6,
+        statistics.RULE,
+        4,
+        "rivals.md",
+    )
+    assert (
+        found.interval.startswith("-2.98 points [-3.0")
+        and "against SNIP at 99 %, p = " in found.interval
+    )
     assert found.evidence.count(" points [") == 4 and found.evidence.endswith("; n = 6 seeds.")
     table = pd.read_csv(made.folder / "rivals.csv", index_col=0, keep_default_na=False)
-    assert table.loc["SNIP"].tolist() == ["+2.02 ▲", "-2.98 ▼"] and table.loc["better than all of these?"].tolist() == ["holds", "fails"]
+    assert table.loc["SNIP"].tolist() == ["+2.02 ▲", "-2.98 ▼"] and table.loc[
+        "better than all of these?"
+    ].tolist() == ["holds", "fails"]
 
 
 def test_many_cells_are_counted_and_the_least_favourable_are_told():
     lead = {0.9: 0.02, 0.95: 0.01, 0.99: 0.0, 0.999: -0.03}
     compared = statistics.compare(accuracies(lead), "panning", ["snip", "random"])
     text = report.tally(compared, most=2)
-    assert text.startswith("Of 8 comparisons better in 4, not worse by what matters in 2, worse in 2; n = 6 seeds. Least favourable: -2.98 points")
+    assert text.startswith(
+        "Of 8 comparisons better in 4, not worse by what matters in 2, worse in 2; n = 6 seeds. Least favourable: -2.98 points"
+    )
     assert text.count("against") == 2 and text.count("at 99.9 %") == 2
     few = statistics.compare(accuracies(lead, seeds=3), "panning", ["snip"])
     assert "too few seeds in 4" in report.tally(few, most=0)
 
 
 def test_a_difference_of_log_errors_is_told_as_a_ratio():
-    (cell,) = [row for _, row in statistics.compare_errors(accuracies({0.9: 0.05}), "panning", ["snip"]).iterrows()]
-    assert report.told(cell, "errors").startswith("0.50 times the errors [0.50, 0.50] against SNIP, p = ")
+    (cell,) = [
+        row
+        for _, row in statistics.compare_errors(
+            accuracies({0.9: 0.05}), "panning", ["snip"]
+        ).iterrows()
+    ]
+    assert report.told(cell, "errors").startswith(
+        "0.50 times the errors [0.50, 0.50] against SNIP, p = "
+    )
 
 
 def test_no_cells_are_no_claim(study):
@@ -152,24 +264,43 @@ def test_no_cells_are_no_claim(study):
     assert report.verdicts("01_a", "tiny").empty
 
 
-@pytest.mark.parametrize("fault, message", [({"verdict": "hold"}, "unknown verdict 'hold'; did you mean 'holds'"), ({"figure": "number"}, "unknown figure or table 'number'; did you mean 'numbers'")])
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ({"verdict": "hold"}, "unknown verdict 'hold'; did you mean 'holds'"),
+        ({"figure": "number"}, "unknown figure or table 'number'; did you mean 'numbers'"),
+    ],
+)
 def test_a_verdict_that_is_none_or_that_nothing_shows_is_refused(study, fault, message):
     made = study(LINE)
     made.table(pd.DataFrame({"a": [1]}), "numbers", "Numbers.")
     with pytest.raises(UserError, match=message):
-        made.verdict(**{"claim": "It is so.", "verdict": "holds", "evidence": "n = 3.", **GIVEN, **fault})
+        made.verdict(
+            **{"claim": "It is so.", "verdict": "holds", "evidence": "n = 3.", **GIVEN, **fault}
+        )
     assert report.verdicts("01_a", "tiny").empty
 
 
 def test_a_link_of_a_table_leads_to_the_same_place_from_the_report(tmp_path):
     folder = tmp_path / "tiny" / "00_overview"
     folder.mkdir(parents=True)
-    (folder / "claims.md").write_text("| [mixes](../02_b/mixes.png), [study 02](../README.md#02_b) |\n")
-    item = {"kind": "table", "file": "claims.md", "caption": "Claims.", "provenance": "2 runs", "ledgers": ["02_b/runs.jsonl"]}
+    (folder / "claims.md").write_text(
+        "| [mixes](../02_b/mixes.png), [study 02](../README.md#02_b) |\n"
+    )
+    item = {
+        "kind": "table",
+        "file": "claims.md",
+        "caption": "Claims.",
+        "provenance": "2 runs",
+        "ledgers": ["02_b/runs.jsonl"],
+    }
     cell = {"cell_type": "code", "source": "", "outputs": [{"data": {report.MIME: item}}]}
     (folder / "00_overview.ipynb").write_text(json.dumps({"cells": [cell]}))
     text = report.render([folder / "00_overview.ipynb"]).read_text()
-    assert "| [mixes](02_b/mixes.png), [study 02](README.md#02_b) |" in text and '<a id="00_overview"></a>' in text
+    assert (
+        "| [mixes](02_b/mixes.png), [study 02](README.md#02_b) |" in text
+        and '<a id="00_overview"></a>' in text
+    )
     assert "*Claims.*<br>\n<sub>2 runs · [02_b/runs.jsonl](02_b/runs.jsonl)</sub>\n\n|" in text
 
 
@@ -194,7 +325,9 @@ def test_dead_plateau_and_collapsed_are_told_apart_by_the_curve(metrics, word):
 
 
 def test_fates_and_seeds_in_words():
-    assert report.fates(pd.Series(["trained", "dead", "collapsed", "dead"])) == "2 dead, 1 collapsed"
+    assert (
+        report.fates(pd.Series(["trained", "dead", "collapsed", "dead"])) == "2 dead, 1 collapsed"
+    )
     assert report.fates(pd.Series(["trained", "untrained"])) == ""
     runs = accuracies({0.9: 0.0}, seeds=3)
     assert report.seeds(runs) == "3 seeds" and report.seeds(runs[runs.seed == 0]) == "1 seed"
@@ -205,6 +338,10 @@ def test_estimates_have_a_panel_for_each_sparsity_and_a_row_for_each_label():
     frame = accuracies({0.9: 0.02, 0.99: 0.01}).rename(columns={"method": "variant"})
     figure = report.estimates(frame, ["panning", "snip", "absent"])
     assert [panel.get_title() for panel in figure.axes] == ["sparsity 90 %", "sparsity 99 %"]
-    drawn = [line.get_xdata()[0] for line in figure.axes[0].lines if len(line.get_xdata()) == 1 and line.get_marker() == "o"]
+    drawn = [
+        line.get_xdata()[0]
+        for line in figure.axes[0].lines
+        if len(line.get_xdata()) == 1 and line.get_marker() == "o"
+    ]
     assert drawn == pytest.approx([7.975, 9.995], abs=0.01)
     plt.close(figure)

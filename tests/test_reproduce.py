@@ -18,10 +18,14 @@ PROFILES = sorted(path.stem for path in (ROOT / "notebooks" / "profiles").glob("
 # --- what is committed ---
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem
+)
 def test_a_committed_notebook_has_no_outputs(path):
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
-    assert cells and all(cell["outputs"] == [] and cell["execution_count"] is None for cell in cells)
+    assert cells and all(
+        cell["outputs"] == [] and cell["execution_count"] is None for cell in cells
+    )
     assert sum("parameters" in cell["metadata"].get("tags", []) for cell in cells) == 1
 
 
@@ -51,19 +55,26 @@ def checkout(tmp_path, monkeypatch):
 
 
 def test_a_notebook_with_its_parameters_passes(checkout):
-    reproduce.check_notebook(checkout.notebook("01_a", "# Title", PARAMETERS + "\nepochs = 3"), {**GIVEN, "epochs": 5})
+    reproduce.check_notebook(
+        checkout.notebook("01_a", "# Title", PARAMETERS + "\nepochs = 3"), {**GIVEN, "epochs": 5}
+    )
 
 
 @pytest.mark.parametrize("tags", [(), ("parameter",)])
 def test_a_notebook_without_a_parameters_cell_is_named(checkout, tags):
     path = checkout.notebook("01_a", PARAMETERS, tags=tags)
-    with pytest.raises(UserError, match="01_a.ipynb has no cell tagged 'parameters'; tag the cell that assigns device, jobs, profile"):
+    with pytest.raises(
+        UserError,
+        match="01_a.ipynb has no cell tagged 'parameters'; tag the cell that assigns device, jobs, profile",
+    ):
         reproduce.check_notebook(path, GIVEN)
 
 
 def test_an_unknown_parameter_is_named_with_what_is_near(checkout):
     path = checkout.notebook("01_a", "epochs = 3\nprofile = 'tiny'")
-    with pytest.raises(UserError, match="unknown parameter of 01_a.ipynb 'epoch'; did you mean 'epochs'"):
+    with pytest.raises(
+        UserError, match="unknown parameter of 01_a.ipynb 'epoch'; did you mean 'epochs'"
+    ):
         reproduce.check_notebook(path, {"profile": "tiny", "epoch": 5})
 
 
@@ -76,10 +87,13 @@ def test_what_is_not_a_notebook_is_named(checkout, content):
         reproduce.check_notebook(path, GIVEN)
 
 
-@pytest.mark.parametrize("fault, message", [
-    ({"only": "01_b"}, "unknown study in profile tiny '01_b'; did you mean '01_a'"),
-    ({"profile_name": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'"),
-])
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ({"only": "01_b"}, "unknown study in profile tiny '01_b'; did you mean '01_a'"),
+        ({"profile_name": "tinny"}, "unknown profile 'tinny'; did you mean 'tiny'"),
+    ],
+)
 def test_an_unknown_study_or_profile_is_named_before_any_work(checkout, fault, message):
     checkout.notebook("01_a", PARAMETERS)
     checkout.profile({"01_a": {}})
@@ -88,11 +102,16 @@ def test_an_unknown_study_or_profile_is_named_before_any_work(checkout, fault, m
     assert not (checkout.root / "results").exists()
 
 
-@pytest.mark.parametrize("section, message", [
-    ({"parameters": {"epoch": 3}}, "unknown parameter"),
-    ({"grid": [{"dataset": "digits", "model": "lenet"}]}, "unknown model"),
-])
-def test_a_fault_of_the_last_study_shows_before_the_first_has_run(checkout, monkeypatch, section, message):
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        ({"parameters": {"epoch": 3}}, "unknown parameter"),
+        ({"grid": [{"dataset": "digits", "model": "lenet"}]}, "unknown model"),
+    ],
+)
+def test_a_fault_of_the_last_study_shows_before_the_first_has_run(
+    checkout, monkeypatch, section, message
+):
     for name in ("01_a", "02_b"):
         checkout.notebook(name, PARAMETERS)
     checkout.profile({"01_a": {}, "02_b": section})
@@ -111,40 +130,89 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     made = Checkout(tmp_path / "check out").core()
     made.notebook("00_fails", "# A study that fails", PARAMETERS, "# Here it comes", "1 / 0")
     made.notebook("01_works", "# A study that works", PARAMETERS, SHOWN)
-    run = {"dataset": "digits", "model": "lenet300", "method": "random", "sparsity": 0.5, "epochs": 1}
+    run = {
+        "dataset": "digits",
+        "model": "lenet300",
+        "method": "random",
+        "sparsity": 0.5,
+        "epochs": 1,
+    }
     made.profile({"00_fails": {}, "01_works": {"grid": [{**run, "seed": [0, 1]}]}})
     results = made.root / "results" / "tiny"
     command = ("-m", "panning_core.reproduce", "tiny", "--jobs", "1")
 
     first = made.run(*command)
     assert first.returncode == 1, first.stderr
-    assert "error: 00_fails.ipynb failed in cell" in first.stderr and "ZeroDivisionError: division by zero" in first.stderr
-    assert sorted(path.name for path in (results / "00_fails").iterdir()) == ["00_fails.failed.ipynb"]
-    assert re.search(r"^00_fails +\d+ +FAILED$", first.stdout, re.M) and re.search(r"^01_works +\d+ +holds$", first.stdout, re.M)
-    assert "The report is written when every study" in first.stdout and not (results / "README.md").exists()
-    assert {path.name for path in (results / "html").iterdir()} == {"index.html", "01_works.html", "01_works.runs.html", "01_works.stamp"}
+    assert (
+        "error: 00_fails.ipynb failed in cell" in first.stderr
+        and "ZeroDivisionError: division by zero" in first.stderr
+    )
+    assert sorted(path.name for path in (results / "00_fails").iterdir()) == [
+        "00_fails.failed.ipynb"
+    ]
+    assert re.search(r"^00_fails +\d+ +FAILED$", first.stdout, re.M) and re.search(
+        r"^01_works +\d+ +holds$", first.stdout, re.M
+    )
+    assert (
+        "The report is written when every study" in first.stdout
+        and not (results / "README.md").exists()
+    )
+    assert {path.name for path in (results / "html").iterdir()} == {
+        "index.html",
+        "01_works.html",
+        "01_works.runs.html",
+        "01_works.stamp",
+    }
     works = {path.name for path in (results / "01_works").iterdir()}
-    assert works == {"runs.jsonl", "01_works.ipynb", "accuracy.png", "seeds.csv", "seeds.md", "verdicts.csv"}
+    assert works == {
+        "runs.jsonl",
+        "01_works.ipynb",
+        "accuracy.png",
+        "seeds.csv",
+        "seeds.md",
+        "verdicts.csv",
+    }
     assert '"tiny"' in (results / "01_works" / "01_works.ipynb").read_text()
     before = state(results / "01_works")
 
     made.notebook("00_fails", "# A study that fails", PARAMETERS, "# Here it comes", "1 / 1")
     second = made.run(*command)
     assert second.returncode == 0, second.stderr
-    assert state(results / "01_works") == before and made.ledger("01_works").read_text().count("\n") == 2
+    assert (
+        state(results / "01_works") == before
+        and made.ledger("01_works").read_text().count("\n") == 2
+    )
     assert sorted(path.name for path in (results / "00_fails").iterdir()) == ["00_fails.ipynb"]
-    assert second.stdout.splitlines()[-2:] == ["report: results/tiny/README.md", "site: results/tiny/html/index.html"]
+    assert second.stdout.splitlines()[-2:] == [
+        "report: results/tiny/README.md",
+        "site: results/tiny/html/index.html",
+    ]
 
     text = (results / "README.md").read_text()
-    assert text.index("# A study that fails") < text.index("# Here it comes") < text.index("## A study that works")
-    assert "![Accuracy of two seeds.](01_works/accuracy.png)" in text and (results / "01_works" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    assert (
+        text.index("# A study that fails")
+        < text.index("# Here it comes")
+        < text.index("## A study that works")
+    )
+    assert (
+        "![Accuracy of two seeds.](01_works/accuracy.png)" in text
+        and (results / "01_works" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
+    )
     assert "> **Claim** (Somebody 2020). Digits can be learned.\n>\n> **✔ holds.** n = 5." in text
-    assert "*Accuracy of two seeds.*<br>\n<sub>2 runs of 01_works · code " in text and " · [01_works/runs.jsonl](01_works/runs.jsonl)</sub>" in text
+    assert (
+        "*Accuracy of two seeds.*<br>\n<sub>2 runs of 01_works · code " in text
+        and " · [01_works/runs.jsonl](01_works/runs.jsonl)</sub>" in text
+    )
     assert (results / "01_works" / "seeds.md").read_text() in text
-    assert (results / "html" / "00_fails.html").exists() and "data:image/png;base64," in (results / "html" / "01_works.html").read_text()
+    assert (results / "html" / "00_fails.html").exists() and "data:image/png;base64," in (
+        results / "html" / "01_works.html"
+    ).read_text()
 
 
-@pytest.mark.parametrize("cell, reason", [("1 / 0", "in cell 3: ZeroDivisionError"), ("import os; os._exit(1)", "failed: Kernel died")])
+@pytest.mark.parametrize(
+    "cell, reason",
+    [("1 / 0", "in cell 3: ZeroDivisionError"), ("import os; os._exit(1)", "failed: Kernel died")],
+)
 def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
     """Nor does a dead kernel escape as a traceback."""
     target = checkout.root / "results" / "tiny" / "01_a" / "01_a.ipynb"
@@ -155,7 +223,9 @@ def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
     assert [path.name for path in target.parent.iterdir()] == ["01_a.failed.ipynb"]
 
 
-def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_what_it_follows_from_is_as_before(checkout, monkeypatch):
+def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_what_it_follows_from_is_as_before(
+    checkout, monkeypatch
+):
     """Its tables may already be those of the change that was taken back, or have been deleted."""
     path, ran = checkout.notebook("01_a", PARAMETERS, "1"), []
     figure = checkout.root / "results" / "tiny" / "01_a" / "a.png"
@@ -165,12 +235,32 @@ def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_what_it_foll
         if len(ran) == 2:
             raise KeyboardInterrupt
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(json.dumps({"cells": [{"outputs": [{"data": {report.MIME: {"file": figure.name}}}, {"name": "stderr"}]}, {"source": "# Text"}]}))
+        target.write_text(
+            json.dumps(
+                {
+                    "cells": [
+                        {
+                            "outputs": [
+                                {"data": {report.MIME: {"file": figure.name}}},
+                                {"name": "stderr"},
+                            ]
+                        },
+                        {"source": "# Text"},
+                    ]
+                }
+            )
+        )
         figure.touch()
 
     monkeypatch.setattr(reproduce, "execute", execute)
     before = path.read_text()
-    for text, times in ((before, 1), (before, 1), (before.replace('"1"', '"2"'), 2), (before, 3), (before, 3)):
+    for text, times in (
+        (before, 1),
+        (before, 1),
+        (before.replace('"1"', '"2"'), 2),
+        (before, 3),
+        (before, 3),
+    ):
         path.write_text(text)
         try:
             reproduce.run_study("01_a", "tiny", {}, 1, "cpu")
@@ -193,7 +283,11 @@ def test_a_stamp_is_of_everything_a_page_follows_from(checkout, change):
     if change == "parameters":
         section = {"parameters": {"epochs": 2}}
     else:
-        path = {"notebook": checkout.root / "notebooks" / "01_a.ipynb", "core": checkout.root / "panning_core" / "masks.py", "ledger": ledger}[change]
+        path = {
+            "notebook": checkout.root / "notebooks" / "01_a.ipynb",
+            "core": checkout.root / "panning_core" / "masks.py",
+            "ledger": ledger,
+        }[change]
         path.write_text(path.read_text() + "\n")
     assert reproduce.stamp("01_a", "tiny", section) != before
 
@@ -202,7 +296,11 @@ def test_a_page_follows_from_the_ledgers_that_its_notebook_names(checkout):
     """Its own, of whatever kind, and those of the studies it reads."""
     checkout.core().notebook("02_b", PARAMETERS, 'report.Study("01_a", profile)')
     stamps = [reproduce.stamp("02_b", "tiny", {})]
-    for study, name, changes in (("01_a", "runs.jsonl", True), ("03_c", "runs.jsonl", False), ("02_b", "toys.jsonl", True)):
+    for study, name, changes in (
+        ("01_a", "runs.jsonl", True),
+        ("03_c", "runs.jsonl", False),
+        ("02_b", "toys.jsonl", True),
+    ):
         ledger = studies.folder(study, "tiny") / name
         ledger.parent.mkdir(parents=True, exist_ok=True)
         ledger.write_text("a line")

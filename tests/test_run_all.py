@@ -27,7 +27,11 @@ class Checkout:
     """A copy of the set-up files, with made-up Pythons first on PATH."""
 
     def __init__(self, folder: Path):
-        self.root, self.bin, self.calls_file = folder / "check out", folder / "bin", folder / "calls.txt"
+        self.root, self.bin, self.calls_file = (
+            folder / "check out",
+            folder / "bin",
+            folder / "calls.txt",
+        )
         self.root.mkdir()
         self.bin.mkdir()
         for name in ["run_all.sh", "requirements.txt", "pyproject.toml"]:
@@ -38,16 +42,23 @@ class Checkout:
 
     def run(self, *arguments, **environment):
         """In a process group of its own, as a terminal gives it, so that a test may stop all of it."""
-        inherited = {k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")}
+        inherited = {
+            k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")
+        }
         fake = {"FAKE_VERSION": "3.12.1", "FAKE_ROOT": "", "FAKE_VENV": "true", "FAKE_PIP": "true"}
-        fake |= {"PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}", "CALLS": str(self.calls_file)}
+        fake |= {
+            "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
+            "CALLS": str(self.calls_file),
+        }
         self.calls_file.write_text("")
         return subprocess.run(
             ["bash", self.root / "run_all.sh", *arguments],
             env=inherited | fake | environment,
             cwd=self.bin,
             start_new_session=True,
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background job would inherit it ignored
+            preexec_fn=lambda: signal.signal(
+                signal.SIGINT, signal.SIG_DFL
+            ),  # a background job would inherit it ignored
             capture_output=True,
             text=True,
             timeout=60,
@@ -78,11 +89,33 @@ def test_the_scripts_parse_and_are_executable(script):
     assert os.access(CHECKOUT / script, os.X_OK)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["paper", "--help"], ["bench", "--quick", "--help"], ["verify", "paper", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["-h"],
+        ["paper", "--help"],
+        ["bench", "--quick", "--help"],
+        ["verify", "paper", "--help"],
+    ],
+)
 def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
     done = checkout.run(*arguments)
     assert done.returncode == 0 and done.stderr == ""
-    for word in ["quick", "paper", "verify", "bench", "test", "lab", "--only", "--jobs", "--device", "--quick", "--sample", "--seed"]:
+    for word in [
+        "quick",
+        "paper",
+        "verify",
+        "bench",
+        "test",
+        "lab",
+        "--only",
+        "--jobs",
+        "--device",
+        "--quick",
+        "--sample",
+        "--seed",
+    ]:
         assert word in done.stdout
     assert not checkout.calls and not (checkout.root / ".venv").exists()
 
@@ -142,7 +175,10 @@ def test_a_misuse_is_one_sentence_and_nothing_is_installed(checkout, arguments, 
 def test_an_unsuitable_python_is_named(checkout, version):
     done = checkout.run(FAKE_VERSION=version)
     assert done.returncode == 1
-    assert "Python 3.11 or newer is needed" in done.stderr and f"found {version} (python3)" in done.stderr
+    assert (
+        "Python 3.11 or newer is needed" in done.stderr
+        and f"found {version} (python3)" in done.stderr
+    )
     assert not (checkout.root / ".venv").exists()
 
 
@@ -191,21 +227,30 @@ def test_an_interrupted_install_is_done_again_from_nothing(checkout, stop):
         ([], "-m panning_core.reproduce quick"),
         (["paper", "--device", "cuda"], "-m panning_core.reproduce paper --device cuda"),
         (["verify"], "-m panning_core.verify quick"),
-        (["verify", "--seed=0", "paper", "--sample", "2"], "-m panning_core.verify paper --seed 0 --sample 2"),
+        (
+            ["verify", "--seed=0", "paper", "--sample", "2"],
+            "-m panning_core.verify paper --seed 0 --sample 2",
+        ),
         (["bench"], "-m benchmarks"),
         (["bench", "--quick", "--only=scoring"], "-m benchmarks --quick --only scoring"),
         (["test", "-k", "masks", "--help"], "-m pytest -k masks --help"),
     ],
 )
-def test_an_active_environment_with_the_package_is_used_as_it_is(checkout, variable, arguments, started):
-    done = checkout.run(*arguments, **{variable: "/some/environment", "FAKE_ROOT": str(checkout.root.resolve())})
+def test_an_active_environment_with_the_package_is_used_as_it_is(
+    checkout, variable, arguments, started
+):
+    done = checkout.run(
+        *arguments, **{variable: "/some/environment", "FAKE_ROOT": str(checkout.root.resolve())}
+    )
     assert done.returncode == 0, done.stderr
     assert checkout.calls[-1] == started and not checkout.installed
     assert not (checkout.root / ".venv").exists()
 
 
 def test_an_active_environment_of_another_checkout_is_not_used(checkout):
-    assert checkout.run(VIRTUAL_ENV="/some/environment", FAKE_ROOT="/another/checkout").returncode == 0
+    assert (
+        checkout.run(VIRTUAL_ENV="/some/environment", FAKE_ROOT="/another/checkout").returncode == 0
+    )
     assert checkout.installed and (checkout.root / ".venv").exists()
 
 

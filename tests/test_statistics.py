@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from panning_core import statistics
-from panning_core.statistics import compare, compare_errors, decisive, holm, interval, smallest, verdict
+from panning_core.statistics import (
+    compare,
+    compare_errors,
+    decisive,
+    holm,
+    interval,
+    smallest,
+    verdict,
+)
 
 SEEDS = [0.91, 0.93, 0.90, 0.95, 0.92]
 
@@ -78,7 +86,10 @@ def frame(rows):
 
 def test_compare_pairs_by_seed_where_means_would_mislead():
     """``ours`` is ahead in every seed that both have; the rival's extra seed, an easy one, gives it the better mean."""
-    rows = [("ours", 0.9, seed, base + lead) for seed, (base, lead) in enumerate(zip([0.1, 0.3, 0.5, 0.7], [0.01, 0.02, 0.03, 0.02]))]
+    rows = [
+        ("ours", 0.9, seed, base + lead)
+        for seed, (base, lead) in enumerate(zip([0.1, 0.3, 0.5, 0.7], [0.01, 0.02, 0.03, 0.02]))
+    ]
     rows += [("rival", 0.9, seed, base) for seed, base in enumerate([0.1, 0.3, 0.5, 0.7, 0.99])]
     means = frame(rows).groupby("method").test_accuracy.mean()
     assert means["ours"] < means["rival"]
@@ -91,44 +102,73 @@ def test_compare_pairs_by_seed_where_means_would_mislead():
 
 
 def test_compare_never_averages_over_sparsities_and_does_over_runs_of_a_seed():
-    rows = [("ours", 0.9, 0, 2), ("ours", 0.99, 0, 4), ("ours", 0.99, 0, 8), ("ours", 0.9, 1, 6), ("ours", 0.99, 1, 0), ("ours", 0.5, 0, 100)]
+    rows = [
+        ("ours", 0.9, 0, 2),
+        ("ours", 0.99, 0, 4),
+        ("ours", 0.99, 0, 8),
+        ("ours", 0.9, 1, 6),
+        ("ours", 0.99, 1, 0),
+        ("ours", 0.5, 0, 100),
+    ]
     rows += [("rival", s, seed, 0) for s in (0.9, 0.99) for seed in (0, 1)]
     found = compare(frame(rows), "ours", ["rival"])
-    assert list(found.sparsity) == [0.9, 0.99] and list(found.difference) == [4, 3] and list(found.n) == [2, 2]
+    assert (
+        list(found.sparsity) == [0.9, 0.99]
+        and list(found.difference) == [4, 3]
+        and list(found.n) == [2, 2]
+    )
 
 
 def test_all_cells_are_one_family_and_several_can_be_put_together():
     rows = [("ours", s, seed, a) for s in (0.9, 0.99) for seed, a in enumerate(SEEDS)]
-    rows += [("low", s, seed, a - 0.1 - 0.01 * seed) for s in (0.9, 0.99) for seed, a in enumerate(SEEDS)]
+    rows += [
+        ("low", s, seed, a - 0.1 - 0.01 * seed) for s in (0.9, 0.99) for seed, a in enumerate(SEEDS)
+    ]
     rows += [("mixed", 0.9, seed, a + (-1) ** seed * 0.01) for seed, a in enumerate(SEEDS)]
     found = compare(frame(rows), "ours", ["low", "mixed", "absent"])
     assert list(zip(found.rival, found.sparsity)) == [("low", 0.9), ("mixed", 0.9), ("low", 0.99)]
     assert list(found.p_holm) == pytest.approx(holm(found.p)) and set(found.family) == {3}
     assert list(found.outcome) == ["better", "open", "better"]
     twice = statistics.judged(pd.concat([found, found]))
-    assert set(twice.family) == {6} and list(twice.p_holm) == pytest.approx(holm([*found.p, *found.p]))
+    assert set(twice.family) == {6} and list(twice.p_holm) == pytest.approx(
+        holm([*found.p, *found.p])
+    )
 
 
 def test_what_matters_is_a_fifth_of_a_point_or_a_tenth_of_the_error():
-    assert [smallest(accuracy) for accuracy in (1.0, 0.98, 0.95, 0.9, 0.5)] == pytest.approx([0.002, 0.002, 0.002, 0.01, 0.05])
-    rows = [("ours", 0.9, seed, 0.9) for seed in range(5)] + [("rival", 0.9, seed, 0.905 + 0.0001 * seed) for seed in range(5)]
+    assert [smallest(accuracy) for accuracy in (1.0, 0.98, 0.95, 0.9, 0.5)] == pytest.approx(
+        [0.002, 0.002, 0.002, 0.01, 0.05]
+    )
+    rows = [("ours", 0.9, seed, 0.9) for seed in range(5)] + [
+        ("rival", 0.9, seed, 0.905 + 0.0001 * seed) for seed in range(5)
+    ]
     (found,) = compare(frame(rows), "ours", ["rival"]).itertuples()
-    assert found.p_holm < 1e-4 and found.outcome == "no worse"  # surely below the rival, and surely by less than matters
+    assert (
+        found.p_holm < 1e-4 and found.outcome == "no worse"
+    )  # surely below the rival, and surely by less than matters
     (found,) = compare(frame(rows), "ours", ["rival"], margin=lambda accuracy: 0.004).itertuples()
     assert found.outcome == "worse"
 
 
-@pytest.mark.parametrize("lead, outcome", [(0.0, "no worse"), (0.01, "better"), (-0.0001, "no worse"), (-0.01, "worse")])
+@pytest.mark.parametrize(
+    "lead, outcome", [(0.0, "no worse"), (0.01, "better"), (-0.0001, "no worse"), (-0.01, "worse")]
+)
 def test_differences_without_any_spread(lead, outcome):
-    rows = [("ours", 0.9, seed, 0.5**4 * 15 + lead) for seed in range(5)] + [("rival", 0.9, seed, 0.5**4 * 15) for seed in range(5)]
+    rows = [("ours", 0.9, seed, 0.5**4 * 15 + lead) for seed in range(5)] + [
+        ("rival", 0.9, seed, 0.5**4 * 15) for seed in range(5)
+    ]
     (found,) = compare(frame(rows), "ours", ["rival"], margin=lambda accuracy: 0.002).itertuples()
     assert found.outcome == outcome
 
 
 def test_errors_are_compared_by_their_logarithms_so_that_no_sparsity_decides_alone():
     """Half the errors at 90 %, a third more at 99.9 %: the mean accuracy is far lower, the mean log error better."""
-    rows = [("ours", 0.9, seed, 0.99) for seed in range(5)] + [("ours", 0.999, seed, 0.2) for seed in range(5)]
-    rows += [("rival", 0.9, seed, 0.98) for seed in range(5)] + [("rival", 0.999, seed, 0.4) for seed in range(5)]
+    rows = [("ours", 0.9, seed, 0.99) for seed in range(5)] + [
+        ("ours", 0.999, seed, 0.2) for seed in range(5)
+    ]
+    rows += [("rival", 0.9, seed, 0.98) for seed in range(5)] + [
+        ("rival", 0.999, seed, 0.4) for seed in range(5)
+    ]
     rows += [("ours", 0.5, 0, 0.99), ("rival", 0.9, 7, 0.1)]
     (found,) = compare_errors(frame(rows), "ours", ["rival", "absent"]).itertuples()
     assert found.difference == pytest.approx(np.log(2) / 2 + np.log(0.6 / 0.8) / 2) and found.n == 5
@@ -160,12 +200,18 @@ def test_verdicts(outcomes, word, every, as_good):
     for order in (outcomes, outcomes[::-1]):
         assert verdict(cells(*order)) == word and verdict(cells(*order), every=True) == every
         assert verdict(cells(*order), "as good") == as_good
-    assert verdict(cells(*outcomes), "as good", every=True) == ("fails" if "worse" in outcomes else as_good)
+    assert verdict(cells(*outcomes), "as good", every=True) == (
+        "fails" if "worse" in outcomes else as_good
+    )
 
 
 def test_the_verdict_hangs_on_the_cell_least_favourable_to_the_claim():
-    assert decisive(cells("better", "open", "worse", "worse", differences=[-9, -9, -1, -2])).name == 3
-    assert list(statistics.ranked(cells("better", "no worse", "open", differences=[-9, 1, 2])).index) == [2, 1, 0]
+    assert (
+        decisive(cells("better", "open", "worse", "worse", differences=[-9, -9, -1, -2])).name == 3
+    )
+    assert list(
+        statistics.ranked(cells("better", "no worse", "open", differences=[-9, 1, 2])).index
+    ) == [2, 1, 0]
 
 
 # --- how often the rule errs, and what it can see ---
@@ -173,7 +219,9 @@ def test_the_verdict_hangs_on_the_cell_least_favourable_to_the_claim():
 NOISE = {
     "normal": lambda draw, size: draw.normal(size=size),
     "heavy tails": lambda draw, size: draw.standard_t(3, size=size) / 3**0.5,
-    "a tenth dies": lambda draw, size: 0.3 * draw.normal(size=size) - 10 * (draw.random(size) < 0.1),
+    "a tenth dies": lambda draw, size: (
+        0.3 * draw.normal(size=size) - 10 * (draw.random(size) < 0.1)
+    ),
 }
 TIMES = 150
 
@@ -184,18 +232,30 @@ def simulated(lead, seeds, rivals, sparsities, noise="normal", every=True):
     for _ in range(TIMES):
         subject, others = (NOISE[noise](draw, (seeds, n, sparsities)) / 2**0.5 for n in (1, rivals))
         differences = (subject - others + lead).reshape(seeds, -1).T
-        words.append(verdict(statistics.judged(pd.DataFrame([statistics._cell(d, 1.0) for d in differences])), every=every))
+        words.append(
+            verdict(
+                statistics.judged(pd.DataFrame([statistics._cell(d, 1.0) for d in differences])),
+                every=every,
+            )
+        )
     return {word: words.count(word) / TIMES for word in set(words)}
 
 
 @pytest.mark.parametrize("noise", NOISE)
 @pytest.mark.parametrize("seeds, rivals, sparsities", [(5, 4, 1), (5, 8, 5), (10, 12, 6)])
-def test_among_equal_methods_at_most_five_in_a_hundred_verdicts_are_wrong(seeds, rivals, sparsities, noise):
+def test_among_equal_methods_at_most_five_in_a_hundred_verdicts_are_wrong(
+    seeds, rivals, sparsities, noise
+):
     found = simulated(0, seeds, rivals, sparsities, noise)
-    assert found.get("holds", 0) + found.get("holds in part", 0) <= 0.05 and found.get("fails", 0) <= 0.05
+    assert (
+        found.get("holds", 0) + found.get("holds in part", 0) <= 0.05
+        and found.get("fails", 0) <= 0.05
+    )
 
 
-@pytest.mark.parametrize("seeds, rivals, sparsities, lead", [(5, 4, 1, 2.5), (10, 4, 1, 1.5), (10, 12, 6, 2)])
+@pytest.mark.parametrize(
+    "seeds, rivals, sparsities, lead", [(5, 4, 1, 2.5), (10, 4, 1, 1.5), (10, 12, 6, 2)]
+)
 def test_four_of_five_true_differences_are_seen(seeds, rivals, sparsities, lead):
     """In deviations of a paired difference: these are the effects that a verdict can be relied on to see."""
     assert simulated(lead, seeds, rivals, sparsities)["holds"] >= 0.8

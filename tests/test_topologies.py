@@ -49,7 +49,11 @@ def sequential(*layers, shape, seed=0):
 
 
 def mlp(*widths, seed=0):
-    return sequential(*(layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())), shape=widths[:1], seed=seed)
+    return sequential(
+        *(layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())),
+        shape=widths[:1],
+        seed=seed,
+    )
 
 
 def built(name, shape):
@@ -65,10 +69,19 @@ def test_a_topology_scores_every_weight_and_leaves_no_trace(topology, case, unch
     count = total(model) // 5
     with unchanged(model):
         scores = topology(model, count, seeded(1))
-    assert {name: s.shape for name, s in scores.items()} == {name: w.shape for name, w in models.prunable(model).items()}
-    assert list(scores) == list(models.prunable(model)) and all(s.dtype == torch.double and not s.requires_grad for s in scores.values())
+    assert {name: s.shape for name, s in scores.items()} == {
+        name: w.shape for name, w in models.prunable(model).items()
+    }
+    assert list(scores) == list(models.prunable(model)) and all(
+        s.dtype == torch.double and not s.requires_grad for s in scores.values()
+    )
     flat = masks.flatten(scores)
-    assert int((flat >= 1).sum()) == count and 0 <= flat.min() and flat.max() <= 2 and len(flat.unique()) == len(flat)
+    assert (
+        int((flat >= 1).sum()) == count
+        and 0 <= flat.min()
+        and flat.max() <= 2
+        and len(flat.unique()) == len(flat)
+    )
     assert masks.count(masks.keep_top(scores, count / total(model))) == count
     with torch.no_grad():
         assert equal(topology(model, count, seeded(1)), scores)
@@ -101,35 +114,59 @@ def test_exactly_so_many_whatever_the_count(topology, widths, share, seed):
 # --- smart ratio ---
 
 
-@pytest.mark.parametrize("count, expected", [
-    (26_620, [24_742, 1_578, 300]),  # 300 of the last; 12 * 235,200 : 6 * 30,000 of the other 26,320
-    (5_324, [4_723, 301, 300]),
-    (266, [125, 8, 133]),  # the last takes half of the budget and not 300
-    (3, [2, 0, 1]),
-    (1, [1, 0, 0]),
-    (255_300, [235_200, 19_800, 300]),  # 239,712 : 15,288, and what is too much for the first goes to the second
-    (266_000, [235_200, 30_000, 800]),  # what no other layer holds goes to the last
-    (266_200, [235_200, 30_000, 1_000]),
-])
+@pytest.mark.parametrize(
+    "count, expected",
+    [
+        (
+            26_620,
+            [24_742, 1_578, 300],
+        ),  # 300 of the last; 12 * 235,200 : 6 * 30,000 of the other 26,320
+        (5_324, [4_723, 301, 300]),
+        (266, [125, 8, 133]),  # the last takes half of the budget and not 300
+        (3, [2, 0, 1]),
+        (1, [1, 0, 0]),
+        (
+            255_300,
+            [235_200, 19_800, 300],
+        ),  # 239,712 : 15,288, and what is too much for the first goes to the second
+        (266_000, [235_200, 30_000, 800]),  # what no other layer holds goes to the last
+        (266_200, [235_200, 30_000, 1_000]),
+    ],
+)
 def test_smart_ratio_of_lenet300(count, expected):
-    assert counts(kept_by(topologies.smart_ratio, built("lenet300", (1, 28, 28)), count)) == expected
+    assert (
+        counts(kept_by(topologies.smart_ratio, built("lenet300", (1, 28, 28)), count)) == expected
+    )
 
 
 def plain(norm):
     """Layers of 36, 144, 288 and 80 weights."""
     widths = [(1, 4), (4, 4), (4, 8)]
-    layers = [layer for a, b in widths for layer in (nn.Conv2d(a, b, 3, padding=1), *[nn.BatchNorm2d(b)] * norm, nn.ReLU())]
-    return sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10), shape=(1, 6, 6))
+    layers = [
+        layer
+        for a, b in widths
+        for layer in (nn.Conv2d(a, b, 3, padding=1), *[nn.BatchNorm2d(b)] * norm, nn.ReLU())
+    ]
+    return sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10), shape=(1, 6, 6)
+    )
 
 
-@pytest.mark.parametrize("norm, count, expected", [
-    (True, 24 + 56, [30, 18, 8, 24]),  # 20/1 * 36 : 12/4 * 144 : 6/9 * 288
-    (False, 24 + 58, [10, 24, 24, 24]),  # 20 * 36 : 12 * 144 : 6 * 288
-    (True, 24 + 168, [36, 108, 24, 24]),  # 90 : 54 : 24, and what is too much for the first goes to the second
-    (True, 24 + 336, [36, 144, 156, 24]),  # 180 : 108 : 48
-    (True, 500 + 24, [36, 144, 288, 56]),
-    (True, 548, [36, 144, 288, 80]),
-])
+@pytest.mark.parametrize(
+    "norm, count, expected",
+    [
+        (True, 24 + 56, [30, 18, 8, 24]),  # 20/1 * 36 : 12/4 * 144 : 6/9 * 288
+        (False, 24 + 58, [10, 24, 24, 24]),  # 20 * 36 : 12 * 144 : 6 * 288
+        (
+            True,
+            24 + 168,
+            [36, 108, 24, 24],
+        ),  # 90 : 54 : 24, and what is too much for the first goes to the second
+        (True, 24 + 336, [36, 144, 156, 24]),  # 180 : 108 : 48
+        (True, 500 + 24, [36, 144, 288, 56]),
+        (True, 548, [36, 144, 288, 80]),
+    ],
+)
 def test_smart_ratio_of_a_vgg_and_of_other_convolutions(norm, count, expected):
     assert counts(kept_by(topologies.smart_ratio, plain(norm), count)) == expected
 
@@ -160,12 +197,23 @@ def test_smart_ratio_refuses_a_count_that_there_is_not(count):
 # --- PHEW: whole paths ---
 
 
-@pytest.mark.parametrize("name, shape, count", [
-    ("lenet300", (1, 8, 8), 3), ("lenet300", (1, 8, 8), 50), ("lenet300", (1, 8, 8), 10_000), ("lenet300", (1, 8, 8), 50_199), ("lenet300", (1, 8, 8), 50_200),
-    ("lenet5", (1, 28, 28), 4), ("lenet5", (1, 28, 28), 431), ("lenet5", (1, 28, 28), 43_050),
-    ("resnet20", (1, 8, 8), 18), ("resnet20", (1, 8, 8), 400), ("resnet20", (3, 8, 8), 27_000),
-    ("vgg11", (3, 32, 32), 200),
-])
+@pytest.mark.parametrize(
+    "name, shape, count",
+    [
+        ("lenet300", (1, 8, 8), 3),
+        ("lenet300", (1, 8, 8), 50),
+        ("lenet300", (1, 8, 8), 10_000),
+        ("lenet300", (1, 8, 8), 50_199),
+        ("lenet300", (1, 8, 8), 50_200),
+        ("lenet5", (1, 28, 28), 4),
+        ("lenet5", (1, 28, 28), 431),
+        ("lenet5", (1, 28, 28), 43_050),
+        ("resnet20", (1, 8, 8), 18),
+        ("resnet20", (1, 8, 8), 400),
+        ("resnet20", (3, 8, 8), 27_000),
+        ("vgg11", (3, 32, 32), 200),
+    ],
+)
 def test_phew_keeps_exactly_so_many_and_all_of_them_on_paths(name, shape, count):
     """The deep ones at few weights leave many walks over channels without a pixel: 2x2 maps in VGG-11, ResNet-20 on the digits."""
     model = built(name, shape)
@@ -187,35 +235,56 @@ def test_the_weights_reached_first_are_whole_paths():
     """So the scores fall in the order of the walks: any number of first walks is effective by itself."""
     model = mlp(30, 40, 20, 10)
     scores = topologies.phew(model, 300, seeded(0))
-    sizes = [count for count in range(301) if equal(masks.effective(model, mask := masks.keep_top(scores, count / total(model))), mask)]
+    sizes = [
+        count
+        for count in range(301)
+        if equal(masks.effective(model, mask := masks.keep_top(scores, count / total(model))), mask)
+    ]
     assert sizes[:2] == [0, 3] and len(sizes) > 100 and max(np.diff(sizes)) == 3
 
 
-@pytest.mark.parametrize("model, count, says", [
-    (mlp(6, 5, 4), 1, "from 2 to 50 weights; got 1"), (mlp(6, 5, 4), 51, "got 51"),
-    (make_residual(), 2, "from 3 to 557 weights"),
-    (sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2, 3), shape=(1, 1, 1)), 9, "from 2 to 8 weights"),  # 16 meet nothing but padding
-    (mlp(1, 2, 2, 1), 4, "found no 4 weights"),
-    (sequential(Select(torch.arange(2)), nn.Linear(2, 3), shape=(4,)), 3, "Select"),
-    (sequential(nn.Linear(4, 3), nn.Tanh(), shape=(4,)), 2, "cannot read 1, a Tanh"),
-])
+@pytest.mark.parametrize(
+    "model, count, says",
+    [
+        (mlp(6, 5, 4), 1, "from 2 to 50 weights; got 1"),
+        (mlp(6, 5, 4), 51, "got 51"),
+        (make_residual(), 2, "from 3 to 557 weights"),
+        (
+            sequential(
+                nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2, 3), shape=(1, 1, 1)
+            ),
+            9,
+            "from 2 to 8 weights",
+        ),  # 16 meet nothing but padding
+        (mlp(1, 2, 2, 1), 4, "found no 4 weights"),
+        (sequential(Select(torch.arange(2)), nn.Linear(2, 3), shape=(4,)), 3, "Select"),
+        (sequential(nn.Linear(4, 3), nn.Tanh(), shape=(4,)), 2, "cannot read 1, a Tanh"),
+    ],
+)
 def test_phew_refuses(model, count, says):
     with pytest.raises(UserError, match=says):
         topologies.phew(model, count, seeded(0))
 
 
 def test_phew_goes_round_weights_that_meet_only_padding():
-    model = sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2, 3), shape=(1, 1, 1))
+    model = sequential(
+        nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2, 3), shape=(1, 1, 1)
+    )
     mask = kept_by(topologies.phew, model, 8)["0.weight"]
     assert mask[:, :, 1, 1].all() and mask.sum() == 2
 
 
 def test_phew_takes_weights_of_zero_last():
     model = mlp(8, 6, 5)
-    zero = (torch.arange(6)[:, None] + torch.arange(8)) % 2 == 0  # a checkerboard: no unit is without a way
+    zero = (
+        torch.arange(6)[:, None] + torch.arange(8)
+    ) % 2 == 0  # a checkerboard: no unit is without a way
     with torch.no_grad():
         model[0].weight[zero] = 0
-    assert equal(kept_by(topologies.phew, model, int((~zero).sum()) + 30), {"0.weight": ~zero, "2.weight": torch.ones(5, 6, dtype=torch.bool)})
+    assert equal(
+        kept_by(topologies.phew, model, int((~zero).sum()) + 30),
+        {"0.weight": ~zero, "2.weight": torch.ones(5, 6, dtype=torch.bool)},
+    )
     with torch.no_grad():
         model[0].weight.zero_()
     assert masks.count(masks.effective(model, kept_by(topologies.phew, model, 20))) == 20
@@ -245,17 +314,23 @@ def check(visits, expected, walks):
     """Frequencies within 5 standard deviations of the odds."""
     expected = expected.flatten().numpy()
     often = np.bincount(visits, minlength=len(expected)) / walks
-    assert expected.sum() == pytest.approx(1) and (expected > 0.05).any() and (expected < 0.005).any()
+    assert (
+        expected.sum() == pytest.approx(1) and (expected > 0.05).any() and (expected < 0.005).any()
+    )
     assert (np.abs(often - expected) <= 5 * (expected * (1 - expected) / walks) ** 0.5 + 1e-9).all()
 
 
 def test_walks_follow_the_l1_norms(recorded):
-    model = sequential(nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 2), shape=(2, 3, 3)).double()
+    model = sequential(
+        nn.Conv2d(2, 3, 2), nn.ReLU(), nn.Flatten(), nn.Linear(3 * 4, 2), shape=(2, 3, 3)
+    ).double()
     with torch.no_grad():
         for weight in models.prunable(model).values():
             weight.copy_(torch.randn(weight.shape, generator=seeded(5), dtype=torch.double) ** 3)
     topologies.phew(model, 20, seeded(0))
-    conv, linear = (w.detach().abs() for w in models.prunable(model).values())  # [3, 2, 2, 2], [2, 12]
+    conv, linear = (
+        w.detach().abs() for w in models.prunable(model).values()
+    )  # [3, 2, 2, 2], [2, 12]
     kernels = conv.sum((2, 3))
 
     forward = recorded[0]
@@ -273,11 +348,20 @@ def test_walks_follow_the_l1_norms(recorded):
     for out, f in itertools.product(range(2), range(12)):
         last[out, f] = 1 / 2 * linear[out, f] / linear[out].sum()
         for c in range(2):
-            step[f // 4, c] += last[out, f] * kernels[f // 4, c] / kernels[f // 4].sum() * conv[f // 4, c] / kernels[f // 4, c]
+            step[f // 4, c] += (
+                last[out, f]
+                * kernels[f // 4, c]
+                / kernels[f // 4].sum()
+                * conv[f // 4, c]
+                / kernels[f // 4, c]
+            )
     check(backward[:, 0], step, len(backward))
     check(backward[:, 1] - 24, last, len(backward))
 
-    for walks in (forward, backward):  # the feature is one of the channel to which the convolution led
+    for walks in (
+        forward,
+        backward,
+    ):  # the feature is one of the channel to which the convolution led
         assert ((walks[:, 1] - 24) % 12 // 4 == walks[:, 0] // 8).all()
 
 
@@ -285,7 +369,13 @@ def test_walks_take_branch_and_shortcut_alike(recorded, residual):
     topologies.phew(residual, 50, seeded(0))
     ends = np.cumsum([w.numel() for w in models.prunable(residual).values()])
     for walks in recorded[:2]:
-        crossed = np.stack([((walks >= 0) & (np.searchsorted(ends, walks, side="right") == layer)).sum(1) for layer in range(5)], 1)
+        crossed = np.stack(
+            [
+                ((walks >= 0) & (np.searchsorted(ends, walks, side="right") == layer)).sum(1)
+                for layer in range(5)
+            ],
+            1,
+        )
         assert set(map(tuple, crossed.tolist())) == {(1, 1, 1, 0, 1), (1, 0, 0, 1, 1)}
         assert abs(crossed[:, 3].mean() - 0.5) < 5 * 0.5 / len(walks) ** 0.5
 
@@ -296,7 +386,9 @@ def test_forward_and_backward_walks_take_turns():
     with torch.no_grad():
         model[0].weight[:, 30:] = 1e-9
         model[2].weight[30:] = 1e-9
-    mask = kept_by(topologies.phew, model, 120)  # of some 60 walks 30 are forward, and 15 begin at an avoided input
+    mask = kept_by(
+        topologies.phew, model, 120
+    )  # of some 60 walks 30 are forward, and 15 begin at an avoided input
     assert 7 <= mask["0.weight"][:, 30:].sum() <= 23 and 7 <= mask["2.weight"][30:].sum() <= 23
 
 
@@ -312,14 +404,21 @@ def test_no_walk_is_cut(monkeypatch):
         topologies.phew(model, count, seeded(count))
     assert len(visits) == 20
     for places in visits:
-        mask = masks.unflatten(torch.zeros(total(model), dtype=torch.bool).index_fill(0, torch.from_numpy(places), True), models.prunable(model))
+        mask = masks.unflatten(
+            torch.zeros(total(model), dtype=torch.bool).index_fill(
+                0, torch.from_numpy(places), True
+            ),
+            models.prunable(model),
+        )
         assert masks.count(masks.effective(model, mask)) == len(places)
 
 
 def test_what_walks_never_bring_is_filled_in_proportion_to_the_weights():
     model = mlp(1, 5, 5, 1)
     with torch.no_grad():
-        model[2].weight.copy_(torch.where(torch.arange(5) % 2 == 0, 1e-12, 9e-12)).fill_diagonal_(1.0)
+        model[2].weight.copy_(torch.where(torch.arange(5) % 2 == 0, 1e-12, 9e-12)).fill_diagonal_(
+            1.0
+        )
     filled = [kept_by(topologies.phew, model, 16, seed)["2.weight"] for seed in range(100)]
     assert all(mask.diagonal().all() and mask.sum() == 6 for mask in filled)
     heavy = sum(int(mask[:, 1::2].sum() - 2) for mask in filled)  # 8 of 9e-12 and 12 of 1e-12

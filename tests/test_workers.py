@@ -19,9 +19,18 @@ from panning_core.errors import UserError
 from panning_core.ledger import Ledger
 
 STUDY = "01_tiny"
-RUN = {"dataset": "digits", "model": "lenet300", "method": ["random", "magnitude"], "sparsity": 0.1, "epochs": 20, "seed": [0, 1, 2, 3]}
+RUN = {
+    "dataset": "digits",
+    "model": "lenet300",
+    "method": ["random", "magnitude"],
+    "sparsity": 0.1,
+    "epochs": 20,
+    "seed": [0, 1, 2, 3],
+}
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # a worker that doubles numbers need not import this file and PyTorch
+cloudpickle.register_pickle_by_value(
+    sys.modules[__name__]
+)  # a worker that doubles numbers need not import this file and PyTorch
 
 
 def work(task):
@@ -47,13 +56,22 @@ def test_a_task_that_always_kills_its_worker_costs_no_other():
     """It is told apart from its fellows in the task and from those that were at work beside it."""
     found = results([[1], [2, 13, 3], *([k] for k in range(4, 9))])
     died = found.pop((13,))
-    assert isinstance(died, workers.WorkerDied) and "perhaps for its memory, and again when it was done alone" in str(died)
-    assert {each: value for task, values in found.items() for each, value in zip(task, values)} == {k: 2 * k for k in range(1, 9)}
+    assert isinstance(
+        died, workers.WorkerDied
+    ) and "perhaps for its memory, and again when it was done alone" in str(died)
+    assert {each: value for task, values in found.items() for each, value in zip(task, values)} == {
+        k: 2 * k for k in range(1, 9)
+    }
 
 
 def test_a_task_that_kills_its_worker_once_is_done(tmp_path):
     once = str(tmp_path / "once")
-    assert results([[1], [once], [2], [3]]) == {(1,): [2], (2,): [4], (3,): [6], (once,): [2 * once]}
+    assert results([[1], [once], [2], [3]]) == {
+        (1,): [2],
+        (2,): [4],
+        (3,): [6],
+        (once,): [2 * once],
+    }
 
 
 def test_tasks_are_drawn_when_there_is_room():
@@ -64,11 +82,16 @@ def test_tasks_are_drawn_when_there_is_room():
 
 
 def test_a_worker_goes_when_its_runner_has_gone():
-    program = ("from panning_core import workers; import os\n"
-               "for task, pid in workers.spread(eval, ('__import__(\"os\").getpid()' for _ in range(1)), 2): print(pid, flush=True); os.kill(os.getpid(), 9)")
+    program = (
+        "from panning_core import workers; import os\n"
+        "for task, pid in workers.spread(eval, ('__import__(\"os\").getpid()' for _ in range(1)), 2): print(pid, flush=True); os.kill(os.getpid(), 9)"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     deadline = time.monotonic() + 30
-    while os.path.exists(f"/proc/{int(done.stdout)}") and "Z" not in open(f"/proc/{int(done.stdout)}/stat").read().split()[2]:
+    while (
+        os.path.exists(f"/proc/{int(done.stdout)}")
+        and "Z" not in open(f"/proc/{int(done.stdout)}/stat").read().split()[2]
+    ):
         assert time.monotonic() < deadline
         time.sleep(0.1)
     assert done.returncode == -signal.SIGKILL
@@ -81,8 +104,19 @@ def test_a_worker_goes_when_its_runner_has_gone():
 def dask(*arguments):
     """A process of Dask's command line, killed in any case."""
     command = [sys.executable, "-m", "dask", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "30s"}
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True, env=environment)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "30s",
+    }
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    )
     try:
         yield process
     finally:
@@ -97,7 +131,12 @@ def dask(*arguments):
 def scheduler():
     """A scheduler's process, on a free port, and its address."""
     with dask("scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard") as process:
-        yield process, re.search(r"tcp://\S+", next(line for line in process.stderr if "Scheduler at:" in line))[0]
+        yield (
+            process,
+            re.search(
+                r"tcp://\S+", next(line for line in process.stderr if "Scheduler at:" in line)
+            )[0],
+        )
 
 
 def worker(address, threads):
@@ -115,17 +154,37 @@ def checkout(tmp_path, monkeypatch):
 
 
 def numbers(rows):
-    return [(row["key"], {name: value for name, value in row["metrics"].items() if not name.endswith("seconds") and name != "stack"}) for row in rows]
+    return [
+        (
+            row["key"],
+            {
+                name: value
+                for name, value in row["metrics"].items()
+                if not name.endswith("seconds") and name != "stack"
+            },
+        )
+        for row in rows
+    ]
 
 
-def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(checkout, monkeypatch, tmp_path):
+def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(
+    checkout, monkeypatch, tmp_path
+):
     """Two workers, one of them with two threads; one is killed as soon as a run is recorded. Before that, what they can not import is one sentence."""
     append, lengths = Ledger.append, []
     (tmp_path / "elsewhere.py").write_text("def work(task): pass")
-    with scheduler() as (_, address), worker(address, 1) as first, worker(address, 2), monkeypatch.context() as patch:
+    with (
+        scheduler() as (_, address),
+        worker(address, 1) as first,
+        worker(address, 2),
+        monkeypatch.context() as patch,
+    ):
         patch.setenv("PANNING_SCHEDULER", address)
         patch.syspath_prepend(tmp_path)
-        with pytest.raises(UserError, match=f"the cluster at {address} can not read a task .*; start its scheduler and workers in the environment of this checkout"):
+        with pytest.raises(
+            UserError,
+            match=f"the cluster at {address} can not read a task .*; start its scheduler and workers in the environment of this checkout",
+        ):
             list(workers.spread(importlib.import_module("elsewhere").work, [[1]], 1))
 
         def kill_one(ledger, *rows):
@@ -136,24 +195,45 @@ def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(check
 
         patch.setattr(Ledger, "append", kill_one)
         rows, toys = studies.sweep(STUDY, "tiny"), studies.toys(STUDY, "tiny")
-    assert lengths == [0, 2, 2, 2, 2, 0, 1, 1]  # each task when it was done, after a look whether the ledger can be written
+    assert lengths == [
+        0,
+        2,
+        2,
+        2,
+        2,
+        0,
+        1,
+        1,
+    ]  # each task when it was done, after a look whether the ledger can be written
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "here"))
-    assert numbers(rows) == numbers(studies.sweep(STUDY, "tiny", 1)) and numbers(toys) == numbers(studies.toys(STUDY, "tiny", 1))
+    assert numbers(rows) == numbers(studies.sweep(STUDY, "tiny", 1)) and numbers(toys) == numbers(
+        studies.toys(STUDY, "tiny", 1)
+    )
 
 
 def test_a_scheduler_that_goes_away_is_one_sentence(checkout, monkeypatch):
     with scheduler() as (process, address):
         monkeypatch.setenv("PANNING_SCHEDULER", address)
-        monkeypatch.setattr("builtins.print", lambda *_, **__: process.kill())  # it says that there are no workers yet
-        with pytest.raises(UserError, match=f"the scheduler at {address} is gone; what is recorded is kept"):
+        monkeypatch.setattr(
+            "builtins.print", lambda *_, **__: process.kill()
+        )  # it says that there are no workers yet
+        with pytest.raises(
+            UserError, match=f"the scheduler at {address} is gone; what is recorded is kept"
+        ):
             studies.sweep(STUDY, "tiny")
 
 
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere", "127.0.0.1", "tpc://127.0.0.1:8786", "tcp://127.0.0.1:x"])
+@pytest.mark.parametrize(
+    "address",
+    ["tcp://127.0.0.1:9", "nowhere", "127.0.0.1", "tpc://127.0.0.1:8786", "tcp://127.0.0.1:x"],
+)
 def test_a_scheduler_that_does_not_answer_is_one_sentence(checkout, monkeypatch, address):
     monkeypatch.setattr(workers, "PATIENCE", 1)
     monkeypatch.setenv("PANNING_SCHEDULER", address)
-    with pytest.raises(UserError, match=f"PANNING_SCHEDULER is '{address}' but no scheduler answers there; it must be like tcp://host:8786"):
+    with pytest.raises(
+        UserError,
+        match=f"PANNING_SCHEDULER is '{address}' but no scheduler answers there; it must be like tcp://host:8786",
+    ):
         studies.sweep(STUDY, "tiny")
     assert not Ledger(checkout.ledger(STUDY)).rows()
 
@@ -161,17 +241,25 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(checkout, monkeypatch,
 def test_a_missing_package_is_one_sentence(checkout, monkeypatch):
     monkeypatch.setenv("PANNING_SCHEDULER", "tcp://127.0.0.1:8786")
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match="the package distributed is missing; install requirements.txt"):
+    with pytest.raises(
+        UserError, match="the package distributed is missing; install requirements.txt"
+    ):
         studies.sweep(STUDY, "tiny")
 
 
 def test_the_recipe_for_slurm_makes_a_job_script():
     """Slurm itself is not needed for that."""
     pytest.importorskip("dask_jobqueue")
-    (recipe,) = [block for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL) if "SLURMCluster" in block]
+    (recipe,) = [
+        block
+        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        if "SLURMCluster" in block
+    ]
     (call,) = re.findall(r"with (SLURMCluster\(.*\)) as cluster:", recipe)
     from dask_jobqueue import SLURMCluster
 
     with eval(call, {"SLURMCluster": SLURMCluster}) as cluster:
         script = cluster.job_script()
-    assert "#SBATCH" in script and "distributed.cli.dask_worker" in script and "--nthreads 1" in script
+    assert (
+        "#SBATCH" in script and "distributed.cli.dask_worker" in script and "--nthreads 1" in script
+    )
