@@ -207,8 +207,8 @@ fi
 # --- Go.
 
 case $mode in
-    reproduce) exec "$python" -m panning_core.reproduce "$profile" ${options[@]+"${options[@]}"} ;;
-    verify) exec "$python" -m panning_core.verify "$profile" ${options[@]+"${options[@]}"} ;;
+    reproduce) exec "$python" -m panning_core.reporting.reproduce "$profile" ${options[@]+"${options[@]}"} ;;
+    verify) exec "$python" -m panning_core.reporting.verify "$profile" ${options[@]+"${options[@]}"} ;;
     bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;
     lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/playground.ipynb ;;

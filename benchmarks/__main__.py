@@ -15,7 +15,6 @@ from panning_core.errors import command_line, pick
 
 from . import agreement, environment, grid, scoring, show, timing, train
 
-
 #: name -> a function of ``quick`` that returns a table, empty where there is nothing to measure
 PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
     "training": train.speed,

@@ -8,7 +8,8 @@ from math import nan
 import pandas as pd
 import torch
 
-from panning_core import data, masks, models, pruning, statistics, training
+from panning_core import data, masks, models, pruning, training
+from panning_core.analysis import statistics
 
 from .train import HEADLINE, NETWORKS, build, images, mnist_is_here, shuffled
 

@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 from torch import nn
 
-from panning_core import agent, masks, metrics, panning
+from panning_core import masks, metrics
+from panning_core.agent import learning, observations
 from panning_core.metrics import Batch
 
 from . import straightforward
@@ -69,9 +70,9 @@ def speed(quick: bool) -> pd.DataFrame:
         split, model, action = (
             images((1, 28, 28)),
             build(name),
-            np.zeros(len(panning.MIXED), np.float32),
+            np.zeros(len(observations.MIXED), np.float32),
         )
-        env = agent.PanningEnv(lambda draw: (model, split))
+        env = learning.PanningEnv(lambda draw: (model, split))
         env.reset(seed=0)
         plain = Straightforward(build(name), [dense.batch for dense in env._pool])
 
@@ -106,20 +107,21 @@ def fixes(quick: bool) -> pd.DataFrame:
         return pd.DataFrame()
     split, model = images((1, 28, 28)), build("lenet300")
 
-    def environment(*departures: str) -> agent.PanningEnv:
-        return agent.PanningEnv(lambda draw: (model, split), pool=32, departures=departures)
+    def environment(*departures: str) -> learning.PanningEnv:
+        return learning.PanningEnv(lambda draw: (model, split), pool=32, departures=departures)
 
     def synflow(observation: np.ndarray) -> np.ndarray:
         return np.array([1.0, -1.0, -1.0])
 
     def nothing(observation: np.ndarray) -> np.ndarray:
-        return -np.ones(len(panning.MIXED))
+        return -np.ones(len(observations.MIXED))
 
     def returns(*departures: str) -> str:
         """Of SynFlow alone, in the first episode and in the eighth."""
         env = environment(*departures)
         found = [
-            agent.episode(env, synflow, TARGET, seed=None if k else 0)["return"] for k in range(8)
+            learning.episode(env, synflow, TARGET, seed=None if k else 0)["return"]
+            for k in range(8)
         ]
         return f"{found[0]:.1f}, {found[-1]:.1f}"
 
@@ -128,7 +130,7 @@ def fixes(quick: bool) -> pd.DataFrame:
     losses = np.array([dense.look.loss for dense in env._pool])
     single = losses.astype(np.float32)
     lived = [
-        agent.episode(environment(*departures), nothing, TARGET, seed=0)["rounds"]
+        learning.episode(environment(*departures), nothing, TARGET, seed=0)["rounds"]
         for departures in (("shares",), ())
     ]
     ends = [_returns_learned(bootstrap) for bootstrap in (False, True)]
@@ -156,7 +158,7 @@ def fixes(quick: bool) -> pd.DataFrame:
             {
                 "departure": "extremes and kept, as until 2026-11",
                 "measured": alone,
-                "with it": returns(*panning.FIRST),
+                "with it": returns(*observations.FIRST),
                 "authors": returns(),
             },
             {
@@ -178,7 +180,7 @@ def fixes(quick: bool) -> pd.DataFrame:
 def _returns_learned(bootstrap: bool) -> float:
     with tempfile.TemporaryDirectory() as folder:
         trainings = [
-            agent.Training(
+            learning.Training(
                 "lenet300/digits",
                 seed=seed,
                 steps=2_500,
@@ -189,9 +191,13 @@ def _returns_learned(bootstrap: bool) -> float:
             )
             for seed in range(3)
         ]
-        told = [agent.learn(training, Path(folder))[1] for training in trainings]
+        told = [learning.learn(training, Path(folder))[1] for training in trainings]
     return float(
         np.mean(
-            [row["return"] for each in told for row in each["evaluations"][-len(agent.TARGETS) :]]
+            [
+                row["return"]
+                for each in told
+                for row in each["evaluations"][-len(learning.TARGETS) :]
+            ]
         )
     )

@@ -9,7 +9,8 @@ from unittest.mock import patch
 
 import pandas as pd
 
-from panning_core import data, studies
+from panning_core import data
+from panning_core.experiments import studies
 
 from .train import mnist_is_here
 

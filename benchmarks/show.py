@@ -10,7 +10,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator, NullLocator
 
-from panning_core import report, studies
+from panning_core.experiments import studies
+from panning_core.reporting import report
 
 from .train import NETWORKS, crossover
 

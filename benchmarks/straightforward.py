@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from panning_core.masks import Mask, Scores
 from panning_core.metrics import Batch

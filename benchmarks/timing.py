@@ -15,7 +15,8 @@ from typing import NamedTuple
 import pandas as pd
 import torch
 
-from panning_core import studies, training
+from panning_core import training
+from panning_core.experiments import studies
 
 SAMPLE = 0.02  #: seconds one sample lasts at least; a fast function is called many times for it
 MATRIX = torch.rand(1024, 1024)

@@ -19,7 +19,8 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from panning_core import compaction, data, masks, models, pruning, sparse, studies, training
+from panning_core import compaction, data, masks, models, pruning, sparse, training
+from panning_core.experiments import studies
 from panning_core.masks import Mask
 from panning_core.models import Shape
 

@@ -18,8 +18,9 @@ from math import nan
 import torch
 from torch import Tensor, nn
 
-from . import faithful, graph, masks
+from . import graph, masks
 from .errors import UserError
+from .inspection import faithful
 from .masks import Mask
 from .models import Block, input_shape, prunable
 

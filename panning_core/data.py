@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader
 
 from . import ROOT
 from .errors import UserError, shown, told, unknown, whole
-from .registry import Table
+from .plugins import Table
 
 Raw = tuple[
     np.ndarray, np.ndarray, np.ndarray, np.ndarray

@@ -21,7 +21,7 @@ from . import graph, layers
 from .errors import UserError, fraction_kept, pick, shown
 from .layers import Least
 from .models import prunable, uses
-from .registry import Table
+from .plugins import Table
 
 Mask = dict[str, Tensor]
 Scores = dict[str, Tensor]

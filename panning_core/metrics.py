@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import graph, masks, models, noise
+from . import graph, masks, models
 from .errors import UserError
-from .faithful import one_tensor
+from .inspection import noise
+from .inspection.faithful import one_tensor
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
-from .registry import Table
+from .plugins import Table
 
 Batch = tuple[Tensor, Tensor]
 TEMPERATURE = (

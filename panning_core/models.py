@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .errors import UserError, pick, shown, told, whole
 from .graph import input_shape, linearised, modes, prunable, remember, uses  # noqa: F401
-from .registry import Table
+from .plugins import Table
 
 Shape = tuple[int, ...]  # (channels, height, width), or (features,) of rows
 

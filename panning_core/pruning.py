@@ -16,15 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from . import data, graph, layers, masks, metrics, panning, policies, topologies
+from . import data, graph, layers, masks, metrics
+from .agent import observations, policies
+from .agent.observations import MIXED, Look, Sight, coefficients, deviations, one_path, resampled
+from .agent.policies import Policy
 from .errors import UserError, fraction_kept, is_number, keywords, pick, settle, unknown, whole
 from .layers import Least, Pattern
 from .masks import Mask
+from .methods import topologies
 from .metrics import Batch
 from .models import prunable
-from .panning import MIXED, Look, Sight, coefficients, deviations, one_path, resampled
-from .policies import Policy
-from .registry import Table
+from .plugins import Table
 
 #: density after round t of ``rounds``; both end exactly at the density asked for
 SCHEDULES: dict[str, Callable[[float, int, int], float]] = Table(
@@ -212,7 +214,7 @@ def _by_stage(table: Sequence[tuple[float, tuple[float, ...]]]):
 
 def _by_policy(model: nn.Module, policy: Policy, rounds: int):
     """The coefficients that a policy chooses from what it sees of the sub-network, in the units that it was trained in."""
-    departures = getattr(policy, "departures", panning.DEFAULT)
+    departures = getattr(policy, "departures", observations.DEFAULT)
     known = policy.known(model) if hasattr(policy, "known") else []
     sight, extremes, t, scheduled = Sight(model, departures), None, 0, 0.0
 

@@ -12,7 +12,7 @@ from panning_core import ROOT
 PARAMETERS = 'profile = "none"\njobs = 7\ndevice = "none"'
 SHOWN = """
 import matplotlib.pyplot as plt
-from panning_core import report
+from panning_core.reporting import report
 study = report.Study("01_works", profile, jobs, device)
 figure, axes = plt.subplots(figsize=(2, 2))
 axes.plot(study.runs.seed, study.runs.test_accuracy)
@@ -39,11 +39,8 @@ class Checkout:
         (root / "notebooks" / "profiles").mkdir(parents=True)
 
     def core(self) -> "Checkout":
-        (self.root / "panning_core").mkdir()
-        for path in (ROOT / "panning_core").glob("*.py"):
-            shutil.copy(path, self.root / "panning_core")
-        for folder in ("trained", "page"):
-            shutil.copytree(ROOT / "panning_core" / folder, self.root / "panning_core" / folder)
+        source, ignored = ROOT / "panning_core", shutil.ignore_patterns("__pycache__")
+        shutil.copytree(source, self.root / "panning_core", ignore=ignored)
         return self
 
     def profile(self, content: dict | str, name: str = "tiny") -> None:

@@ -28,7 +28,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 from checkout import PARAMETERS, Checkout  # noqa: E402
 
-from panning_core import errors, ledger, studies  # noqa: E402
+from panning_core import errors
+from panning_core.experiments import ledger, studies  # noqa: E402
 
 STUDY = "01_tiny"
 GRID = [
@@ -83,7 +84,11 @@ def settle(root: str | Path) -> None:
     """In this process the checkout at ``root`` is the core's own, and what begins is counted."""
     from functools import partial
 
-    for name in ("panning_core", "panning_core.studies", "panning_core.reproduce"):
+    for name in (
+        "panning_core",
+        "panning_core.experiments.studies",
+        "panning_core.reporting.reproduce",
+    ):
         if name in sys.modules:
             sys.modules[name].ROOT = Path(root)
     for name in ORIGINAL:
@@ -441,7 +446,7 @@ def two_at_once(moment: Moment, jobs: int) -> str:
 
 def kernel_killed(moment: Moment, jobs: int) -> str:
     """The runner as in run_all.sh, whose notebook trains the toys: its kernel is killed, or the runner is."""
-    from panning_core import (
+    from panning_core.reporting import (
         reproduce,
     )  # and with it matplotlib, for which the workers need not wait
 

@@ -16,8 +16,9 @@ from stable_baselines3.common.env_checker import check_env as stable_baselines_c
 from torch import nn
 from torch.nn import functional as F
 
-from panning_core import ROOT, agent, data, masks, metrics, models, panning
-from panning_core.agent import PanningEnv, Training
+from panning_core import ROOT, data, masks, metrics, models
+from panning_core.agent import learning, observations
+from panning_core.agent.learning import PanningEnv, Training
 from panning_core.errors import UserError
 
 
@@ -290,9 +291,9 @@ def replay(network, pool, batches, actions, sparsity, departures):
     [
         ((), 0),
         ((), 3),
-        (panning.DEFAULT, 3),
-        (panning.FIRST, 3),
-        (panning.FIRST, 0),
+        (observations.DEFAULT, 3),
+        (observations.FIRST, 3),
+        (observations.FIRST, 0),
         (("kept",), 0),
         (("extremes", "shares"), 3),
     ],
@@ -395,14 +396,14 @@ batch = digits.train.x[:20], digits.train.y[:20]
 mask, trace = pruning.prune(network, "panning-agent", 0.5, batch, rounds=2)
 assert masks.count(mask) == 25100 and len(trace) == 2
 try:
-    from panning_core import agent
+    from panning_core.agent import learning
     raise SystemExit("gymnasium was found")
 except ModuleNotFoundError as error:
     assert error.name == "gymnasium", error
 
 Absent.names = ["stable_baselines3"]
-from panning_core import agent
-env = agent.PanningEnv(lambda draw: (network, digits.train), rounds=2)
+from panning_core.agent import learning
+env = learning.PanningEnv(lambda draw: (network, digits.train), rounds=2)
 env.reset(seed=0)
 assert env.step([0, 0, 0])[0][6] == 0.5
 print("good")
@@ -423,12 +424,12 @@ print("good")
 def test_targets_become_harder_after_exploration(env):
     env.reset(seed=0)
     early = [env.reset()[1]["target"] for _ in range(100)]
-    env.steps = agent.EXPLORING - 1
+    env.steps = learning.EXPLORING - 1
     early += [env.reset()[1]["target"] for _ in range(100)]
-    env.steps = agent.EXPLORING
+    env.steps = learning.EXPLORING
     late = [env.reset()[1]["target"] for _ in range(400)]
     assert (
-        agent.EXPLORING == 10_000
+        learning.EXPLORING == 10_000
         and 0.8 <= min(early) < 0.82
         and 0.98 < max(early) < 1
         and 0.88 < np.mean(early) < 0.92
@@ -538,7 +539,7 @@ def test_the_dense_network_is_looked_at_once_for_each_batch_of_a_pool(
         return len(made)
 
     assert episodes(PanningEnv(source, 4, 2, pool=6)) == 6
-    assert episodes(PanningEnv(source, 4, 2, pool=0)) == panning.WARM_UP + 3 * (1 + 4)
+    assert episodes(PanningEnv(source, 4, 2, pool=0)) == observations.WARM_UP + 3 * (1 + 4)
     drawn = []
     another = PanningEnv(
         lambda draw: (
@@ -586,7 +587,7 @@ def test_there_is_always_one_weight_at_least(source):
     assert (
         masks.count(env.mask) == 1
         and np.isfinite(observation).all()
-        and reward == pytest.approx(panning.reward(observation) - 1)
+        and reward == pytest.approx(observations.reward(observation) - 1)
     )
     assert terminated and not truncated  # dead in the last round is dead
 
@@ -609,7 +610,7 @@ def both(source, **how):
     """An environment with every departure, and the authors', both at the first step."""
     found = [
         PanningEnv(source, per_class=2, departures=departures, **{"rounds": 5, "pool": 3, **how})
-        for departures in (panning.FIRST, ())
+        for departures in (observations.FIRST, ())
     ]
     for env in found:
         env.reset(seed=0, options={"sparsity": 0.5})
@@ -664,7 +665,7 @@ def test_the_last_round_truncates_or_terminates(source):
 
 def test_three_zeros_are_equal_shares_or_kill_the_network(source):
     ours, theirs = both(source)
-    equal = PanningEnv(source, 5, 2, 3, panning.FIRST)
+    equal = PanningEnv(source, 5, 2, 3, observations.FIRST)
     equal.reset(seed=0, options={"sparsity": 0.5})
     for _ in range(5):
         ours.step([-1, -1, -1]), equal.step([0, 0, 0])
@@ -798,15 +799,15 @@ def test_the_networks_of_a_training(digits):
 
 def test_a_recorded_training_that_names_no_departures_had_them_all():
     old = {"networks": ["lenet5/mnist"], "steps": 20_000}
-    training = agent.recorded(old)
+    training = learning.recorded(old)
     assert (
-        training.departures == panning.FIRST
+        training.departures == observations.FIRST
         and training.canonical() == old
-        and agent.recorded(Training("lenet5/mnist").canonical()) == Training("lenet5/mnist")
+        and learning.recorded(Training("lenet5/mnist").canonical()) == Training("lenet5/mnist")
     )
     assert (
         training.key() != Training("lenet5/mnist", steps=20_000).key()
-        and Training("lenet5/mnist").departures == panning.DEFAULT
+        and Training("lenet5/mnist").departures == observations.DEFAULT
     )
     assert Training("lenet5/mnist", departures=["shares", "loss", "end"]) == Training(
         "lenet5/mnist"
@@ -819,8 +820,8 @@ def test_a_recorded_training_that_names_no_departures_had_them_all():
 @pytest.fixture
 def learned(monkeypatch, tmp_path_factory):
     """What the tiny training gives when nothing interrupts it, and its learner; made once. Its legs and its exploration are short."""
-    monkeypatch.setattr(agent, "LEG", 50)
-    monkeypatch.setattr(agent, "EXPLORING", 70)
+    monkeypatch.setattr(learning, "LEG", 50)
+    monkeypatch.setattr(learning, "EXPLORING", 70)
     if not LEARNED:
         LEARNED.extend(with_learner(Training(**TINY), tmp_path_factory.mktemp("whole")))
     return LEARNED
@@ -830,12 +831,14 @@ LEARNED = []
 
 
 def with_learner(training, folder):
-    real, learners = agent._actor, []
+    real, learners = learning._actor, []
     with pytest.MonkeyPatch.context() as spying:
         spying.setattr(
-            agent, "_actor", lambda learner, card: learners.append(learner) or real(learner, card)
+            learning,
+            "_actor",
+            lambda learner, card: learners.append(learner) or real(learner, card),
         )
-        return agent.learn(training, folder), learners[-1]
+        return learning.learn(training, folder), learners[-1]
 
 
 def test_what_learning_gives(learned):
@@ -931,14 +934,14 @@ def test_learning_goes_on_where_it_was_interrupted_with_the_same_bits(learned, t
                 raise Interrupted
 
         with pytest.raises(Interrupted):
-            agent.learn(Training(**TINY), tmp_path, stop)
+            learning.learn(Training(**TINY), tmp_path, stop)
     (path,) = tmp_path.iterdir()
     assert path.name == f"{Training(**TINY).name()}.checkpoint"
     steps = []
-    again, told_again = agent.learn(Training(**TINY), tmp_path, steps.append)
+    again, told_again = learning.learn(Training(**TINY), tmp_path, steps.append)
     assert steps == list(range(101, 151))
     assert (
-        agent.learn(Training(**TINY), tmp_path, steps.append)[0].digest() == again.digest()
+        learning.learn(Training(**TINY), tmp_path, steps.append)[0].digest() == again.digest()
         and len(steps) == 50
     )  # what is finished is not done again
     assert (
@@ -951,14 +954,14 @@ def test_learning_goes_on_where_it_was_interrupted_with_the_same_bits(learned, t
 def test_learning_leaves_the_global_random_numbers_alone(learned, tmp_path):
     random.seed(1), np.random.seed(2), torch.manual_seed(3)
     before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
-    actor, _ = agent.learn(Training(**{**TINY, "steps": 25}), tmp_path)
+    actor, _ = learning.learn(Training(**{**TINY, "steps": 25}), tmp_path)
     assert (
         random.getstate(),
         np.random.get_state()[1].tolist(),
         torch.get_rng_state().tolist(),
     ) == before
     random.seed(4), np.random.seed(5), torch.manual_seed(6)
-    assert agent.learn(Training(**{**TINY, "steps": 25}), tmp_path)[0].digest() == actor.digest()
+    assert learning.learn(Training(**{**TINY, "steps": 25}), tmp_path)[0].digest() == actor.digest()
 
 
 class Harmful:
@@ -977,7 +980,7 @@ def interrupted(folder):
             raise Interrupted
 
     with pytest.raises(Interrupted):
-        agent.learn(Training(**TINY), folder, stop)
+        learning.learn(Training(**TINY), folder, stop)
     (path,) = folder.iterdir()
     return path
 
@@ -992,7 +995,7 @@ def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_runs(learned, tmp_
         with pytest.raises(
             UserError, match=f"(?s){path.name} is not a checkpoint of this training .*; delete it"
         ):
-            agent.learn(Training(**TINY), tmp_path)
+            learning.learn(Training(**TINY), tmp_path)
         assert not (tmp_path / "harm").exists()
 
     for content in (b"", b"text", whole[: len(whole) // 2], whole[:-100]):
@@ -1012,13 +1015,15 @@ def test_a_checkpoint_that_is_none_is_named_and_nothing_in_it_runs(learned, tmp_
     assert (tmp_path / "harm").exists()  # it would have run
 
 
-@pytest.mark.parametrize("departures, kept", [(panning.DEFAULT, True), (panning.FIRST, False)])
+@pytest.mark.parametrize(
+    "departures, kept", [(observations.DEFAULT, True), (observations.FIRST, False)]
+)
 def test_units_that_grow_go_on_with_the_policy_and_fixed_ones_do_not(
     departures, kept, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(agent, "LEG", 50)
+    monkeypatch.setattr(learning, "LEG", 50)
     training = Training(**TINY | {"steps": 60, "departures": departures})
-    actor, told = agent.learn(training, tmp_path)
+    actor, told = learning.learn(training, tmp_path)
     assert bool(told["extremes"]) == ("network" in actor.card) == kept
     assert bool(actor.known(training.source()(None)[0])) == kept and not actor.known(
         training.source(9)(None)[0]

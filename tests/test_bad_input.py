@@ -21,29 +21,16 @@ from torch import nn
 
 import panning_core
 from benchmarks import __main__ as benchmarks
-from panning_core import (
-    ROOT,
-    agent,
-    compaction,
-    data,
-    errors,
-    gates,
-    ledger,
-    masks,
-    metrics,
-    models,
-    networks,
-    policies,
-    pruning,
-    reproduce,
-    stack,
-    studies,
-    tickets,
-    toy,
-    training,
-)
+from panning_core import ROOT, compaction, data, errors, masks, metrics, models, pruning, training
+from panning_core.agent import learning, policies
+from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger
+from panning_core.experiments import ledger, studies
+from panning_core.experiments.ledger import Ledger
+from panning_core.methods import gumbel_softmax, iterative_magnitude
+from panning_core.reporting import reproduce
+from panning_core.runs import toy
+from panning_core.training import stacked
 
 NAN, INF = math.nan, math.inf
 RUN = {"dataset": "digits", "model": "lenet300"}
@@ -680,27 +667,27 @@ IN_PYTHON = {
         "unknown precision 'fp16'; did you mean 'bf16'",
     ),
     "two networks that are not alike": (
-        lambda d: stack.side_by_side([d.model, d.other]),
+        lambda d: stacked.side_by_side([d.model, d.other]),
         "these networks can not be trained as one",
     ),
     "gates to percent": (
-        lambda d: gates.learn(d.model, d.digits, 98, 0),
+        lambda d: gumbel_softmax.learn(d.model, d.digits, 98, 0),
         "density is 98; it is the fraction kept",
     ),
     "gates of no rate": (
-        lambda d: gates.learn(d.model, d.digits, 0.5, 0, lr=0),
+        lambda d: gumbel_softmax.learn(d.model, d.digits, 0.5, 0, lr=0),
         "rates above 0, and forget and penalty of at least 0, got density 0.5, lr 0",
     ),
     "gates on a data set of other images": (
-        lambda d: gates.learn(d.other, d.digits, 0.5, 0, epochs=1),
+        lambda d: gumbel_softmax.learn(d.other, d.digits, 0.5, 0, epochs=1),
         "it takes [1, 6, 6]) can not read images [1, 8, 8]",
     ),
     "tickets to a negative density": (
-        lambda d: tickets.iterative_magnitude(d.model, d.digits, -1, 0),
+        lambda d: iterative_magnitude.iterative_magnitude(d.model, d.digits, -1, 0),
         "density is -1; it is the fraction kept",
     ),
     "tickets to more than all": (
-        lambda d: tickets.trained_magnitude(d.model, d.digits, 1.5, 0),
+        lambda d: iterative_magnitude.trained_magnitude(d.model, d.digits, 1.5, 0),
         "density is 1.5; it is the fraction kept",
     ),
     "a toy with a rate of infinity": (
@@ -708,11 +695,11 @@ IN_PYTHON = {
         "lr of a toy is inf; it must be a number above 0",
     ),
     "an agent for no network": (
-        lambda d: agent.Training("lenet5"),
+        lambda d: learning.Training("lenet5"),
         "networks has 'lenet5'; a network is MODEL/DATA SET, such as lenet5/mnist",
     ),
     "an agent that learns nothing": (
-        lambda d: agent.Training("lenet5/mnist", steps=10),
+        lambda d: learning.Training("lenet5/mnist", steps=10),
         "random_steps is 2000 of 10 steps; nothing would be learned",
     ),
     # --- a run ---
@@ -911,7 +898,7 @@ IN_PYTHON = {
     ),
     "a damaged line": (
         lambda d: d.ledger(b'{"key": ', LINE).rows(),
-        "runs.jsonl, line 1: not a run; `python -m panning_core.ledger ",
+        "runs.jsonl, line 1: not a run; `python -m panning_core.experiments.ledger ",
     ),
     "a line of another file": (
         lambda d: d.ledger(LINE, b"root:x:0:0", LINE).failures(),
@@ -967,7 +954,7 @@ def test_bad_input_is_one_sentence(desk, do, says):
 
 #: command -> (its function; what is typed -> a part of the last line)
 COMMANDS = {
-    "python -m panning_core.studies": (
+    "python -m panning_core.experiments.studies": (
         studies.main,
         {
             "": "error: the following arguments are required: study",
@@ -1001,7 +988,7 @@ COMMANDS = {
             "tiny quick": "error: unrecognized arguments: quick",
         },
     ),
-    "python -m panning_core.networks": (
+    "python -m panning_core.analysis.networks": (
         networks.main,
         {
             "": "error: the following arguments are required: file",
@@ -1013,7 +1000,7 @@ COMMANDS = {
             "NETWORK --dataset digits": "error: the network reads images [1, 28, 28] of 10 classes; scikit-learn digits has [1, 8, 8] of 10",
         },
     ),
-    "python -m panning_core.ledger": (
+    "python -m panning_core.experiments.ledger": (
         ledger.main,
         {
             "": "error: the following arguments are required: file",
@@ -1085,11 +1072,11 @@ def test_misuse_of_a_command_is_one_sentence_and_exit_code_2(desk, capsys, comma
             "run_all.sh: --device is cpu or cuda, not 'gpu'; see ./run_all.sh --help",
         ),
         (
-            [sys.executable, "-m", "panning_core.networks", "nowhere.json"],
+            [sys.executable, "-m", "panning_core.analysis.networks", "nowhere.json"],
             "error: nowhere.json is not a readable network: [Errno 2] No such file or directory: 'nowhere.json'",
         ),
         (
-            [sys.executable, "-m", "panning_core.studies", "03_sparsity_sweeep"],
+            [sys.executable, "-m", "panning_core.experiments.studies", "03_sparsity_sweeep"],
             "error: unknown study in profile quick '03_sparsity_sweeep'; did you mean '03_sparsity_sweep'?",
         ),
     ],

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from panning_core import compaction, exchange, masks, models
+from panning_core import compaction, masks, models
+from panning_core.analysis import exchange
 from panning_core.errors import UserError
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations, prune
 
-from panning_core import compaction, data, faithful, masks, metrics, models, noise, sparse, training
+from panning_core import compaction, data, masks, metrics, models, sparse, training
 from panning_core.errors import UserError
-from panning_core.faithful import Answer, ask, difference
+from panning_core.inspection import faithful, noise
+from panning_core.inspection.faithful import Answer, ask, difference
 
 pytest.importorskip("numba")
 
@@ -452,7 +453,7 @@ def test_preparing_a_training_leaves_the_network_to_the_trainer(unchanged):
 
 
 def test_the_looks_of_an_agent_are_compared_too():
-    from panning_core import panning
+    from panning_core.agent import observations
 
     torch.manual_seed(0)
     model = Own(
@@ -460,7 +461,7 @@ def test_the_looks_of_an_agent_are_compared_too():
     )
     mask, batch = some_mask(model), (SPLITS.train.x[:40], SPLITS.train.y[:40])
     assert sparse.unsupported(model) is None
-    look = panning.Sight(model).look(mask, batch)
+    look = observations.Sight(model).look(mask, batch)
     right = metrics.products(model, mask, batch, metrics.TEMPERATURE)
     assert look.loss == pytest.approx(right.loss, rel=1e-6) and look.gtg == pytest.approx(
         right.gtg, rel=1e-4

@@ -4,18 +4,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from panning_core import (
-    agent,
-    data,
-    fidelity,
-    masks,
-    metrics,
-    models,
-    panning,
-    pruning,
-    studies,
-    training,
-)
+from panning_core import data, masks, metrics, models, pruning, training
+from panning_core.agent import learning, observations
+from panning_core.experiments import studies
+from panning_core.reporting import fidelity
 
 
 def test_every_setting_has_a_word_and_what_is_the_same_reads_the_same():
@@ -31,9 +23,9 @@ def test_every_setting_has_a_word_and_what_is_the_same_reads_the_same():
 
 @pytest.mark.parametrize("module, name, value, setting", [
     (metrics, "TEMPERATURE", 100.0, "logits are divided by"),
-    (agent, "EXPLORING", 20_000, "targets"),
-    (panning, "DEFAULT", ("kept", "loss"), "gTg of a sub-network"),
-    (panning, "DEFAULT", ("extremes",), "extremes of loss and gTg"),
+    (learning, "EXPLORING", 20_000, "targets"),
+    (observations, "DEFAULT", ("kept", "loss"), "gTg of a sub-network"),
+    (observations, "DEFAULT", ("extremes",), "extremes of loss and gTg"),
     (pruning, "SUM_STAGES", pruning.PRODUCT_STAGES, "stage table, sum"),
     (pruning, "rounds_of", lambda method: 99, "rounds"),
     (training, "RECIPES", {**training.RECIPES, "mnist": training.Recipe(lr=0.2)}, "MNIST, Fashion-MNIST"),

@@ -5,12 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from panning_core import ROOT, agent, studies, toy
+from panning_core import ROOT
+from panning_core.agent import learning
+from panning_core.experiments import studies
+from panning_core.runs import toy
 
 LEDGERS = sorted((ROOT / "results" / "paper").glob("*/*.jsonl"))
 KINDS = {
     "runs": lambda run: studies.Run(**run),
-    "agents": agent.recorded,
+    "agents": learning.recorded,
     "toys": lambda run: toy.Toy(**run),
 }
 

@@ -15,9 +15,12 @@ from checkout import PARAMETERS, Checkout
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from panning_core import masks, models, networks, policies, studies
+from panning_core import masks, models
+from panning_core.agent import policies
+from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger
+from panning_core.experiments import studies
+from panning_core.experiments.ledger import Ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*last line is torn")
 EXAMPLES = int(os.environ.get("FUZZ", 60))

@@ -5,18 +5,19 @@ import itertools
 
 import pytest
 import torch
+from conftest import make_residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from conftest import make_residual
-from panning_core import data, gates, masks, models, training
+from panning_core import data, masks, models, training
 from panning_core.errors import UserError
-from panning_core.gates import Gates, falling, fit_budget, fit_penalty
+from panning_core.methods import gumbel_softmax
+from panning_core.methods.gumbel_softmax import Gates, falling, fit_budget, fit_penalty
 
-STRUCTURED = pytest.mark.parametrize("structure", gates.STRUCTURES)
+STRUCTURED = pytest.mark.parametrize("structure", gumbel_softmax.STRUCTURES)
 
 
 def seeded(seed):
@@ -169,7 +170,7 @@ def test_value_and_gradient_of_a_gate_are_those_of_a_straight_through_gumbel_sof
     torch.manual_seed(1)
     gumbel = -torch.empty_like(logits).exponential_().log()  # what F.gumbel_softmax has just drawn
     level = (logits + gumbel)[:, 0] - (logits + gumbel)[:, 1]
-    ours = gates.straight_through(level, temperature)
+    ours = gumbel_softmax.straight_through(level, temperature)
     assert torch.equal(ours, theirs.round()) and 0 < ours.mean() < 1
     into = torch.randn(40, generator=seeded(2), dtype=torch.double)
     expected, found = (torch.autograd.grad((out * into).sum(), logits)[0] for out in (theirs, ours))
@@ -177,7 +178,11 @@ def test_value_and_gradient_of_a_gate_are_those_of_a_straight_through_gumbel_sof
 
 
 def test_a_gate_at_its_threshold_is_shut():
-    assert gates.straight_through(torch.tensor([0.0, 1e-30, -1e-30]), 1.0).tolist() == [0, 1, 0]
+    assert gumbel_softmax.straight_through(torch.tensor([0.0, 1e-30, -1e-30]), 1.0).tolist() == [
+        0,
+        1,
+        0,
+    ]
 
 
 # --- gates of a network ---
@@ -340,7 +345,7 @@ def test_bad_gates_are_refused_and_leave_the_network_as_it_was(how, says):
     assert equal(dict(model.state_dict()), dict(mlp(3, 4, 2).state_dict()))
 
 
-@pytest.mark.parametrize("first", gates.STRUCTURES)
+@pytest.mark.parametrize("first", gumbel_softmax.STRUCTURES)
 def test_gates_on_gates_are_refused(first):
     model = mlp(3, 4, 2)
     Gates(model, first)
@@ -353,7 +358,7 @@ def test_gates_on_gates_are_refused(first):
 
 @given(
     st.lists(st.integers(1, 7), min_size=2, max_size=4),
-    st.sampled_from(sorted(gates.STRUCTURES)),
+    st.sampled_from(sorted(gumbel_softmax.STRUCTURES)),
     st.floats(0, 1),
     st.sampled_from([0.0, 0.01, 0.5, 1.0, 20.0]),
     st.integers(0, 10_000),
@@ -400,7 +405,7 @@ def test_gates_that_have_learned_nothing_stay_closed_together():
 
 @given(
     st.lists(st.integers(1, 5), min_size=3, max_size=4),
-    st.sampled_from(sorted(gates.STRUCTURES)),
+    st.sampled_from(sorted(gumbel_softmax.STRUCTURES)),
     st.integers(1, 60),
     st.integers(0, 10_000),
 )
@@ -638,7 +643,7 @@ def test_the_plan_of_a_budget_falls_and_ends_where_it_should():
 def test_training_ends_with_the_number_of_its_last_step(opened):
     """Open are those with the largest logits, as they are after that step."""
     found = gated(mlp(4, 6, 4, 1))
-    gates.fit_budget(
+    gumbel_softmax.fit_budget(
         found.model,
         found,
         itertools.repeat(
@@ -674,7 +679,7 @@ def learned(digits, request):
         {name: p.detach().clone() for name, p in model.named_parameters()},
         torch.get_rng_state(),
     )
-    mask, trace = gates.learn(model, digits, request.param, seed=1, **QUICK)
+    mask, trace = gumbel_softmax.learn(model, digits, request.param, seed=1, **QUICK)
     return request.param, model, mask, trace, before, torch.equal(state, torch.get_rng_state())
 
 
@@ -712,8 +717,8 @@ def test_the_mean_loss_of_every_epoch_is_told(digits, monkeypatch):
             logits.data.normal_(generator=seeded(0))
         return [float(len(x)) for x, _ in batches]
 
-    monkeypatch.setattr(gates, "fit_budget", fit)
-    mask, trace = gates.learn(fresh(digits), digits, 0.5, seed=0, epochs=3, batch_size=500)
+    monkeypatch.setattr(gumbel_softmax, "fit_budget", fit)
+    mask, trace = gumbel_softmax.learn(fresh(digits), digits, 0.5, seed=0, epochs=3, batch_size=500)
     assert 25_000 < masks.count(mask) <= 25_100
     assert (
         len(digits.train) == 1294 and [row["loss"] for row in trace] == [(500 + 500 + 294) / 3] * 3
@@ -724,21 +729,21 @@ def test_learning_is_a_function_of_its_seed(learned, digits):
     density, model, mask, trace, *_ = learned
     torch.manual_seed(77)
     again = fresh(digits)
-    found, told = gates.learn(again, digits, density, seed=1, **QUICK)
+    found, told = gumbel_softmax.learn(again, digits, density, seed=1, **QUICK)
     assert (
         equal(found, mask)
         and told == trace
         and equal(dict(again.state_dict()), dict(model.state_dict()))
     )
     assert not equal(
-        gates.learn(fresh(digits), digits, density, seed=2, epochs=1)[0],
-        gates.learn(fresh(digits), digits, density, seed=1, epochs=1)[0],
+        gumbel_softmax.learn(fresh(digits), digits, density, seed=2, epochs=1)[0],
+        gumbel_softmax.learn(fresh(digits), digits, density, seed=1, epochs=1)[0],
     )
 
 
 def test_whole_units_are_learned(digits):
     model = fresh(digits)
-    mask, _ = gates.learn(model, digits, 0.1, seed=0, structure="outputs", **QUICK)
+    mask, _ = gumbel_softmax.learn(model, digits, 0.1, seed=0, structure="outputs", **QUICK)
     inside = None
     alive = 0
     for name, m in mask.items():
@@ -755,7 +760,7 @@ def test_whole_units_are_learned(digits):
 
 def test_learning_with_a_penalty_meets_the_budget_too(digits):
     model = fresh(digits)
-    mask, trace = gates.learn(model, digits, 0.2, seed=0, penalty=0.1, epochs=3)
+    mask, trace = gumbel_softmax.learn(model, digits, 0.2, seed=0, penalty=0.1, epochs=3)
     assert (
         0.99 * 10_040 < masks.count(mask) <= 10_040
         and equal(masks.effective(model, mask), mask)
@@ -767,7 +772,7 @@ def test_learning_with_a_penalty_meets_the_budget_too(digits):
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_few_steps_are_enough_to_learn_something(density, epochs, digits):
     """All images at once: one step or two."""
-    mask, trace = gates.learn(
+    mask, trace = gumbel_softmax.learn(
         fresh(digits), digits, density, seed=0, epochs=epochs, batch_size=2000
     )
     assert 0 < masks.count(mask) <= round(density * 50_200) and len(trace) == epochs
@@ -783,7 +788,7 @@ def test_a_residual_network_is_learned_too(density):
     )
     splits = data.from_arrays(images, labels, images[:12], labels[:12])
     model = models.build("resnet20", splits.input_shape, 3, seed=0)
-    mask, _ = gates.learn(model, splits, density, seed=0, epochs=2, batch_size=8)
+    mask, _ = gumbel_softmax.learn(model, splits, density, seed=0, epochs=2, batch_size=8)
     total = masks.size(mask)
     assert 0.9 * density * total < masks.count(mask) <= round(density * total) and equal(
         masks.effective(model, mask), mask
@@ -811,7 +816,7 @@ def test_a_residual_network_is_learned_too(density):
 def test_bad_learning_is_refused_and_leaves_no_gates_behind(how, says, digits):
     model = fresh(digits)
     with pytest.raises(UserError, match=says):
-        gates.learn(model, digits, **{"density": 0.1, "seed": 0, **how})
+        gumbel_softmax.learn(model, digits, **{"density": 0.1, "seed": 0, **how})
     assert {name for name, _ in model.named_parameters()} == {
         name for name, _ in fresh(digits).named_parameters()
     }

@@ -16,18 +16,10 @@ from torch.nn import functional as F
 from torch.nn.utils.prune import l1_unstructured
 from torch.utils.flop_counter import FlopCounterMode
 
-from panning_core import (
-    compaction,
-    gates,
-    graph,
-    masks,
-    metrics,
-    models,
-    pathways,
-    pruning,
-    training,
-)
+from panning_core import compaction, graph, masks, metrics, models, pruning, training
+from panning_core.analysis import pathways
 from panning_core.errors import UserError
+from panning_core.methods import gumbel_softmax
 
 
 def equal(one, two):
@@ -843,7 +835,7 @@ def test_a_shared_tensor_is_one_weight():
         assert masks.count(mask) == 14
     assert flops(model) == counter(model) == 2 * (32 + 12)
     with pytest.raises(UserError, match="enc.weight has two"):
-        gates.Gates(model)
+        gumbel_softmax.Gates(model)
 
 
 def test_a_tensor_shared_with_an_embedding_has_the_name_that_pytorch_gives_it():

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from panning_core import data, layers, masks, models, pruning, studies
+from panning_core import data, layers, masks, models, pruning
 from panning_core.errors import UserError
+from panning_core.experiments import studies
 
 LENET300 = {"fc1.weight": (300, 784), "fc2.weight": (100, 300), "fc3.weight": (10, 100)}
 LENET5 = {

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from panning_core import ROOT
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger, main
+from panning_core.experiments.ledger import Ledger, main
 
 
 def line(key, **content):
@@ -167,7 +167,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line_is_one_sentence_and_costs_
     before = ledger.path.read_bytes()
     with monkeypatch.context() as patch:
         patch.setattr(
-            "panning_core.ledger.open",
+            "panning_core.experiments.ledger.open",
             lambda path, mode, **named: (
                 Full(path, "a+") if mode == "a+b" else open(path, mode, **named)
             ),

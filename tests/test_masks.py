@@ -8,11 +8,11 @@ import zipfile
 import numpy as np
 import pytest
 import torch
+from conftest import make_residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from conftest import make_residual
 from panning_core import masks, models
 from panning_core.errors import UserError
 

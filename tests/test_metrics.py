@@ -6,14 +6,14 @@ import math
 
 import pytest
 import torch
+from conftest import make_residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.func import functional_call
 from torch.nn.functional import cross_entropy
 
-from conftest import make_residual
-from panning_core import data, masks, metrics, models, pruning
+from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
 
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import errors, masks, models, networks, training
+from panning_core import errors, masks, models, training
+from panning_core.analysis import networks
 from panning_core.errors import UserError
 
 

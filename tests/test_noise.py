@@ -9,7 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import data, gates, masks, metrics, models, noise, pruning, stack, training
+from panning_core import data, masks, metrics, models, pruning, training
+from panning_core.inspection import noise
+from panning_core.methods import gumbel_softmax
+from panning_core.training import stacked
 
 CPU = torch.device("cpu")
 RECIPE = training.Recipe(epochs=3, batch_size=16, lr=0.05)
@@ -146,8 +149,8 @@ def test_a_stack_of_one_and_gates_follow_from_the_seed_too(splits):
     for before in (1, 2):
         one, two = network(), network()
         with still(before):
-            stack.train([one], [kept(one)], splits, [RECIPE])
-            mask, _ = gates.learn(two, splits, 0.5, 0, epochs=2, batch_size=16)
+            stacked.train([one], [kept(one)], splits, [RECIPE])
+            mask, _ = gumbel_softmax.learn(two, splits, 0.5, 0, epochs=2, batch_size=16)
         found.append((weights(one), weights(two), masks.flatten(mask)))
     assert all(map(torch.equal, *found))
 

@@ -9,7 +9,8 @@ import pytest
 from nbclient import NotebookClient
 from papermill import inspect_notebook
 
-from panning_core import ROOT, studies
+from panning_core import ROOT
+from panning_core.experiments import studies
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 STUDIES = [name for name in NOTEBOOKS if name[0].isdigit()]

@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from panning_core import data, masks, metrics, models, panning, policies, pruning, sparse
+from panning_core import data, masks, metrics, models, pruning, sparse
+from panning_core.agent import observations, policies
+from panning_core.agent.observations import Extremes, Look, Sight
 from panning_core.errors import UserError
-from panning_core.panning import Extremes, Look, Sight
 
 
 def same(one, two):
@@ -77,7 +78,7 @@ def network(name):
 )
 def test_coefficients_are_the_action_and_one(action, expected):
     for given_as in (action, np.array(action, np.float32), np.array(action), tuple(action)):
-        found = panning.coefficients(given_as)
+        found = observations.coefficients(given_as)
         assert found == expected and all(type(coefficient) is float for coefficient in found)
 
 
@@ -88,7 +89,7 @@ def test_what_is_seen_is_measured_in_the_spread_of_dense_batches():
     assert (
         seen.tolist() == [0.5, 0.25, 0.5, 0.2, 0.5, 0.375, 0.1]
         and seen.dtype == np.float64
-        and len(panning.OBSERVED) == 7
+        and len(observations.OBSERVED) == 7
     )
     assert extremes.observe(Look(3.0, 20.0), Look(4.0, 10.0), 0, 0, 0).tolist() == [
         2.0,
@@ -113,18 +114,18 @@ def test_without_spread_the_unit_is_one():
 
 
 def test_the_reward_charges_for_what_is_cut_off_and_what_is_lost():
-    assert panning.reward(np.array([0.3, 0.9, 0.5, 0.25, 0.75, 0.5, 0.1])) == -25.75
-    assert panning.reward(np.array([0, 0, 0.5, 0.25, 0.5, 0.75, 0.1])) == -25.75
+    assert observations.reward(np.array([0.3, 0.9, 0.5, 0.25, 0.75, 0.5, 0.1])) == -25.75
+    assert observations.reward(np.array([0, 0, 0.5, 0.25, 0.5, 0.75, 0.1])) == -25.75
     assert (
-        panning.reward(np.array([9.0, 9.0, 0, 0, 0.5, 0.5, 9.0])) == 0
-        and type(panning.reward(np.zeros(7))) is float
+        observations.reward(np.array([9.0, 9.0, 0, 0, 0.5, 0.5, 9.0])) == 0
+        and type(observations.reward(np.zeros(7))) is float
     )
 
 
 def test_rewards_of_any_pruner_are_those_of_the_environment():
     model, batch, _ = network("small lenet")
     batches = [(batch[0] * (1 + i / 10), batch[1]) for i in range(12)]
-    found = panning.Rewards(model, iter(batches), 0.005, 10)
+    found = observations.Rewards(model, iter(batches), 0.005, 10)
     seen = []
     pruning.prune(
         model,
@@ -161,7 +162,7 @@ def test_one_batch_gives_extremes_by_drawing_from_it_again():
     torch.manual_seed(1)
     before = torch.get_rng_state()
     one, again, other = (
-        panning.resampled(Sight(model), images)
+        observations.resampled(Sight(model), images)
         for images in (batch, batch, (batch[0], batch[1].flip(0)))
     )
     assert (one.low, one.high) == (again.low, again.high) and (one.low, one.high) != (
@@ -184,7 +185,7 @@ def test_one_batch_gives_extremes_by_drawing_from_it_again():
 def test_a_look_is_that_of_the_products(name, density, dense_engine, monkeypatch):
     model, batch, _ = network(name)
     mask = masks.keep_top(metrics.random(model, masks.ones(model), batch), density, "layerwise")
-    monkeypatch.setattr(panning, "SPARSE_BELOW", 0 if dense_engine else 2)
+    monkeypatch.setattr(observations, "SPARSE_BELOW", 0 if dense_engine else 2)
     flows, flow = [], sparse.SparseNet.flow
     monkeypatch.setattr(
         sparse.SparseNet, "flow", lambda *arguments: flows.append(1) or flow(*arguments)
@@ -210,7 +211,7 @@ def test_the_sparse_engine_looks_where_few_multiply_adds_are_left(
     """An image takes 36 * 36 + 96 * 4 + 480 + 200 = 2360 of them, because a convolution uses a weight at every place; three quarters are 1770."""
     model, batch, _ = network("small lenet")
     flows = []
-    monkeypatch.setattr(panning, "SPARSE_BELOW", 0.75)
+    monkeypatch.setattr(observations, "SPARSE_BELOW", 0.75)
     monkeypatch.setattr(
         sparse.SparseNet,
         "flow",
@@ -247,7 +248,7 @@ def test_effective_sparsity_with_and_without_a_pass_of_synflow(name):
 def test_one_path_is_alive_and_no_weight_of_it_can_go(name, unchanged):
     model, _, least = SMALL[name][0](), *network(name)[1:]
     with unchanged(model):
-        mask = panning.one_path(model)
+        mask = observations.one_path(model)
     masks.check(model, mask)
     assert masks.count(mask) == least and same(masks.effective(model, mask), mask)
     for name, m in mask.items():
@@ -263,7 +264,9 @@ def test_one_path_goes_where_most_flows():
     hidden, pixel = divmod(int((one * (three.sum(0) @ two)[:, None]).argmax()), one.shape[1])
     second = int((two[:, hidden] * three.sum(0)).argmax())
     expected = [(hidden, pixel), (second, hidden), (int(three[:, second].argmax()), second)]
-    assert [tuple(m.nonzero()[0].tolist()) for m in panning.one_path(model).values()] == expected
+    assert [
+        tuple(m.nonzero()[0].tolist()) for m in observations.one_path(model).values()
+    ] == expected
 
 
 def test_one_path_avoids_weights_of_0():
@@ -273,7 +276,7 @@ def test_one_path_avoids_weights_of_0():
             kept = weight[1, 2].item()
             weight.zero_()[1, 2] = kept
         model.fc2.weight[2, 1] = -1e-9
-    assert [m.nonzero().tolist() for m in panning.one_path(model).values()] == [
+    assert [m.nonzero().tolist() for m in observations.one_path(model).values()] == [
         [[1, 2]],
         [[2, 1]],
         [[1, 2]],
@@ -296,7 +299,7 @@ def test_a_network_without_any_path_is_named(name, layer):
     with pytest.raises(
         UserError, match="no path leads from the input to the output of this network"
     ):
-        panning.one_path(model)
+        observations.one_path(model)
 
 
 # --- pruning with an agent ---
@@ -360,7 +363,7 @@ def check_that_it_lives(name, kept, rounds, policy):
             assert all(new[layer][m & (scores[layer] > 0)].all() for layer, m in alone.items())
         if ONE in row["events"]:
             assert masks.count(masks.effective(model, alone)) == 0 and all(
-                new[layer][m].all() for layer, m in panning.one_path(model).items()
+                new[layer][m].all() for layer, m in observations.one_path(model).items()
             )
     assert masks.count(seen[-1][1]) == kept and set(events) <= {ALONE, ONE}
     return events
@@ -409,7 +412,9 @@ def test_the_guard_acts_where_the_mix_would_kill_and_nowhere_else():
     ):
         for policy in ("grasp", "synflow", "three zeros"):
             guarded, trace = prune(name, "panning-agent", kept, 6, policy=policy_of(policy))
-            bare, _ = prune(name, "panning", kept, 6, mix=panning.coefficients(POLICIES[policy]))
+            bare, _ = prune(
+                name, "panning", kept, 6, mix=observations.coefficients(POLICIES[policy])
+            )
             for (_, ours), (_, theirs), row in zip(guarded, bare, trace):
                 dead = masks.count(masks.effective(network(name)[0], theirs)) == 0
                 assert bool(row["events"]) == dead and same(ours, theirs) != dead
@@ -455,8 +460,8 @@ def test_a_policy_sees_what_the_environment_would_show():
             policy=lambda observation: shown.append(observation) or [0, 0, 0],
             observe=lambda t, old, new, batch: seen.append((old, batch)),
         )
-        sight = Sight(model, panning.DEFAULT)
-        extremes = panning.resampled(sight, batch, fixed=False)
+        sight = Sight(model, observations.DEFAULT)
+        extremes = observations.resampled(sight, batch, fixed=False)
         assert len(shown) == 4 and shown[0][2:].tolist() == [0] * 5
         for t, (observation, (mask, used)) in enumerate(zip(shown, seen)):
             effective = 1 - masks.density(masks.effective(model, mask))

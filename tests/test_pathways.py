@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from conftest import make_residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from conftest import make_residual
-from panning_core import data, masks, models, pathways
+from panning_core import data, masks, models
+from panning_core.analysis import pathways
 from panning_core.errors import UserError
 
 WIDTHS = st.lists(st.integers(1, 4), min_size=2, max_size=5)

@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import policies
+from panning_core.agent import policies
+from panning_core.agent.policies import Actor, Random
 from panning_core.errors import UserError
-from panning_core.policies import Actor, Random
 
 CARD = {
     "trained_on": ["lenet300/digits"],

@@ -11,7 +11,9 @@ import pytest
 import torch
 import yaml
 
-from panning_core import ROOT, exchange, masks, networks, registry, studies
+from panning_core import ROOT, masks, plugins
+from panning_core.analysis import exchange, networks
+from panning_core.experiments import studies
 
 README = (ROOT / "README.md").read_text()
 
@@ -46,8 +48,8 @@ def test_the_plugin_and_the_profile_run(tmp_path, monkeypatch):
     (grid,) = yaml.safe_load(blocks("yaml")[0])["my_study"]["grid"]
     for place in ("panning_core.models.MODELS", "panning_core.data.DATASETS"):
         for name in ("small", "rows"):
-            monkeypatch.setitem(registry.TABLES[place], name, None)  # goes again afterwards
-            del registry.TABLES[place][name]
+            monkeypatch.setitem(plugins.TABLES[place], name, None)  # goes again afterwards
+            del plugins.TABLES[place][name]
     exec(compile(plugin, "my_models.py", "exec"), {})
     runs = studies.expand([grid])
     found = studies.execute(dataclasses.replace(runs[0], epochs=1))
@@ -101,7 +103,11 @@ def test_shell_commands_are_understood(command):
 
 def test_sweep_command_is_understood():
     """Its study is in the profile; with no jobs allowed it is refused at the last check before the work."""
-    commands = [c[c.index("python") :] for c in COMMANDS if "python -m panning_core.studies" in c]
+    commands = [
+        c[c.index("python") :]
+        for c in COMMANDS
+        if "python -m panning_core.experiments.studies" in c
+    ]
     assert len(commands) == 2 and all(
         c.split()[3] in studies.profile(c.split()[5]) for c in commands
     )
@@ -114,7 +120,7 @@ def test_commands_for_the_night_and_a_cluster_are_understood(tmp_path):
     repair, faults = (
         line.split()[1:]
         for line in COMMANDS
-        if line.startswith(("python -m panning_core.ledger", "python -m tests.faults"))
+        if line.startswith(("python -m panning_core.experiments.ledger", "python -m tests.faults"))
     )
     (tmp_path / "runs.jsonl").write_text('not a run\n{"key": "a", "run": {}, "metrics": {}}\n')
     done = subprocess.run(
@@ -140,7 +146,7 @@ def test_commands_for_the_night_and_a_cluster_are_understood(tmp_path):
 
 
 def test_the_network_of_399_weights_is_there():
-    (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core.networks")]
+    (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core.analysis.networks")]
     model, mask = networks.rebuild(networks.load(ROOT / command.split()[-1]))
     assert (
         masks.count(mask) == masks.count(masks.effective(model, mask)) <= 399

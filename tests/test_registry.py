@@ -12,22 +12,12 @@ import numpy as np
 import pytest
 from checkout import PARAMETERS, Checkout
 
-from panning_core import (
-    ROOT,
-    data,
-    masks,
-    metrics,
-    models,
-    networks,
-    pruning,
-    registry,
-    reproduce,
-    studies,
-    verify,
-    workers,
-)
+from panning_core import ROOT, data, masks, metrics, models, plugins, pruning
+from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger
+from panning_core.experiments import studies, workers
+from panning_core.experiments.ledger import Ledger
+from panning_core.reporting import reproduce, verify
 
 PLUGIN = """
 import numpy as np
@@ -59,7 +49,8 @@ assert studies.Run("rows", "small", "backwards", 0.5).key()
 """
 STUDY = "my_study"
 SHOWS = """
-from panning_core import models, report
+from panning_core import models
+from panning_core.reporting import report
 assert "small" in models.MODELS
 study = report.Study("my_study", profile, jobs, device)
 study.table(study.runs[["dataset", "model", "method", "seed"]], "runs", "All runs.")
@@ -119,7 +110,7 @@ def test_own_network_data_metric_method_study_and_profile_from_the_shell(mine):
     assert {row["run"]["dataset"] for row in rows} == {"rows"} and all(
         row["metrics"]["kept_weights"] == round(0.5 * 45) for row in rows
     )
-    digest = registry.hashlib.sha256((folder / "my_models.py").read_bytes()).hexdigest()[:12]
+    digest = plugins.hashlib.sha256((folder / "my_models.py").read_bytes()).hexdigest()[:12]
     assert all(row["provenance"]["plugins"] == {"my_models.py": digest} for row in rows)
     assert (made.root / "results" / "mine" / STUDY / "runs.md").exists()
 
@@ -143,15 +134,15 @@ def test_own_network_data_metric_method_study_and_profile_from_the_shell(mine):
     ],
 )
 def test_a_plugin_that_does_not_run_is_one_sentence(text, says, tmp_path, monkeypatch):
-    monkeypatch.setenv(registry.VARIABLE, "")
+    monkeypatch.setenv(plugins.VARIABLE, "")
     path = tmp_path / "bad.py"
     if text is not None:
         path.write_bytes(text if isinstance(text, bytes) else text.encode())
     for _ in range(2):  # it is named again, not taken for loaded
         with pytest.raises(UserError, match=f"^{says}[^\n]*$"):
-            registry.load_plugins([str(path)])
-    assert path not in registry.PLUGINS and os.environ[registry.VARIABLE] == ""
-    monkeypatch.setenv(registry.VARIABLE, str(path))
+            plugins.load_plugins([str(path)])
+    assert path not in plugins.PLUGINS and os.environ[plugins.VARIABLE] == ""
+    monkeypatch.setenv(plugins.VARIABLE, str(path))
     with pytest.raises(UserError, match=says):
         studies.profile("quick")
 
@@ -163,7 +154,7 @@ def test_commands_take_a_plugin(command, tmp_path, monkeypatch):
     module, *arguments = command
     path = tmp_path / "bad.py"
     path.write_text("1 / 0\n")
-    monkeypatch.setenv(registry.VARIABLE, "")
+    monkeypatch.setenv(plugins.VARIABLE, "")
     monkeypatch.setattr(sys, "argv", ["command", *arguments, "--plugin", str(path)])
     with pytest.raises(
         UserError, match=f"plugin {path}, line 1: ZeroDivisionError: division by zero"
@@ -175,11 +166,11 @@ def test_a_broken_plugin_of_the_environment_is_one_sentence(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("1 / 0\n")
     done = subprocess.run(
-        [sys.executable, "-m", "panning_core.studies", "03_sparsity_sweep"],
+        [sys.executable, "-m", "panning_core.experiments.studies", "03_sparsity_sweep"],
         capture_output=True,
         text=True,
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(ROOT), registry.VARIABLE: str(path)},
+        env=os.environ | {"PYTHONPATH": str(ROOT), plugins.VARIABLE: str(path)},
     )
     assert (done.returncode, done.stderr) == (
         2,
@@ -190,16 +181,16 @@ def test_a_broken_plugin_of_the_environment_is_one_sentence(tmp_path):
 @pytest.fixture
 def tables(monkeypatch):
     """What a test adds to tables goes again."""
-    saved = {place: (dict(table), dict(table.known)) for place, table in registry.TABLES.items()}
-    monkeypatch.setenv(registry.VARIABLE, "")
-    yield registry.TABLES
+    saved = {place: (dict(table), dict(table.known)) for place, table in plugins.TABLES.items()}
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    yield plugins.TABLES
     for place, (entries, known) in saved.items():
-        table = registry.TABLES[place]
+        table = plugins.TABLES[place]
         table.clear()
         table.update(entries)
         table.known = known
-    registry.PLUGINS.clear()
-    registry.receive.cache_clear()
+    plugins.PLUGINS.clear()
+    plugins.receive.cache_clear()
 
 
 def test_a_plugin_is_loaded_once_and_named_to_others(tables, tmp_path):
@@ -208,11 +199,11 @@ def test_a_plugin_is_loaded_once_and_named_to_others(tables, tmp_path):
         "from panning_core import models\nmodels.MODELS['counted'] = "
         "models.lenet300\nprint('loaded')\n"
     )
-    registry.load_plugins([str(path)])
-    registry.load_plugins([str(path)])
-    registry.load_plugins()
-    assert os.environ[registry.VARIABLE] == str(path) and registry.PLUGINS.keys() == {path}
-    assert "counted" in models.MODELS and registry.additions() == b""  # every process has it
+    plugins.load_plugins([str(path)])
+    plugins.load_plugins([str(path)])
+    plugins.load_plugins()
+    assert os.environ[plugins.VARIABLE] == str(path) and plugins.PLUGINS.keys() == {path}
+    assert "counted" in models.MODELS and plugins.additions() == b""  # every process has it
 
 
 def test_the_tables_that_a_user_may_add_to():
@@ -227,19 +218,19 @@ def test_the_tables_that_a_user_may_add_to():
             "pruning.PRUNERS",
             "pruning.SCHEDULES",
             "training.RECIPES",
-            "studies.LEARNERS",
+            "experiments.studies.LEARNERS",
         )
-    } <= registry.TABLES.keys()
-    assert not any(table.added() for table in registry.TABLES.values())
+    } <= plugins.TABLES.keys()
+    assert not any(table.added() for table in plugins.TABLES.values())
 
 
 def test_what_a_session_adds_arrives(tables):
     models.MODELS["mine"] = lambda shape, classes: models.lenet300(shape, classes)
-    packed = registry.additions()
+    packed = plugins.additions()
     del models.MODELS["mine"]
-    registry.receive(packed)
+    plugins.receive(packed)
     assert models.build("mine", (1, 4, 4), 3, seed=0)
-    assert registry.additions() and pickle.loads(packed).keys() == {"panning_core.models.MODELS"}
+    assert plugins.additions() and pickle.loads(packed).keys() == {"panning_core.models.MODELS"}
 
 
 def test_what_can_not_be_sent_or_read_is_one_sentence(tables):
@@ -256,7 +247,7 @@ def test_what_can_not_be_sent_or_read_is_one_sentence(tables):
             UserError,
             match="a worker can not read what this session has added to a table .*; put it into",
         ):
-            registry.receive(bad)
+            plugins.receive(bad)
 
 
 def test_a_data_set_that_is_registered_anew_is_read_anew(tables):
@@ -321,7 +312,7 @@ import sys
 from functools import partial
 from torch import nn
 from panning_core import metrics, models, studies
-from panning_core.workers import spread
+from panning_core.experiments.workers import spread
 import helper
 models.MODELS["mine"] = helper.small
 models.MODELS["of the script"] = lambda s, k: nn.Sequential(nn.Flatten(), nn.Linear(64, k))

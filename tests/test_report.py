@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 import panning_core
-from panning_core import report, statistics, studies
+from panning_core.analysis import statistics
 from panning_core.errors import UserError
+from panning_core.experiments import studies
+from panning_core.reporting import report
 
 LINE = {
     "commit": "a" * 40,

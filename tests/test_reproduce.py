@@ -7,8 +7,10 @@ import pytest
 from checkout import PARAMETERS, SHOWN, Checkout, state
 
 import panning_core
-from panning_core import ROOT, report, reproduce, studies
+from panning_core import ROOT
 from panning_core.errors import UserError
+from panning_core.experiments import studies
+from panning_core.reporting import report, reproduce
 
 GIVEN = dict.fromkeys(["profile", "jobs", "device"])
 STUDIES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -139,7 +141,7 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     }
     made.profile({"00_fails": {}, "01_works": {"grid": [{**run, "seed": [0, 1]}]}})
     results = made.root / "results" / "tiny"
-    command = ("-m", "panning_core.reproduce", "tiny", "--jobs", "1")
+    command = ("-m", "panning_core.reporting.reproduce", "tiny", "--jobs", "1")
 
     first = made.run(*command)
     assert first.returncode == 1, first.stderr

@@ -6,22 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import (
-    data,
-    gates,
-    masks,
-    metrics,
-    models,
-    networks,
-    panning,
-    pruning,
-    stack,
-    studies,
-    tickets,
-    training,
-    transfer,
-)
+from panning_core import data, masks, metrics, models, pruning, training
+from panning_core.agent import observations
+from panning_core.analysis import networks, transfer
 from panning_core.errors import UserError
+from panning_core.experiments import studies
+from panning_core.methods import gumbel_softmax, iterative_magnitude
+from panning_core.training import stacked
 
 RECIPE = training.Recipe(epochs=8, batch_size=32)
 
@@ -66,21 +57,21 @@ def test_both_engines_learn_the_same():
     several = [make() for _ in range(2)]
     training.train_together(several, [mask, mask], SPLITS, RECIPE)
     assert torch.equal(masks.flatten(models.prunable(several[1])), weights["sparse"])
-    stacked = [make() for _ in range(2)]
-    stack.train(stacked, [mask, mask], SPLITS, [RECIPE] * 2)
-    assert (masks.flatten(models.prunable(stacked[0])) - weights["dense"]).abs().max() < 1e-5
+    pair = [make() for _ in range(2)]
+    stacked.train(pair, [mask, mask], SPLITS, [RECIPE] * 2)
+    assert (masks.flatten(models.prunable(pair[0])) - weights["dense"]).abs().max() < 1e-5
 
 
 def test_learners_transfer_and_rewards_take_it():
-    mask, _ = gates.learn(make(), SPLITS, 0.2, 0, epochs=2)
+    mask, _ = gumbel_softmax.learn(make(), SPLITS, 0.2, 0, epochs=2)
     assert 0 < masks.count(mask) <= round(0.2 * 324)
-    for learner in (tickets.trained_magnitude, tickets.iterative_magnitude):
+    for learner in (iterative_magnitude.trained_magnitude, iterative_magnitude.iterative_magnitude):
         mask, _ = learner(make(), SPLITS, 0.3, 0, epochs=1)
         assert 0 < masks.count(mask) <= round(0.3 * 324)
     model = make()
     meter, rewards = (
         transfer.Transfer(model, BATCH),
-        panning.Rewards(
+        observations.Rewards(
             model, data.balanced_batches(SPLITS.train, 5, torch.Generator().manual_seed(1)), 0.3, 2
         ),
     )

@@ -24,9 +24,12 @@ import torchvision
 from checkout import PARAMETERS, Checkout
 from PIL import Image
 
-from panning_core import ROOT, agent, data, masks, models, networks, policies, studies
+from panning_core import ROOT, data, masks, models
+from panning_core.agent import learning, policies
+from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger
+from panning_core.experiments import studies
+from panning_core.experiments.ledger import Ledger
 
 # --- the text -------------------------------------------------------------------------------------------------------
 
@@ -76,9 +79,9 @@ SAFE = {
 #: file -> what stands there all the same, and why
 ALLOWED = {
     # Its loader is yaml's SafeLoader, which makes plain values only, and refuses keys that are there twice.
-    "panning_core/studies.py": {"yaml.load"},
+    "panning_core/experiments/studies.py": {"yaml.load"},
     # No file is read: what the starting process itself registers goes to its own workers, as joblib's tasks do.
-    "panning_core/registry.py": {"cloudpickle", "importlib.import_module", "pickle"},
+    "panning_core/plugins.py": {"cloudpickle", "importlib.import_module", "pickle"},
 }
 
 
@@ -187,7 +190,7 @@ def code(path):
 def texts():
     """Name -> text of every Python file and notebook of the project; of a notebook its code cells."""
     for path in [
-        *(ROOT / "panning_core").glob("*.py"),
+        *(ROOT / "panning_core").rglob("*.py"),
         *(ROOT / "benchmarks").glob("*.py"),
         *(ROOT / "notebooks").rglob("*.py"),
     ]:
@@ -334,7 +337,7 @@ def test_where_pickles_are_read_these_would_run(tmp_path, attack):
     assert (tmp_path / "canary").exists()
 
 
-TRAINING = agent.Training(
+TRAINING = learning.Training(
     "lenet300/digits", steps=30, rounds=2, per_class=2, pool=10, random_steps=20, width=8
 )
 
@@ -359,11 +362,11 @@ TRAINING = agent.Training(
     ],
 )
 def test_a_hostile_checkpoint_is_refused_and_nothing_in_it_runs(tmp_path, canary, attack):
-    attack(agent.checkpoint(TRAINING, tmp_path), canary)
+    attack(learning.checkpoint(TRAINING, tmp_path), canary)
     with pytest.raises(
         UserError, match=r"checkpoint is not a checkpoint of this training .*; delete it"
     ):
-        agent.learn(TRAINING, tmp_path)
+        learning.learn(TRAINING, tmp_path)
 
 
 @pytest.fixture

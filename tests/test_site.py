@@ -13,7 +13,9 @@ from checkout import PARAMETERS, Checkout
 from PIL import Image, ImageChops
 
 import panning_core
-from panning_core import ROOT, report, site, studies
+from panning_core import ROOT
+from panning_core.experiments import studies
+from panning_core.reporting import report, site
 
 EVIL = '<script>alert("1")</script>'
 ORIGIN = {

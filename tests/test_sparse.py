@@ -14,9 +14,9 @@ from torch import nn
 
 pytest.importorskip("numba")
 
-from panning_core import compaction, kernels, masks, metrics, models, pruning
+from panning_core import compaction, masks, metrics, models, pruning
 from panning_core.errors import UserError
-from panning_core.sparse import SparseNet, Together, unsupported
+from panning_core.sparse import SparseNet, Together, kernels, unsupported
 
 
 def random_mask(model, density, seed=0):
@@ -695,7 +695,7 @@ def test_unsupported_forwards(way, reason):
 
 def test_without_numba_only_the_engine_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "numba", None)
-    spec = importlib.util.find_spec("panning_core.kernels")
+    spec = importlib.util.find_spec("panning_core.sparse.kernels")
     bare = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(bare)  # the module itself can be had
     monkeypatch.setattr(kernels, "numba", bare.numba)

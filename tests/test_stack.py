@@ -10,9 +10,9 @@ import torch
 from conftest import make_residual
 from torch import nn
 
-from panning_core import data, masks, models, stack, training
+from panning_core import data, masks, models, training
 from panning_core.errors import UserError
-from panning_core.training import Recipe
+from panning_core.training import Recipe, stacked
 
 #: A step of 4 images is left over; seeds give every network its own order.
 RECIPE = Recipe(epochs=4, batch_size=20, lr=0.05, weight_decay=1e-3, nesterov=True)
@@ -84,7 +84,7 @@ def test_side_by_side_each_network_sees_its_own_channels_and_none_is_changed(unc
     found = [residual, make_residual(1), make_residual(2)]
     x = torch.randn((5, 3, 2, 6, 6), dtype=torch.double, generator=torch.Generator().manual_seed(0))
     with unchanged(residual):
-        model = stack.side_by_side(found)
+        model = stacked.side_by_side(found)
     right = torch.stack([network.eval()(x[:, k]) for k, network in enumerate(found)], 1)
     torch.testing.assert_close(
         model.eval()(x.flatten(1, 2)).unflatten(1, (3, 3)), right, rtol=1e-12, atol=1e-12
@@ -101,7 +101,7 @@ def test_a_linear_layer_without_bias():
         network.input_shape = (1, 2, 2)
     x = torch.randn(5, 2, 1, 2, 2)
     torch.testing.assert_close(
-        stack.side_by_side(found)(x.flatten(1, 2)),
+        stacked.side_by_side(found)(x.flatten(1, 2)),
         torch.cat([found[k](x[:, k]) for k in (0, 1)], 1),
     )
 
@@ -114,7 +114,7 @@ def test_a_linear_layer_without_bias():
 def test_a_stack_trains_as_each_network_alone(name, shape, augment):
     splits, (found, pruned) = images(shape), networks(name, shape)
     right, tables = alone(found, pruned, splits, recipes(augment=augment))
-    logs = stack.train(found, pruned, splits, recipes(augment=augment))
+    logs = stacked.train(found, pruned, splits, recipes(augment=augment))
     for network, other, mask, log, table in zip(found, right, pruned, logs, tables):
         assert distance(network, other, mask) < 1e-5
         torch.testing.assert_close(
@@ -138,7 +138,7 @@ def test_the_same_with_batchnorm_and_shortcuts():
     wanted = recipes(epochs=2, lr=0.01)
     right, tables = alone(found, pruned, splits, wanted)
     for network, other, mask, log, table in zip(
-        found, right, pruned, stack.train(found, pruned, splits, wanted), tables
+        found, right, pruned, stacked.train(found, pruned, splits, wanted), tables
     ):
         assert distance(network, other, mask) < 1e-8
         torch.testing.assert_close(
@@ -151,7 +151,7 @@ def test_the_same_with_batchnorm_and_shortcuts():
 def test_pruned_weights_and_their_momentum_are_0_after_every_step(monkeypatch):
     seen = []
 
-    class Watch(stack.Stack):
+    class Watch(stacked.Stack):
         def step(self, x, y, lr):
             loss = super().step(x, y, lr)
             seen.extend(
@@ -161,10 +161,10 @@ def test_pruned_weights_and_their_momentum_are_0_after_every_step(monkeypatch):
             )
             return loss
 
-    monkeypatch.setattr(stack, "Stack", Watch)
+    monkeypatch.setattr(stacked, "Stack", Watch)
     found, pruned = networks("lenet5", (1, 16, 16))
     start = copy.deepcopy(found)
-    stack.train(found, pruned, images((1, 16, 16)), recipes(epochs=2))
+    stacked.train(found, pruned, images((1, 16, 16)), recipes(epochs=2))
     assert seen == [0.0] * (2 * 6 * 4 * 2)
     for network, mask, before in zip(found, pruned, start):
         for name, weight in models.prunable(network).items():
@@ -177,7 +177,7 @@ def test_a_network_that_diverges_disturbs_no_other_and_its_table_ends():
     with torch.no_grad():
         found[1].fc2.weight *= 1e38
     right, tables = alone(found, pruned, splits, recipes())
-    logs = stack.train(found, pruned, splits, recipes())
+    logs = stacked.train(found, pruned, splits, recipes())
     assert [len(log) for log in logs] == [len(table) for table in tables] == [
         4,
         1,
@@ -194,11 +194,11 @@ def test_a_stack_that_has_diverged_ends(monkeypatch):
     splits, (found, pruned) = images((1, 6, 6)), networks("lenet300", (1, 6, 6))
     epochs = []
     monkeypatch.setattr(
-        stack.Stack,
+        stacked.Stack,
         "logits",
-        lambda self, x, logits=stack.Stack.logits: epochs.append(len(x)) or logits(self, x),
+        lambda self, x, logits=stacked.Stack.logits: epochs.append(len(x)) or logits(self, x),
     )
-    logs = stack.train(found, pruned, splits, recipes(lr=1e30, epochs=9))
+    logs = stacked.train(found, pruned, splits, recipes(lr=1e30, epochs=9))
     assert max(map(len, logs)) < 9 and epochs == [len(splits.validation), len(splits.test)] * max(
         map(len, logs)
     )
@@ -206,8 +206,8 @@ def test_a_stack_that_has_diverged_ends(monkeypatch):
 
 def test_bf16_learns_as_well_and_keeps_its_weights_in_float32():
     splits, (found, pruned) = images((1, 16, 16)), networks("lenet5", (1, 16, 16))
-    exact = [log.loss for log in stack.train(copy.deepcopy(found), pruned, splits, recipes())]
-    logs = stack.train(found, pruned, splits, recipes(precision="bf16"))
+    exact = [log.loss for log in stacked.train(copy.deepcopy(found), pruned, splits, recipes())]
+    logs = stacked.train(found, pruned, splits, recipes(precision="bf16"))
     for k, log in enumerate(logs):
         assert not np.allclose(log.loss, exact[k], rtol=1e-6) and np.allclose(
             log.loss, exact[k], rtol=0.1
@@ -234,7 +234,7 @@ def test_a_network_that_mixes_channels_in_its_own_way_is_found():
     for network in found:
         network.input_shape = (1, 6, 6)
     with pytest.raises(UserError, match="besides Conv2d and Linear mixes their channels"):
-        stack.train(
+        stacked.train(
             found, [masks.ones(network) for network in found], images((1, 6, 6)), recipes()[:2]
         )
 
@@ -243,11 +243,11 @@ def test_networks_of_different_shapes_and_recipes_are_named():
     splits, (found, pruned) = images((1, 16, 16)), networks("lenet300", (1, 16, 16))
     other = models.build("lenet5", (1, 16, 16), 10, 0)
     with pytest.raises(UserError, match="can not be trained as one"):
-        stack.train([found[0], other], [pruned[0], masks.ones(other)], splits, recipes()[:2])
+        stacked.train([found[0], other], [pruned[0], masks.ones(other)], splits, recipes()[:2])
     with pytest.raises(UserError, match="the mask is of another network"):
-        stack.train(found, [masks.ones(other)] * 3, splits, recipes())
+        stacked.train(found, [masks.ones(other)] * 3, splits, recipes())
     with pytest.raises(UserError, match="differ in more than their seeds"):
-        stack.train(found[:2], pruned[:2], splits, [RECIPE, dataclasses.replace(RECIPE, lr=1.0)])
+        stacked.train(found[:2], pruned[:2], splits, [RECIPE, dataclasses.replace(RECIPE, lr=1.0)])
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_what_only_a_network_itself_does_is_named(change, says):
     change(found[1])
     change(found[0])
     with pytest.raises(UserError, match=f"^these networks can not be trained as one: .*{says}"):
-        stack.train(found[:2], pruned[:2], splits, recipes()[:2])
+        stacked.train(found[:2], pruned[:2], splits, recipes()[:2])
 
 
 class Detached(nn.Module):
@@ -282,4 +282,4 @@ def test_a_gradient_that_only_a_stack_loses_is_found():
     for network in found:
         network.relu1 = Detached()
     with pytest.raises(UserError, match="can not be trained as one: a layer besides"):
-        stack.train(found, pruned, splits, recipes())
+        stacked.train(found, pruned, splits, recipes())

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from panning_core import statistics
-from panning_core.statistics import (
+from panning_core.analysis import statistics
+from panning_core.analysis.statistics import (
     compare,
     compare_errors,
     decisive,

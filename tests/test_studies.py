@@ -15,10 +15,12 @@ import torch
 from checkout import PARAMETERS, Checkout
 
 import panning_core
-from panning_core import errors, report, studies, training
+from panning_core import errors, training
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger
-from panning_core.studies import Run, expand
+from panning_core.experiments import studies
+from panning_core.experiments.ledger import Ledger
+from panning_core.experiments.studies import Run, expand
+from panning_core.reporting import report
 
 TINY = {"dataset": "digits", "model": "lenet300", "epochs": 2}
 RUN = Run(**TINY, method="magnitude", sparsity=0.5)
@@ -647,12 +649,12 @@ def test_a_run_that_can_not_be_pruned_gives_its_error_and_the_others_go_on(refus
 
 
 def test_what_the_memory_does_not_hold_is_trained_in_halves(monkeypatch):
-    def train(models, *others, train=studies.stack.train):
+    def train(models, *others, train=studies.stacked.train):
         if len(models) > 3:
             raise torch.OutOfMemoryError("too much")
         return train(models, *others)
 
-    monkeypatch.setattr(studies.stack, "train", train)
+    monkeypatch.setattr(studies.stacked, "train", train)
     runs = [dataclasses.replace(RUN, seed=seed, sparsity=0.4) for seed in range(5)]
     found = studies.execute_together(runs, "cpu")
     assert [each["stack"] for each in found] == [2, 2, 3, 3, 3]
@@ -832,7 +834,7 @@ def test_a_study_trains_its_agents_once_and_deploys_them(checkout):
 
 
 def test_an_agent_that_another_sweep_trained_meanwhile_is_not_trained_again(checkout, monkeypatch):
-    from panning_core import agent
+    from panning_core.agent import learning
 
     checkout.profile({STUDY: {"agents": [{**AGENTS[0], "seed": 0}]}})
     ((training,),), ledger = (
@@ -842,18 +844,20 @@ def test_an_agent_that_another_sweep_trained_meanwhile_is_not_trained_again(chec
     (line,) = studies._learn([training], ledger)
     assert (
         line in ledger.rows()
-        and not agent.checkpoint(training, ledger.path.parent / "policies").exists()
+        and not learning.checkpoint(training, ledger.path.parent / "policies").exists()
     )
-    monkeypatch.setattr(agent, "learn", lambda *_: 1 / 0)
+    monkeypatch.setattr(learning, "learn", lambda *_: 1 / 0)
     assert studies._learn([training], ledger) == [] and studies.teach(STUDY, "tiny") == [line]
 
 
 def test_an_agent_that_fails_is_recorded_and_stops_no_other(checkout, monkeypatch):
-    from panning_core import agent
+    from panning_core.agent import learning
 
-    learn = agent.learn
+    learn = learning.learn
     monkeypatch.setattr(
-        agent, "learn", lambda training, *rest: learn(training, *rest) if training.seed else 1 / 0
+        learning,
+        "learn",
+        lambda training, *rest: learn(training, *rest) if training.seed else 1 / 0,
     )
     checkout.profile({STUDY: {"agents": AGENTS}})
     with pytest.raises(
@@ -1280,7 +1284,7 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
     """Killed with its workers when some runs are recorded, and again as if in the middle of a line."""
     checkout.core().profile(grid(method=["random", "magnitude"], epochs=30, seed=[0, 1, 2, 3]))
     command = checkout.command(
-        "-m", "panning_core.studies", STUDY, "--profile", "tiny", "--jobs", "2"
+        "-m", "panning_core.experiments.studies", STUDY, "--profile", "tiny", "--jobs", "2"
     )
     ledger = checkout.ledger(STUDY)
     sweep = subprocess.Popen(**command)

@@ -6,8 +6,9 @@ import dataclasses
 import pytest
 import torch
 
-from panning_core import masks, models, tickets, training
+from panning_core import masks, models, training
 from panning_core.errors import UserError
+from panning_core.methods import iterative_magnitude
 
 TOTAL = 50_200
 
@@ -58,7 +59,7 @@ def trainings(monkeypatch):
         made.append((before, {name: m.clone() for name, m in mask.items()}, recipe, state(model)))
         return log
 
-    monkeypatch.setattr(tickets.training, "train", watched)
+    monkeypatch.setattr(iterative_magnitude.training, "train", watched)
     return made
 
 
@@ -77,7 +78,7 @@ def test_magnitude_after_training_is_the_largest_weights_of_the_dense_training(d
     assert density > 0.1 or n > room
 
     model = fresh(digits)
-    mask, trace = tickets.trained_magnitude(model, digits, density, seed=3, epochs=3)
+    mask, trace = iterative_magnitude.trained_magnitude(model, digits, density, seed=3, epochs=3)
     assert equal(mask, expected) and equal(
         state(model), state(dense)
     )  # left as they were trained, pruned weights too
@@ -94,7 +95,7 @@ def test_magnitude_after_training_is_the_largest_weights_of_the_dense_training(d
 def test_iterative_magnitude_round_by_round(rewind, digits, trainings):
     model = fresh(digits)
     initial, quiet = state(model), torch.get_rng_state()
-    mask, trace = tickets.iterative_magnitude(
+    mask, trace = iterative_magnitude.iterative_magnitude(
         model, digits, 0.05, seed=2, rounds=4, epochs=2, rewind=rewind
     )
     assert torch.equal(torch.get_rng_state(), quiet)
@@ -140,9 +141,9 @@ def test_iterative_magnitude_round_by_round(rewind, digits, trainings):
 def test_learning_is_a_function_of_its_seed(digits):
     def found(seed):
         model = fresh(digits)
-        return tickets.iterative_magnitude(model, digits, 0.1, seed, rounds=2, epochs=1), state(
-            model
-        )
+        return iterative_magnitude.iterative_magnitude(
+            model, digits, 0.1, seed, rounds=2, epochs=1
+        ), state(model)
 
     ((mask, trace), weights), ((again, told), same), ((other, _), _) = found(0), found(0), found(1)
     assert equal(mask, again) and trace == told and equal(weights, same) and not equal(mask, other)
@@ -151,8 +152,8 @@ def test_learning_is_a_function_of_its_seed(digits):
 def test_one_round_is_magnitude_after_training(digits):
     one, other = fresh(digits), fresh(digits)
     assert equal(
-        tickets.iterative_magnitude(one, digits, 0.1, 0, rounds=1, epochs=2)[0],
-        tickets.trained_magnitude(other, digits, 0.1, 0, epochs=2)[0],
+        iterative_magnitude.iterative_magnitude(one, digits, 0.1, 0, rounds=1, epochs=2)[0],
+        iterative_magnitude.trained_magnitude(other, digits, 0.1, 0, epochs=2)[0],
     )
     assert equal(state(one), state(other))
 
@@ -161,7 +162,7 @@ def test_a_found_mask_trains_to_more_than_its_shuffle(digits):
     accuracies = []
     for shuffled in (False, True):
         model = fresh(digits)
-        mask, _ = tickets.iterative_magnitude(
+        mask, _ = iterative_magnitude.iterative_magnitude(
             model, digits, 0.02, seed=0, rounds=3, epochs=4, rewind=True
         )
         log = training.train(
@@ -190,5 +191,5 @@ def test_bad_input_is_named(how, says, digits):
     model = fresh(digits)
     before = copy.deepcopy(state(model))
     with pytest.raises(UserError, match=says):
-        tickets.iterative_magnitude(model, digits, **{"density": 0.1, "seed": 0, **how})
+        iterative_magnitude.iterative_magnitude(model, digits, **{"density": 0.1, "seed": 0, **how})
     assert "density" in how or equal(state(model), before)

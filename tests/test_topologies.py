@@ -5,14 +5,15 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from conftest import make_residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from conftest import make_residual
-from panning_core import masks, models, topologies
+from panning_core import masks, models
 from panning_core.compaction import Select
 from panning_core.errors import UserError
+from panning_core.methods import topologies
 
 BOTH = pytest.mark.parametrize("topology", [topologies.smart_ratio, topologies.phew])
 

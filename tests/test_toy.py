@@ -7,10 +7,11 @@ import math
 import pytest
 import torch
 
-from panning_core import masks, toy
+from panning_core import masks
 from panning_core.errors import UserError
-from panning_core.gates import Gates
-from panning_core.toy import Toy
+from panning_core.methods.gumbel_softmax import Gates
+from panning_core.runs import toy
+from panning_core.runs.toy import Toy
 
 
 def seeded(seed):

@@ -4,12 +4,13 @@ from math import log
 
 import pytest
 import torch
+from conftest import make_residual
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from conftest import make_residual
-from panning_core import masks, metrics, models, pruning, transfer
+from panning_core import masks, metrics, models, pruning
+from panning_core.analysis import transfer
 
 LINEAR = torch.tensor([[[1.0, -2.0], [3.0, 0.5]], [[2.0, -1.0], [0.0, 0.0]]], dtype=torch.double)
 

@@ -9,9 +9,10 @@ from checkout import PARAMETERS, SHOWN, Checkout, state
 from PIL import Image
 
 import panning_core
-from panning_core import studies, verify
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger
+from panning_core.experiments import studies
+from panning_core.experiments.ledger import Ledger
+from panning_core.reporting import verify
 
 
 def replace(path, old, new):

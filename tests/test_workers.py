@@ -14,9 +14,10 @@ import pytest
 from checkout import PARAMETERS, Checkout
 
 import panning_core
-from panning_core import ROOT, studies, workers
+from panning_core import ROOT
 from panning_core.errors import UserError
-from panning_core.ledger import Ledger
+from panning_core.experiments import studies, workers
+from panning_core.experiments.ledger import Ledger
 
 STUDY = "01_tiny"
 RUN = {
@@ -83,7 +84,7 @@ def test_tasks_are_drawn_when_there_is_room():
 
 def test_a_worker_goes_when_its_runner_has_gone():
     program = (
-        "from panning_core import workers; import os\n"
+        "from panning_core.experiments import workers; import os\n"
         "for task, pid in workers.spread(eval, ('__import__(\"os\").getpid()' for _ in range(1)), 2): print(pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)

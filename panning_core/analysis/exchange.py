@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from . import compaction, masks
-from .errors import UserError, shown
-from .masks import Mask
-from .models import input_shape, modes, prunable
+from .. import compaction, masks
+from ..errors import UserError, shown
+from ..masks import Mask
+from ..models import input_shape, modes, prunable
 
 PICKLES = (
     ".pt",

@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from . import compaction, graph, masks, training
-from .data import Splits
-from .errors import UserError, fraction_kept, is_number, pick
-from .masks import Mask
-from .models import prunable
-from .noise import drawn_from
+from .. import compaction, graph, masks, training
+from ..data import Splits
+from ..errors import UserError, fraction_kept, is_number, pick
+from ..inspection.noise import drawn_from
+from ..masks import Mask
+from ..models import prunable
 
 FIRST, WIDE = 6, 20  #: one of so many steps on the whole network, down to so many times the budget
 

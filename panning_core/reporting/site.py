@@ -26,9 +26,12 @@ from pygments import highlight
 from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
-from . import ROOT, agent, data, report, studies
-from .ledger import Ledger
-from .toy import Toy
+from .. import ROOT, data
+from ..agent import learning
+from ..experiments import studies
+from ..experiments.ledger import Ledger
+from ..reporting import report
+from ..runs.toy import Toy
 
 OVERVIEW = "00_overview"
 GUIDE = "guide_add_your_own_metric"
@@ -44,7 +47,7 @@ FACETS = {
     "control": "control",
 }
 OTHERS = {
-    "agents": agent.recorded,
+    "agents": learning.recorded,
     "toys": lambda run: Toy(**run),
 }  #: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
 MARKS = {
@@ -283,7 +286,7 @@ class Site:
     def pages(self) -> dict[str, str]:
         """The site: name of a file -> its HTML."""
         environment = Environment(
-            loader=PackageLoader("panning_core", "page"),
+            loader=PackageLoader("panning_core.reporting", "page"),
             autoescape=True,
             trim_blocks=True,
             lstrip_blocks=True,

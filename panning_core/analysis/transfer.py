@@ -24,9 +24,9 @@ import pandas as pd
 import torch
 from torch import nn
 
-from . import metrics
-from .masks import Mask, Scores, numbers
-from .metrics import Batch
+from .. import metrics
+from ..masks import Mask, Scores, numbers
+from ..metrics import Batch
 
 METRICS = ("snip", "grasp", "synflow")
 PARTS = ("lost", "stayed", "gained", "returned")

@@ -14,9 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-from . import ROOT, registry, report, site, studies
-from .errors import UserError, command_line, unknown
-from .site import OVERVIEW
+from .. import ROOT, plugins
+from ..errors import UserError, command_line, unknown
+from ..experiments import studies
+from ..reporting import report, site
+from ..reporting.site import OVERVIEW
 
 GIVEN = {"profile", "jobs", "device"}  #: parameters the runner sets in every notebook
 
@@ -88,7 +90,7 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
     results = studies.folder(study, profile_name).parent
     notebook = ROOT / "notebooks" / f"{study}.ipynb"
     text = notebook.read_text()
-    inputs = [notebook, *sorted((ROOT / "panning_core").glob("*.py")), *registry.PLUGINS]
+    inputs = [notebook, *sorted((ROOT / "panning_core").rglob("*.py")), *plugins.PLUGINS]
     inputs += [
         path
         for path in sorted(results.glob("*/*.jsonl"))
@@ -194,9 +196,9 @@ def main() -> int:
     parser.add_argument("--only", metavar="STUDY")
     parser.add_argument("--jobs", type=int)
     parser.add_argument("--device", default="cpu")
-    registry.option(parser)
+    plugins.option(parser)
     options = parser.parse_args()
-    registry.load_plugins(options.plugin)
+    plugins.load_plugins(options.plugin)
     return reproduce(options.profile, options.only, options.jobs, options.device)
 
 

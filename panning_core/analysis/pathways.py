@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from . import compaction, graph, masks
-from .data import Split
-from .masks import Mask
-from .models import input_shape, linearised, modes, prunable
+from .. import compaction, graph, masks
+from ..data import Split
+from ..masks import Mask
+from ..models import input_shape, linearised, modes, prunable
 
 
 @contextmanager

@@ -15,12 +15,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import compaction, data, faithful, masks, noise, sparse
-from .data import Split, Splits
-from .errors import UserError, is_number, pick, shown, unknown, whole
-from .masks import Mask
-from .models import check_batch, prunable
-from .registry import Table
+from .. import compaction, data, masks, sparse
+from ..data import Split, Splits
+from ..errors import UserError, is_number, pick, shown, unknown, whole
+from ..inspection import faithful, noise
+from ..masks import Mask
+from ..models import check_batch, prunable
+from ..plugins import Table
 
 #: learning-rate factor at step t of ``steps``
 DECAYS: dict[str, Callable[[int, int], float]] = {

@@ -11,11 +11,11 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from . import masks, training
-from .data import Splits
-from .errors import fraction_kept, whole
-from .masks import Mask
-from .models import prunable
+from .. import masks, training
+from ..data import Splits
+from ..errors import fraction_kept, whole
+from ..masks import Mask
+from ..models import prunable
 
 
 def trained_magnitude(

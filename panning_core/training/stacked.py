@@ -17,12 +17,13 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import faithful, masks, noise, training
-from .data import Splits
-from .errors import UserError
-from .masks import Mask
-from .models import input_shape
-from .training import Recipe
+from .. import masks, training
+from ..data import Splits
+from ..errors import UserError
+from ..inspection import faithful, noise
+from ..masks import Mask
+from ..models import input_shape
+from ..training import Recipe
 
 
 def _linear(layer: nn.Linear, count: int, x: Tensor) -> Tensor:

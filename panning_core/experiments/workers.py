@@ -17,8 +17,8 @@ from urllib.parse import urlsplit
 
 from joblib.externals.loky import get_reusable_executor
 
-from . import registry
-from .errors import UserError
+from .. import plugins
+from ..errors import UserError
 
 ONE_THREAD = {
     f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA", "NUMEXPR")
@@ -67,7 +67,7 @@ def _attempt(
     work: Callable, tasks: Iterator[list], jobs: int, cluster: str | None
 ) -> Iterator[tuple[list, object]]:
     """``spread`` until the tasks are out or a worker has died; then what was in hand yields a ``WorkerDied`` and the rest stays in ``tasks``."""
-    going, died, added = {}, None, registry.additions()
+    going, died, added = {}, None, plugins.additions()
     with _cluster(cluster) if cluster else _processes(jobs) as (pool, room, Death):
         while True:
             for task in () if died else islice(tasks, room() - len(going)):
@@ -91,7 +91,7 @@ def _attempt(
 def _one_at_a_time(work: Callable, task: list, added: bytes) -> object:
     """PyTorch's random state and thread count belong to the process, and a Dask worker may have been given several threads."""
     with _alone:
-        registry.receive(added)
+        plugins.receive(added)
         return work(task)
 
 
@@ -99,7 +99,7 @@ def _one_at_a_time(work: Callable, task: list, added: bytes) -> object:
 def _processes(jobs: int) -> Iterator[tuple[Executor, Callable[[], int], type[Exception]]]:
     """(pool, how many tasks it takes, what a task raises whose worker died): processes of one thread each."""
     # Other plugins are a reason for other workers.
-    env = ONE_THREAD | {registry.VARIABLE: os.environ.get(registry.VARIABLE, "")}
+    env = ONE_THREAD | {plugins.VARIABLE: os.environ.get(plugins.VARIABLE, "")}
     pool = get_reusable_executor(
         jobs, timeout=IDLE, initializer=_serve, initargs=(os.getpid(),), env=env
     )

@@ -14,10 +14,11 @@ from itertools import repeat
 import torch
 from torch import Tensor, nn
 
-from . import masks, pathways
-from .errors import UserError, is_number, whole
-from .gates import Gates, falling, fit_budget, fit_penalty
-from .models import prunable
+from .. import masks
+from ..analysis import pathways
+from ..errors import UserError, is_number, whole
+from ..methods.gumbel_softmax import Gates, falling, fit_budget, fit_penalty
+from ..models import prunable
 
 WANTED = torch.tensor(
     [[True, True, False, False], [False, False, True, True]]

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from . import masks, results
-from .errors import UserError, unknown
-from .models import fingerprint
-from .panning import FIRST, MIXED, OBSERVED, Look
+from .. import masks, results
+from ..agent.observations import FIRST, MIXED, OBSERVED, Look
+from ..errors import UserError, unknown
+from ..models import fingerprint
 
 #: what an agent sees [7] -> what it does [3], each in [-1, 1]
 Policy = Callable[[np.ndarray], np.ndarray]

@@ -23,9 +23,11 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from . import ROOT, data, registry, report, results, studies
-from .errors import UserError, command_line
-from .ledger import Ledger
+from .. import ROOT, data, plugins, results
+from ..errors import UserError, command_line
+from ..experiments import studies
+from ..experiments.ledger import Ledger
+from ..reporting import report
 
 BUDGET = (
     60  #: seconds that a run took at most when it was recorded, for the sample to be drawn from
@@ -70,7 +72,7 @@ def make_again(profile: str, scratch: Path) -> None:
         shutil.copytree(results() / "benchmarks", scratch / "benchmarks")
     # What fails is told on stderr, and what it did not make shows as missing.
     subprocess.run(
-        [sys.executable, "-m", "panning_core.reproduce", profile],
+        [sys.executable, "-m", "panning_core.reporting.reproduce", profile],
         cwd=ROOT,
         env=os.environ | {"PANNING_RESULTS": str(scratch)},
         stdout=subprocess.DEVNULL,
@@ -212,9 +214,9 @@ def main() -> int:
     parser.add_argument("profile", nargs="?", default="quick")
     parser.add_argument("--sample", type=int, default=5, metavar="N")
     parser.add_argument("--seed", type=int, metavar="N")
-    registry.option(parser)
+    plugins.option(parser)
     options = parser.parse_args()
-    registry.load_plugins(options.plugin)
+    plugins.load_plugins(options.plugin)
     return verify(options.profile, options.sample, options.seed)
 
 

@@ -1,6 +1,6 @@
 """A trained sparse network as plain JSON, small enough to be read: what is left of its weights, and everything that is never pruned.
 
-    python -m panning_core.networks results/paper/06_gumbel_softmax/network.json
+    python -m panning_core.analysis.networks results/paper/06_gumbel_softmax/network.json
 
 loads one and measures it again.
 """
@@ -15,11 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from . import data, masks, models, registry, training
-from .errors import UserError, command_line
-from .masks import Mask
-from .models import prunable
-
+from .. import data, masks, models, plugins, training
+from ..errors import UserError, command_line
+from ..masks import Mask
+from ..models import prunable
 
 LARGEST = 50_000_000  #: weights of a network that a file can ask for
 
@@ -136,13 +135,14 @@ def evaluate(card: dict, dataset: str | None = None) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m panning_core.networks", description="Measure a recorded network again."
+        prog="python -m panning_core.analysis.networks",
+        description="Measure a recorded network again.",
     )
     parser.add_argument("file", help="a network as JSON")
     parser.add_argument("--dataset", help="another data set with images of the same shape")
-    registry.option(parser)
+    plugins.option(parser)
     options = parser.parse_args()
-    registry.load_plugins(options.plugin)
+    plugins.load_plugins(options.plugin)
     print(evaluate(load(options.file), options.dataset))
     return 0
 

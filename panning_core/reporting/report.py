@@ -21,10 +21,12 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
-from . import ROOT, statistics, studies
-from .errors import UserError, pick
-from .ledger import Ledger
-from .statistics import interval
+from .. import ROOT
+from ..analysis import statistics
+from ..analysis.statistics import interval
+from ..errors import UserError, pick
+from ..experiments import studies
+from ..experiments.ledger import Ledger
 
 MIME = "application/vnd.panning+json"  #: marks an output of a notebook that belongs into the report
 VERDICTS = {

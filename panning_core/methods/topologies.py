@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import compaction, masks
-from .errors import UserError
-from .masks import Scores, flatten, unflatten
-from .models import Block, prunable
+from .. import compaction, masks
+from ..errors import UserError
+from ..masks import Scores, flatten, unflatten
+from ..models import Block, prunable
 
 _WALKS = 4096  # drawn at a time, half of them forward
 _WORTH = 100  # a batch of walks that brings less than this part of what is missing is the last

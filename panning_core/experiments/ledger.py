@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from .errors import UserError, command_line
+from ..errors import UserError, command_line
 
 
 class Ledger:
@@ -72,7 +72,7 @@ class Ledger:
                 continue
             if not _is_run(line):
                 raise UserError(
-                    f"{self.path}, line {number}: not a run; `python -m panning_core.ledger {shlex.quote(str(self.path))} --repair` "
+                    f"{self.path}, line {number}: not a run; `python -m panning_core.experiments.ledger {shlex.quote(str(self.path))} --repair` "
                     "takes it out and keeps a copy, and its run is done again"
                 )
             row = json.loads(line)
@@ -215,7 +215,7 @@ def _finished(content: bytes, key: str) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m panning_core.ledger",
+        prog="python -m panning_core.experiments.ledger",
         description="Look whether every line of a ledger is a run.",
     )
     parser.add_argument("file", type=Path)

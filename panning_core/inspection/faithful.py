@@ -17,10 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from . import noise
-from .errors import UserError
-from .masks import Mask
-from .models import prunable
+from ..errors import UserError
+from ..inspection import noise
+from ..masks import Mask
+from ..models import prunable
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 

@@ -14,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import faithful, masks, metrics, sparse
-from .errors import UserError, shown
-from .masks import Mask
-from .metrics import TEMPERATURE, Batch
-from .models import input_shape, uses
+from .. import masks, metrics, sparse
+from ..errors import UserError, shown
+from ..inspection import faithful
+from ..masks import Mask
+from ..metrics import TEMPERATURE, Batch
+from ..models import input_shape, uses
 
 MIXED = ("synflow", "snip", "grasp")  #: the order of coefficients and actions
 OBSERVED = (

@@ -9,7 +9,9 @@ from dataclasses import fields
 
 import pandas as pd
 
-from . import agent, data, metrics, panning, pruning, studies, training
+from .. import data, metrics, pruning, training
+from ..agent import learning, observations
+from ..experiments import studies
 
 SAME, OPTION, DIFFERS = "same", "option", "differs"
 
@@ -30,7 +32,7 @@ def _stages(table: tuple) -> str:
 
 def table() -> pd.DataFrame:
     """Columns: part, setting, authors, here, how (same, option or differs), and why it differs or what the option is called."""
-    learning = {field.name: field.default for field in fields(agent.Training)}
+    agent = {field.name: field.default for field in fields(learning.Training)}
     run = {field.name: field.default for field in fields(studies.Run)}
     td3 = "lr {lr:g}, gamma {gamma:g}, tau {tau:g}, batch {batch_size}, two layers of {width}, noise {noise:g}, target noise {target_noise:g} clipped at {noise_clip:g}, delay {delay}, {random_steps:,} random steps"
     rows = [
@@ -60,18 +62,18 @@ def table() -> pd.DataFrame:
         ("scores", "a metric without spread", "0/0: an empty mask", "contributes nothing, and the trace says so", DIFFERS, "an empty mask is no answer"),
         ("scores", "SynFlow's biases", "their absolute values", "0", DIFFERS,
          "a bias is no path; equal where biases are 0, as under the authors' initialisation"),
-        ("agent", "steps", "50,000", f"{learning['steps']:,}", SAME, ""),
+        ("agent", "steps", "50,000", f"{agent['steps']:,}", SAME, ""),
         ("agent", "TD3", "lr 0.0002, gamma 0.99, tau 0.01, batch 256, two layers of 256, noise 0.1, target noise 0.2 clipped at 0.5, delay 2, 2,000 random steps",
-         td3.format(**learning), SAME, ""),
+         td3.format(**agent), SAME, ""),
         ("agent", "targets", "first 10,000 steps U(0.8, 1), later half U(0.9, 1) and half U(0.98, 1)",
-         f"first {agent.EXPLORING:,} steps U(0.8, 1), later half U(0.9, 1) and half U(0.98, 1)", SAME, ""),
+         f"first {learning.EXPLORING:,} steps U(0.8, 1), later half U(0.9, 1) and half U(0.98, 1)", SAME, ""),
         ("agent", "extremes of loss and gTg", "of every dense and sub-network look, never reset",
          _departs("extremes", "of every dense and sub-network look, never reset"), SAME, "departures: [extremes] keeps them fixed"),
         ("agent", "gTg of a sub-network", "over all prunable weights", _departs("kept", "over all prunable weights"), SAME, "departures: [kept] sums over kept weights"),
         ("agent", "loss", "float32", "float64", DIFFERS, "batches differ by 1e-5, fifty steps of a float32; departures: [] gives theirs"),
         ("agent", "last round", "terminates", "truncates", DIFFERS, "the learner makes the same of both, unless bootstrap is set; departures: [] gives theirs"),
         ("agent", "three coefficients of 0", "the first weights in order stay, and the network dies", "equal shares", DIFFERS, "departures: [] gives theirs"),
-        ("agent", "batches of the environment", "a fresh one in each step", f"a pool of {learning['pool']}", DIFFERS,
+        ("agent", "batches of the environment", "a fresh one in each step", f"a pool of {agent['pool']}", DIFFERS,
          "what depends on a batch alone is computed once; pool: 0 gives theirs"),
         ("agent", "applied to", "its own network", "its own network", OPTION, "an agent named after a network, with the seed of the runs"),
         ("agent", "guard against dead networks", "none", "none", OPTION, "options: {guard: false}; the default has one"),
@@ -86,4 +88,4 @@ def table() -> pd.DataFrame:
 
 def _departs(name: str, authors: str) -> str:
     """The authors' way, unless it is a departure that environments make by default."""
-    return f"not: {panning.DEPARTURES[name]}" if name in panning.DEFAULT else authors
+    return f"not: {observations.DEPARTURES[name]}" if name in observations.DEFAULT else authors

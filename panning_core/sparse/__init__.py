@@ -26,11 +26,12 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from . import faithful, kernels
-from .compaction import Select
-from .errors import UserError
-from .kernels import NARROW, STEP
-from .models import Block, Shape, input_shape, prunable
+from ..compaction import Select
+from ..errors import UserError
+from ..inspection import faithful
+from ..models import Block, Shape, input_shape, prunable
+from ..sparse import kernels
+from ..sparse.kernels import NARROW, STEP
 
 PART = 2**20  # floats of a level's activations and gradients that are worked on at a time
 TILE = 2**12  # floats that a run of a convolution reads: half of the nearest cache

@@ -24,11 +24,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from . import __version__, data, masks, metrics, models, panning
-from .data import Split
-from .errors import UserError, pick, unknown, whole
-from .panning import MIXED, OBSERVED, Extremes, Look
-from .policies import Actor
+from .. import __version__, data, masks, metrics, models
+from ..agent import observations
+from ..agent.observations import MIXED, OBSERVED, Extremes, Look
+from ..agent.policies import Actor
+from ..data import Split
+from ..errors import UserError, pick, unknown, whole
 
 #: draws a network to prune and the images to score it on
 Source = Callable[[np.random.Generator], tuple[nn.Module, Split]]
@@ -44,12 +45,12 @@ class PanningEnv(gymnasium.Env):
     - **Action** [3] in [-1, 1]: the coefficients of SynFlow, SNIP and GraSP are action + 1.
     - **Step** i from 0: the mask is made of the scores that the step before ended with, and keeps (1 - target)^((i + 1) / rounds) of the
       weights; then comes a new batch, on which the dense network and the sub-network are looked at and all is scored again.
-    - **Observation** [7], float64: ``panning.OBSERVED``; the first one has zeros from the third number on.
-    - **Reward**: ``panning.reward``; a network without a path ends the episode and costs ``rounds`` - i more.
+    - **Observation** [7], float64: ``observations.OBSERVED``; the first one has zeros from the third number on.
+    - **Reward**: ``observations.reward``; a network without a path ends the episode and costs ``rounds`` - i more.
 
     The dense network never changes, so whatever depends on a batch alone is computed once for each batch of a pool.
 
-    What it observes and pays is the authors'. ``departures``, keys of ``panning.DEPARTURES``, name the things in which it is
+    What it observes and pays is the authors'. ``departures``, keys of ``observations.DEPARTURES``, name the things in which it is
     nevertheless another environment; with none, and no pool, it is theirs.
 
     Args:
@@ -66,8 +67,8 @@ class PanningEnv(gymnasium.Env):
         source: Source,
         rounds: int = 100,
         per_class: int = 10,
-        pool: int = panning.WARM_UP,
-        departures: Collection[str] = panning.DEFAULT,
+        pool: int = observations.WARM_UP,
+        departures: Collection[str] = observations.DEFAULT,
     ):
         for name, value, least in (
             ("rounds", rounds, 1),
@@ -76,7 +77,7 @@ class PanningEnv(gymnasium.Env):
         ):
             whole(name, value, least)
         for name in departures:
-            pick("departure", name, panning.DEPARTURES)
+            pick("departure", name, observations.DEPARTURES)
         self.source, self.rounds, self.per_class, self.pool, self.departures = (
             source,
             rounds,
@@ -118,11 +119,11 @@ class PanningEnv(gymnasium.Env):
                 f"an action has {len(MIXED)} numbers, for {', '.join(MIXED)}; got {action!r}"
             )
         mix = (
-            panning.coefficients(action)
+            observations.coefficients(action)
             if "shares" in self.departures
             else np.clip(np.asarray(action, dtype=float), -1, 1) + 1
         )
-        distance, unit = panning.deviations(self.synflow)
+        distance, unit = observations.deviations(self.synflow)
         scores = distance.mul_(float(mix[0]) / unit) if unit else torch.zeros_like(distance)
         for weight, normal in zip(mix[1:], self.dense.normal):
             scores.add_(normal, alpha=float(weight))
@@ -134,7 +135,7 @@ class PanningEnv(gymnasium.Env):
         effective = self.sight.effective_sparsity(self.mask, self.synflow)
         observation = self._observe(self.sight.look(self.mask, self.batch), effective)
         dead, last = effective == 1, self.t == self.rounds
-        reward = panning.reward(observation) - (self.rounds - i if dead else 0)
+        reward = observations.reward(observation) - (self.rounds - i if dead else 0)
         self.steps += 1
         truncates = "end" in self.departures
         return (
@@ -153,11 +154,14 @@ class PanningEnv(gymnasium.Env):
         """Another network: everything that depends on it and a batch alone."""
         generator = torch.Generator().manual_seed(int(self.np_random.integers(2**31)))
         self.model, self.ones = model, masks.ones(model)
-        self.sight, self.flow = panning.Sight(model, self.departures), metrics.synflow_of(model)
+        self.sight, self.flow = (
+            observations.Sight(model, self.departures),
+            metrics.synflow_of(model),
+        )
         self._fresh = data.balanced_batches(split, self.per_class, generator)
         self._pool = [
             self._prepare(batch)
-            for _, batch in zip(range(self.pool or panning.WARM_UP), self._fresh)
+            for _, batch in zip(range(self.pool or observations.WARM_UP), self._fresh)
         ]
         self.extremes = Extremes(
             [*self.known, *(dense.look for dense in self._pool)], "extremes" in self.departures
@@ -167,7 +171,7 @@ class PanningEnv(gymnasium.Env):
         products = metrics.products(self.model, self.ones, batch, metrics.TEMPERATURE, hessian=True)
         normal = []
         for scores in (products.snip, products.grasp):
-            distance, unit = panning.deviations(masks.flatten(scores))
+            distance, unit = observations.deviations(masks.flatten(scores))
             normal.append(distance.div_(unit) if unit else torch.zeros_like(distance))
         return _Dense(batch, normal, self.sight.seen(products.loss, products.gtg))
 
@@ -236,7 +240,7 @@ class Training:
     rounds: int = 100
     per_class: int = 10
     pool: int = 32
-    departures: tuple[str, ...] = panning.DEFAULT
+    departures: tuple[str, ...] = observations.DEFAULT
     bootstrap: bool = False
     lr: float = 2e-4
     gamma: float = 0.99
@@ -268,7 +272,7 @@ class Training:
             self.departures if isinstance(self.departures, list | tuple) else (self.departures,)
         )
         for name in departures:
-            pick("departure", name, panning.DEPARTURES)
+            pick("departure", name, observations.DEPARTURES)
         object.__setattr__(self, "departures", tuple(sorted(set(departures))))
         for field in fields(self)[1:]:
             value, kind = getattr(self, field.name), type(field.default)
@@ -297,7 +301,7 @@ class Training:
     def canonical(self) -> dict:
         """The fields that are not at their default; ``recorded`` reads them."""
         usual = {f.name: f.default for f in fields(self)} | {
-            "departures": panning.FIRST
+            "departures": observations.FIRST
         }  # as before they had names
         return {
             name: list(value) if isinstance(value, tuple) else value
@@ -343,7 +347,7 @@ class Training:
 
 def recorded(run: dict) -> Training:
     """The training of a ledger's line."""
-    return Training(**{"departures": panning.FIRST, **run})
+    return Training(**{"departures": observations.FIRST, **run})
 
 
 def episode(
