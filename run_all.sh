@@ -207,7 +207,7 @@ fi
 # --- Go.
 
 case $mode in
-    reproduce) exec "$python" -m panning_core.reporting.reproduce "$profile" ${options[@]+"${options[@]}"} ;;
+    reproduce) exec "$python" -m panning_core.reporting.notebooks "$profile" ${options[@]+"${options[@]}"} ;;
     verify) exec "$python" -m panning_core.reporting.verify "$profile" ${options[@]+"${options[@]}"} ;;
     bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
     test) exec "$python" -m pytest "$@" ;;

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.ticker import LogLocator, NullLocator
 
 from panning_core.experiments import studies
-from panning_core.reporting import report
+from panning_core.reporting import names
 
 from .train import NETWORKS, crossover
 
@@ -27,14 +27,14 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
     for panel, name in zip(axes[0], networks):
         part = frame[frame.network == name].dropna(subset="ratio")
         for method, rows in part.groupby("method", sort=False):
-            style = {"color": report.COLOURS.get(method), "linewidth": 1.4}
+            style = {"color": names.COLOURS.get(method), "linewidth": 1.4}
             errors = [rows.ratio - rows.ratio_low, rows.ratio_high - rows.ratio]
             panel.errorbar(
                 1 - rows.sparsity,
                 rows.ratio,
                 np.maximum(errors, 0),
-                label=report.method_name(method),
-                marker=report.MARKERS.get(method, "o"),
+                label=names.method_name(method),
+                marker=names.MARKERS.get(method, "o"),
                 markersize=5,
                 capsize=2,
                 **style,
@@ -44,7 +44,7 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
         if np.isfinite(start := crossovers.get(name, np.nan)):
             panel.axvline(1 - start, color="grey", linestyle=":", linewidth=1.2)
             panel.annotate(
-                f"sparse engine from {report.percent(start)}",
+                f"sparse engine from {names.percent(start)}",
                 (1 - start, 0.97),
                 xycoords=("data", "axes fraction"),
                 rotation=90,
@@ -58,7 +58,7 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
             xscale="log",
             yscale="log",
             xlabel="sparsity (%)",
-            title=report.MODELS.get(name, name),
+            title=names.MODELS.get(name, name),
             xlim=(0.6, 0.8 * (1 - frame.sparsity.max())),
         )
         shown = [s for s in (0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.999) if s <= frame.sparsity.max()]
@@ -80,7 +80,7 @@ CAPTIONS = {
 `macs`: multiply-adds of live weights in one image's forward pass; `live_share`: their share of those of the compacted network.
 `shared_ratio`: so many networks on the same batches as a sweep trains together ({studies.SHARE}), each counted once, against plain.
 `useful_share`: FLOP/s on live weights as a share of a matrix product's in the same rounds.
-Masks of SynFlow and Panning on {", ".join(report.MODELS.get(n, n) for n, network in NETWORKS.items() if network.rounds < 100)} are of 10 rounds.""",
+Masks of SynFlow and Panning on {", ".join(names.MODELS.get(n, n) for n, network in NETWORKS.items() if network.rounds < 100)} are of 10 rounds.""",
     "agreement": "Do the engines agree? Distances to PyTorch in float64 (the largest relative one of a weight tensor) after so many steps of the "
     "sparse engine, and of PyTorch in float32; test accuracy of both over the same seeds, and the mean difference with its 95 % interval.",
     "memory": "Peak memory of training, in MiB beyond network, mask and data; each in a process of its own.",

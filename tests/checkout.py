@@ -12,8 +12,8 @@ from panning_core import ROOT
 PARAMETERS = 'profile = "none"\njobs = 7\ndevice = "none"'
 SHOWN = """
 import matplotlib.pyplot as plt
-from panning_core.reporting import report
-study = report.Study("01_works", profile, jobs, device)
+from panning_core import reporting
+study = reporting.Study("01_works", profile, jobs, device)
 figure, axes = plt.subplots(figsize=(2, 2))
 axes.plot(study.runs.seed, study.runs.test_accuracy)
 study.figure(figure, "accuracy", "Accuracy of two seeds.")

@@ -87,7 +87,7 @@ def settle(root: str | Path) -> None:
     for name in (
         "panning_core",
         "panning_core.experiments.studies",
-        "panning_core.reporting.reproduce",
+        "panning_core.reporting.notebooks",
     ):
         if name in sys.modules:
             sys.modules[name].ROOT = Path(root)
@@ -446,12 +446,11 @@ def two_at_once(moment: Moment, jobs: int) -> str:
 
 def kernel_killed(moment: Moment, jobs: int) -> str:
     """The runner as in run_all.sh, whose notebook trains the toys: its kernel is killed, or the runner is."""
-    from panning_core.reporting import (
-        reproduce,
-    )  # and with it matplotlib, for which the workers need not wait
+    # It imports matplotlib, for which the workers need not wait.
+    from panning_core.reporting import notebooks
 
     def call() -> int:
-        return reproduce.reproduce("tiny", jobs=jobs)
+        return notebooks.reproduce("tiny", jobs=jobs)
 
     runner, kernel, victim = (
         moment.start(jobs, call=call),

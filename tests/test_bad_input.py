@@ -28,7 +28,7 @@ from panning_core.errors import UserError
 from panning_core.experiments import ledger, studies
 from panning_core.experiments.ledger import Ledger
 from panning_core.methods import gumbel_softmax, iterative_magnitude
-from panning_core.reporting import reproduce
+from panning_core.reporting import notebooks
 from panning_core.runs import toy
 from panning_core.training import stacked
 
@@ -50,7 +50,7 @@ class Desk:
         self.checkout = Checkout(folder / "checkout")
         self.checkout.notebook("01_tiny", PARAMETERS)
         self.checkout.profile({"01_tiny": {"grid": [PRUNED]}})
-        for module in (panning_core, studies, reproduce):
+        for module in (panning_core, studies, notebooks):
             monkeypatch.setattr(module, "ROOT", self.checkout.root)
         monkeypatch.delenv("PANNING_RESULTS", raising=False)
 
@@ -121,7 +121,7 @@ class Desk:
     def notebook(self, content, **parameters):
         path = self.checkout.root / "notebooks" / "02_mine.ipynb"
         path.write_text(content if isinstance(content, str) else json.dumps(content))
-        return reproduce.check_notebook(path, parameters)
+        return notebooks.check_notebook(path, parameters)
 
     def ledger(self, *lines):
         """A ledger of these lines, each as it is or a row."""
@@ -865,7 +865,7 @@ IN_PYTHON = {
         "02_mine.ipynb is not a notebook",
     ),
     "a notebook that is missing": (
-        lambda d: reproduce.check_notebook(d.folder / "x.ipynb", {}),
+        lambda d: notebooks.check_notebook(d.folder / "x.ipynb", {}),
         "x.ipynb is not a notebook: [Errno 2]",
     ),
     "a notebook without parameters": (
@@ -883,7 +883,7 @@ IN_PYTHON = {
     "a parameter that is the runner's": (
         lambda d: (
             d.checkout.profile({"01_tiny": {"parameters": {"device": "cuda"}}}),
-            reproduce.reproduce("tiny"),
+            notebooks.reproduce("tiny"),
         ),
         "device is a parameter that the runner itself sets; take it out of the parameters of 01_tiny",
     ),
@@ -976,7 +976,7 @@ COMMANDS = {
         },
     ),
     "./run_all.sh": (
-        reproduce.main,
+        notebooks.main,
         {
             "papper": "error: unknown profile 'papper'; known: tiny",
             "tiny --only 01_tin": "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?",

@@ -17,7 +17,7 @@ from panning_core.analysis import networks
 from panning_core.errors import UserError
 from panning_core.experiments import studies, workers
 from panning_core.experiments.ledger import Ledger
-from panning_core.reporting import reproduce, verify
+from panning_core.reporting import notebooks, verify
 
 PLUGIN = """
 import numpy as np
@@ -50,9 +50,9 @@ assert studies.Run("rows", "small", "backwards", 0.5).key()
 STUDY = "my_study"
 SHOWS = """
 from panning_core import models
-from panning_core.reporting import report
+from panning_core import reporting
 assert "small" in models.MODELS
-study = report.Study("my_study", profile, jobs, device)
+study = reporting.Study("my_study", profile, jobs, device)
 study.table(study.runs[["dataset", "model", "method", "seed"]], "runs", "All runs.")
 """
 GRID = {
@@ -148,7 +148,7 @@ def test_a_plugin_that_does_not_run_is_one_sentence(text, says, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "command", [(studies, "03_sparsity_sweep"), (reproduce,), (verify,), (networks, "x")]
+    "command", [(studies, "03_sparsity_sweep"), (notebooks,), (verify,), (networks, "x")]
 )
 def test_commands_take_a_plugin(command, tmp_path, monkeypatch):
     module, *arguments = command

@@ -11,7 +11,8 @@ import panning_core
 from panning_core.analysis import statistics
 from panning_core.errors import UserError
 from panning_core.experiments import studies
-from panning_core.reporting import report
+from panning_core.reporting import figures, report, sources, tables
+from panning_core.reporting import study as showing
 
 LINE = {
     "commit": "a" * 40,
@@ -27,9 +28,9 @@ LINE = {
 def study(tmp_path, monkeypatch):
     """A study of the runs that ``lines`` gives it, in a folder of its own, in no notebook."""
     monkeypatch.setattr(panning_core, "ROOT", tmp_path)  # of panning_core.results
-    monkeypatch.setattr(report, "ROOT", tmp_path)
+    monkeypatch.setattr(sources, "ROOT", tmp_path)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)
-    monkeypatch.setattr(report, "_display", lambda item, data: shown.append(item))
+    monkeypatch.setattr(showing, "_display", lambda item, data: shown.append(item))
     monkeypatch.setattr(studies, "agents", lambda *_: [])
     shown = []
 
@@ -44,7 +45,7 @@ def study(tmp_path, monkeypatch):
             for i, origin in enumerate(origins)
         ]
         monkeypatch.setattr(studies, "sweep", lambda *_: lines)
-        study = report.Study("01_a", "tiny")
+        study = showing.Study("01_a", "tiny")
         (study.folder / "runs.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         study.shown = shown
         return study
@@ -121,7 +122,7 @@ def test_a_table_of_another_studys_runs_names_those(study):
         pd.DataFrame({"a": [1]}),
         "numbers",
         "Numbers.",
-        report.Source("5 runs", ("03_c/runs.jsonl",)),
+        sources.Source("5 runs", ("03_c/runs.jsonl",)),
     )
     assert made.shown[0]["provenance"] == "5 runs" and made.shown[0]["ledgers"] == (
         "03_c/runs.jsonl",
@@ -171,8 +172,8 @@ def test_a_verdict_lies_in_its_file_with_all_that_the_overview_shows(study):
     made.table(pd.DataFrame({"a": [1]}), "others", "Others.")
     made.verdict("It is so.", "holds", "n = 3.", **GIVEN)
     made.verdict("It is more so.", "fails", "n = 3.", **{**GIVEN, "figure": "others"})
-    found = report.verdicts("01_a", "tiny")
-    assert list(found.columns) == report.COLUMNS
+    found = showing.verdicts("01_a", "tiny")
+    assert list(found.columns) == showing.COLUMNS
     assert list(found.figure) == ["numbers.png", "others.md"]  # of two with a name the figure
     assert found.iloc[0].to_dict() == {
         "claim": "It is so.",
@@ -182,7 +183,7 @@ def test_a_verdict_lies_in_its_file_with_all_that_the_overview_shows(study):
         "figure": "numbers.png",
     }
     made.verdict("Four seeds say nothing.", "holds", "n = 4.", **{**GIVEN, "n": 4})
-    assert list(report.verdicts("01_a", "tiny").verdict) == ["holds", "fails", "not judged"]
+    assert list(showing.verdicts("01_a", "tiny").verdict) == ["holds", "fails", "not judged"]
 
 
 def accuracies(lead, seeds=6, rivals=("snip", "random")):
@@ -217,7 +218,7 @@ def test_a_claim_is_judged_by_its_cells(study):
     )
     made.differences(compared, "rivals", "Panning minus its rivals.")
     made.judge("Panning is better.", compared, "rivals", "Kang et al. 2022", every=True)
-    (found,) = report.verdicts("01_a", "tiny").itertuples()
+    (found,) = showing.verdicts("01_a", "tiny").itertuples()
     assert (found.verdict, found.n, found.rule, found.family, found.figure) == (
         "fails",
         6,
@@ -239,13 +240,13 @@ def test_a_claim_is_judged_by_its_cells(study):
 def test_many_cells_are_counted_and_the_least_favourable_are_told():
     lead = {0.9: 0.02, 0.95: 0.01, 0.99: 0.0, 0.999: -0.03}
     compared = statistics.compare(accuracies(lead), "panning", ["snip", "random"])
-    text = report.tally(compared, most=2)
+    text = tables.tally(compared, most=2)
     assert text.startswith(
         "Of 8 comparisons better in 4, not worse by what matters in 2, worse in 2; n = 6 seeds. Least favourable: -2.98 points"
     )
     assert text.count("against") == 2 and text.count("at 99.9 %") == 2
     few = statistics.compare(accuracies(lead, seeds=3), "panning", ["snip"])
-    assert "too few seeds in 4" in report.tally(few, most=0)
+    assert "too few seeds in 4" in tables.tally(few, most=0)
 
 
 def test_a_difference_of_log_errors_is_told_as_a_ratio():
@@ -255,7 +256,7 @@ def test_a_difference_of_log_errors_is_told_as_a_ratio():
             accuracies({0.9: 0.05}), "panning", ["snip"]
         ).iterrows()
     ]
-    assert report.told(cell, "errors").startswith(
+    assert tables.told(cell, "errors").startswith(
         "0.50 times the errors [0.50, 0.50] against SNIP, p = "
     )
 
@@ -263,7 +264,7 @@ def test_a_difference_of_log_errors_is_told_as_a_ratio():
 def test_no_cells_are_no_claim(study):
     made = study(LINE)
     made.judge("Nothing was compared.", pd.DataFrame(), "numbers")
-    assert report.verdicts("01_a", "tiny").empty
+    assert showing.verdicts("01_a", "tiny").empty
 
 
 @pytest.mark.parametrize(
@@ -280,30 +281,31 @@ def test_a_verdict_that_is_none_or_that_nothing_shows_is_refused(study, fault, m
         made.verdict(
             **{"claim": "It is so.", "verdict": "holds", "evidence": "n = 3.", **GIVEN, **fault}
         )
-    assert report.verdicts("01_a", "tiny").empty
+    assert showing.verdicts("01_a", "tiny").empty
 
 
-def test_a_link_of_a_table_leads_to_the_same_place_from_the_report(tmp_path):
+def test_a_link_of_a_table_leads_to_the_same_place_from_the_studys_page_and_the_front(tmp_path):
     folder = tmp_path / "tiny" / "00_overview"
     folder.mkdir(parents=True)
-    (folder / "claims.md").write_text(
-        "| [mixes](../02_b/mixes.png), [study 02](../README.md#02_b) |\n"
-    )
-    item = {
-        "kind": "table",
-        "file": "claims.md",
-        "caption": "Claims.",
-        "provenance": "2 runs",
-        "ledgers": ["02_b/runs.jsonl"],
-    }
-    cell = {"cell_type": "code", "source": "", "outputs": [{"data": {report.MIME: item}}]}
-    (folder / "00_overview.ipynb").write_text(json.dumps({"cells": [cell]}))
-    text = report.render([folder / "00_overview.ipynb"]).read_text()
-    assert (
-        "| [mixes](02_b/mixes.png), [study 02](README.md#02_b) |" in text
-        and '<a id="00_overview"></a>' in text
-    )
-    assert "*Claims.*<br>\n<sub>2 runs · [02_b/runs.jsonl](02_b/runs.jsonl)</sub>\n\n|" in text
+    table = "| [mixes](../02_b/mixes.png), [study 02](../README.md#02_b) |\n"
+    (folder / "claims.md").write_text(table)
+    item = {"kind": "table", "file": "claims.md", "caption": "Claims."}
+    item |= {"provenance": "2 runs", "ledgers": ["02_b/runs.jsonl"]}
+    cells = [
+        {"cell_type": "markdown", "source": "# Title", "metadata": {"tags": ["front"]}},
+        {"cell_type": "markdown", "source": "Details."},
+        {"cell_type": "code", "source": "", "metadata": {"tags": ["front"]}},
+    ]
+    cells[2]["outputs"] = [{"data": {showing.MIME: item}}]
+    (folder / "00_overview.ipynb").write_text(json.dumps({"cells": cells}))
+    front = report.render([folder / "00_overview.ipynb"])
+    small = "*Claims.*<br>\n<sub>2 runs · [02_b/runs.jsonl]({}02_b/runs.jsonl)</sub>\n\n|"
+    text = front.read_text()
+    assert "| [mixes](02_b/mixes.png), [study 02](README.md#02_b) |" in text
+    assert small.format("") in text and "# Title" in text and "Details." not in text
+    assert '- <a id="00_overview"></a>[00 Title](00_overview/README.md)' in text
+    page = (folder / "README.md").read_text()
+    assert table in page and small.format("../") in page and "Details." in page
 
 
 # --- what became of a run ---
@@ -323,22 +325,22 @@ def curve(losses, accuracies):
     (curve([0.01, 0.01], [0.98, 0.98]), "trained"),
 ])  # fmt: skip
 def test_dead_plateau_and_collapsed_are_told_apart_by_the_curve(metrics, word):
-    assert report.fate(metrics) == word
+    assert tables.fate(metrics) == word
 
 
 def test_fates_and_seeds_in_words():
     assert (
-        report.fates(pd.Series(["trained", "dead", "collapsed", "dead"])) == "2 dead, 1 collapsed"
+        tables.fates(pd.Series(["trained", "dead", "collapsed", "dead"])) == "2 dead, 1 collapsed"
     )
-    assert report.fates(pd.Series(["trained", "untrained"])) == ""
+    assert tables.fates(pd.Series(["trained", "untrained"])) == ""
     runs = accuracies({0.9: 0.0}, seeds=3)
-    assert report.seeds(runs) == "3 seeds" and report.seeds(runs[runs.seed == 0]) == "1 seed"
-    assert report.seeds(runs[(runs.seed == 0) | (runs.method == "snip")]) == "1 to 3 seeds"
+    assert tables.seeds(runs) == "3 seeds" and tables.seeds(runs[runs.seed == 0]) == "1 seed"
+    assert tables.seeds(runs[(runs.seed == 0) | (runs.method == "snip")]) == "1 to 3 seeds"
 
 
 def test_estimates_have_a_panel_for_each_sparsity_and_a_row_for_each_label():
     frame = accuracies({0.9: 0.02, 0.99: 0.01}).rename(columns={"method": "variant"})
-    figure = report.estimates(frame, ["panning", "snip", "absent"])
+    figure = figures.estimates(frame, ["panning", "snip", "absent"])
     assert [panel.get_title() for panel in figure.axes] == ["sparsity 90 %", "sparsity 99 %"]
     drawn = [
         line.get_xdata()[0]

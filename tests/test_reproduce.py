@@ -10,7 +10,8 @@ import panning_core
 from panning_core import ROOT
 from panning_core.errors import UserError
 from panning_core.experiments import studies
-from panning_core.reporting import report, reproduce
+from panning_core.reporting import notebooks
+from panning_core.reporting import study as showing
 
 GIVEN = dict.fromkeys(["profile", "jobs", "device"])
 STUDIES = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -37,9 +38,9 @@ def test_a_committed_profile_expands_and_suits_its_notebooks(profile):
     assert sections.keys() == {path.stem for path in STUDIES}
     for path in STUDIES:
         section = sections[path.stem]
-        reproduce.check_notebook(path, {**section.get("parameters", {}), **GIVEN})
+        notebooks.check_notebook(path, {**section.get("parameters", {}), **GIVEN})
         grid = studies.runs(path.stem, profile)
-        assert len(grid) == len(set(grid)) and bool(grid) == (path.stem != reproduce.OVERVIEW)
+        assert len(grid) == len(set(grid)) and bool(grid) == (path.stem != notebooks.OVERVIEW)
 
 
 # --- check_notebook ---
@@ -51,13 +52,13 @@ def checkout(tmp_path, monkeypatch):
     made = Checkout(tmp_path / "checkout")
     monkeypatch.setattr(panning_core, "ROOT", made.root)  # of panning_core.results
     monkeypatch.setattr(studies, "ROOT", made.root)
-    monkeypatch.setattr(reproduce, "ROOT", made.root)
+    monkeypatch.setattr(notebooks, "ROOT", made.root)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)
     return made
 
 
 def test_a_notebook_with_its_parameters_passes(checkout):
-    reproduce.check_notebook(
+    notebooks.check_notebook(
         checkout.notebook("01_a", "# Title", PARAMETERS + "\nepochs = 3"), {**GIVEN, "epochs": 5}
     )
 
@@ -69,7 +70,7 @@ def test_a_notebook_without_a_parameters_cell_is_named(checkout, tags):
         UserError,
         match="01_a.ipynb has no cell tagged 'parameters'; tag the cell that assigns device, jobs, profile",
     ):
-        reproduce.check_notebook(path, GIVEN)
+        notebooks.check_notebook(path, GIVEN)
 
 
 def test_an_unknown_parameter_is_named_with_what_is_near(checkout):
@@ -77,7 +78,7 @@ def test_an_unknown_parameter_is_named_with_what_is_near(checkout):
     with pytest.raises(
         UserError, match="unknown parameter of 01_a.ipynb 'epoch'; did you mean 'epochs'"
     ):
-        reproduce.check_notebook(path, {"profile": "tiny", "epoch": 5})
+        notebooks.check_notebook(path, {"profile": "tiny", "epoch": 5})
 
 
 @pytest.mark.parametrize("content", [None, "", "{", "{}", "[]", '{"cells": [1]}', '{"cells": '])
@@ -86,7 +87,7 @@ def test_what_is_not_a_notebook_is_named(checkout, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(UserError, match="01_a.ipynb is not a notebook"):
-        reproduce.check_notebook(path, GIVEN)
+        notebooks.check_notebook(path, GIVEN)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +101,7 @@ def test_an_unknown_study_or_profile_is_named_before_any_work(checkout, fault, m
     checkout.notebook("01_a", PARAMETERS)
     checkout.profile({"01_a": {}})
     with pytest.raises(UserError, match=re.escape(message)):
-        reproduce.reproduce(**{"profile_name": "tiny", **fault})
+        notebooks.reproduce(**{"profile_name": "tiny", **fault})
     assert not (checkout.root / "results").exists()
 
 
@@ -118,9 +119,9 @@ def test_a_fault_of_the_last_study_shows_before_the_first_has_run(
         checkout.notebook(name, PARAMETERS)
     checkout.profile({"01_a": {}, "02_b": section})
     ran = []
-    monkeypatch.setattr(reproduce, "run_study", lambda *arguments: ran.append(arguments))
+    monkeypatch.setattr(notebooks, "run_study", lambda *arguments: ran.append(arguments))
     with pytest.raises(UserError, match=message):
-        reproduce.reproduce("tiny")
+        notebooks.reproduce("tiny")
     assert ran == []
 
 
@@ -141,7 +142,7 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     }
     made.profile({"00_fails": {}, "01_works": {"grid": [{**run, "seed": [0, 1]}]}})
     results = made.root / "results" / "tiny"
-    command = ("-m", "panning_core.reporting.reproduce", "tiny", "--jobs", "1")
+    command = ("-m", "panning_core.reporting.notebooks", "tiny", "--jobs", "1")
 
     first = made.run(*command)
     assert first.returncode == 1, first.stderr
@@ -184,27 +185,25 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
         state(results / "01_works") == before
         and made.ledger("01_works").read_text().count("\n") == 2
     )
-    assert sorted(path.name for path in (results / "00_fails").iterdir()) == ["00_fails.ipynb"]
+    assert sorted(path.name for path in (results / "00_fails").iterdir()) == [
+        "00_fails.ipynb",
+        "README.md",
+    ]
     assert second.stdout.splitlines()[-2:] == [
         "report: results/tiny/README.md",
         "site: results/tiny/html/index.html",
     ]
 
-    text = (results / "README.md").read_text()
-    assert (
-        text.index("# A study that fails")
-        < text.index("# Here it comes")
-        < text.index("## A study that works")
-    )
-    assert (
-        "![Accuracy of two seeds.](01_works/accuracy.png)" in text
-        and (results / "01_works" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
-    )
+    front = (results / "README.md").read_text()
+    assert "[01 A study that works](01_works/README.md): ✔ holds (1)" in front
+    assert front.index("[00 A study that fails](00_fails/README.md)") < front.index("[01 A study")
+    assert "# Here it comes" in (results / "00_fails" / "README.md").read_text()
+    text = (results / "01_works" / "README.md").read_text()
+    assert "\n# A study that works" in text and "![Accuracy of two seeds.](accuracy.png)" in text
+    assert (results / "01_works" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
     assert "> **Claim** (Somebody 2020). Digits can be learned.\n>\n> **✔ holds.** n = 5." in text
-    assert (
-        "*Accuracy of two seeds.*<br>\n<sub>2 runs of 01_works · code " in text
-        and " · [01_works/runs.jsonl](01_works/runs.jsonl)</sub>" in text
-    )
+    assert "*Accuracy of two seeds.*<br>\n<sub>2 runs of 01_works · code " in text
+    assert " · [01_works/runs.jsonl](../01_works/runs.jsonl)</sub>" in text
     assert (results / "01_works" / "seeds.md").read_text() in text
     assert (results / "html" / "00_fails.html").exists() and "data:image/png;base64," in (
         results / "html" / "01_works.html"
@@ -218,10 +217,10 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
 def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
     """Nor does a dead kernel escape as a traceback."""
     target = checkout.root / "results" / "tiny" / "01_a" / "01_a.ipynb"
-    reproduce.execute(checkout.notebook("01_a", "profile = 1", "1 / 1"), target, {"profile": 2})
+    notebooks.execute(checkout.notebook("01_a", "profile = 1", "1 / 1"), target, {"profile": 2})
     assert target.exists()
     with pytest.raises(UserError, match=reason):
-        reproduce.execute(checkout.notebook("01_a", "profile = 1", cell), target, {"profile": 2})
+        notebooks.execute(checkout.notebook("01_a", "profile = 1", cell), target, {"profile": 2})
     assert [path.name for path in target.parent.iterdir()] == ["01_a.failed.ipynb"]
 
 
@@ -243,7 +242,7 @@ def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_what_it_foll
                     "cells": [
                         {
                             "outputs": [
-                                {"data": {report.MIME: {"file": figure.name}}},
+                                {"data": {showing.MIME: {"file": figure.name}}},
                                 {"name": "stderr"},
                             ]
                         },
@@ -254,7 +253,7 @@ def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_what_it_foll
         )
         figure.touch()
 
-    monkeypatch.setattr(reproduce, "execute", execute)
+    monkeypatch.setattr(notebooks, "execute", execute)
     before = path.read_text()
     for text, times in (
         (before, 1),
@@ -265,12 +264,12 @@ def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_what_it_foll
     ):
         path.write_text(text)
         try:
-            reproduce.run_study("01_a", "tiny", {}, 1, "cpu")
+            notebooks.run_study("01_a", "tiny", {}, 1, "cpu")
         except KeyboardInterrupt:
             pass
         assert len(ran) == times
     figure.unlink()
-    reproduce.run_study("01_a", "tiny", {}, 1, "cpu")
+    notebooks.run_study("01_a", "tiny", {}, 1, "cpu")
     assert len(ran) == 4 and figure.exists()
 
 
@@ -280,8 +279,8 @@ def test_a_stamp_is_of_everything_a_page_follows_from(checkout, change):
     ledger, section = checkout.ledger("01_a"), {"parameters": {"epochs": 1}}
     ledger.parent.mkdir(parents=True)
     ledger.write_text("a line")
-    before = reproduce.stamp("01_a", "tiny", section)
-    assert reproduce.stamp("01_a", "tiny", dict(section)) == before
+    before = notebooks.stamp("01_a", "tiny", section)
+    assert notebooks.stamp("01_a", "tiny", dict(section)) == before
     if change == "parameters":
         section = {"parameters": {"epochs": 2}}
     else:
@@ -291,13 +290,13 @@ def test_a_stamp_is_of_everything_a_page_follows_from(checkout, change):
             "ledger": ledger,
         }[change]
         path.write_text(path.read_text() + "\n")
-    assert reproduce.stamp("01_a", "tiny", section) != before
+    assert notebooks.stamp("01_a", "tiny", section) != before
 
 
 def test_a_page_follows_from_the_ledgers_that_its_notebook_names(checkout):
     """Its own, of whatever kind, and those of the studies it reads."""
-    checkout.core().notebook("02_b", PARAMETERS, 'report.Study("01_a", profile)')
-    stamps = [reproduce.stamp("02_b", "tiny", {})]
+    checkout.core().notebook("02_b", PARAMETERS, 'showing.Study("01_a", profile)')
+    stamps = [notebooks.stamp("02_b", "tiny", {})]
     for study, name, changes in (
         ("01_a", "runs.jsonl", True),
         ("03_c", "runs.jsonl", False),
@@ -306,17 +305,17 @@ def test_a_page_follows_from_the_ledgers_that_its_notebook_names(checkout):
         ledger = studies.folder(study, "tiny") / name
         ledger.parent.mkdir(parents=True, exist_ok=True)
         ledger.write_text("a line")
-        stamps.append(reproduce.stamp("02_b", "tiny", {}))
+        stamps.append(notebooks.stamp("02_b", "tiny", {}))
         assert (stamps[-1] != stamps[-2]) == changes, study
 
 
 def test_the_overview_follows_from_the_others_verdicts(checkout):
-    checkout.notebook(reproduce.OVERVIEW, PARAMETERS)
-    before = reproduce.stamp(reproduce.OVERVIEW, "tiny", {})
+    checkout.notebook(notebooks.OVERVIEW, PARAMETERS)
+    before = notebooks.stamp(notebooks.OVERVIEW, "tiny", {})
     other = studies.folder("01_a", "tiny")
     other.mkdir(parents=True)
     (other / "verdicts.csv").write_text("claim,verdict,evidence\n")
-    assert reproduce.stamp(reproduce.OVERVIEW, "tiny", {}) != before
+    assert notebooks.stamp(notebooks.OVERVIEW, "tiny", {}) != before
 
 
 def test_the_overview_runs_last_and_a_failure_stops_no_other(checkout, monkeypatch, capsys):
@@ -330,13 +329,13 @@ def test_the_overview_runs_last_and_a_failure_stops_no_other(checkout, monkeypat
         if study == "01_a":
             raise UserError("a reason")
 
-    monkeypatch.setattr(reproduce, "run_study", run_study)
-    assert reproduce.reproduce("tiny") == 1
+    monkeypatch.setattr(notebooks, "run_study", run_study)
+    assert notebooks.reproduce("tiny") == 1
     assert ran == ["01_a", "02_b", "00_overview"]
     told = capsys.readouterr()
     assert told.err == "error: a reason\n" and told.out.count("FAILED") == 1
     ran.clear()
-    assert reproduce.reproduce("tiny", only="02_b") == 0 and ran == ["02_b"]
+    assert notebooks.reproduce("tiny", only="02_b") == 0 and ran == ["02_b"]
 
 
 def test_results_that_can_not_be_written_are_one_sentence(checkout, monkeypatch):
@@ -345,4 +344,4 @@ def test_results_that_can_not_be_written_are_one_sentence(checkout, monkeypatch)
     checkout.notebook("01_a", PARAMETERS)
     checkout.profile({"01_a": {}})
     with pytest.raises(UserError, match="results can not be written to .*PANNING_RESULTS"):
-        reproduce.reproduce("tiny")
+        notebooks.reproduce("tiny")

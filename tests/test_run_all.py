@@ -192,9 +192,9 @@ def test_a_second_start_installs_nothing(checkout):
     first = checkout.run()
     assert first.returncode == 0, first.stderr
     assert [call.split()[-1] for call in checkout.installed] == ["requirements.txt", "."]
-    assert checkout.calls[-1] == "-m panning_core.reporting.reproduce quick"
+    assert checkout.calls[-1] == "-m panning_core.reporting.notebooks quick"
     assert checkout.run("paper", "--jobs=2", "--only", "a study").returncode == 0
-    assert checkout.calls == ["-m panning_core.reporting.reproduce paper --jobs 2 --only a study"]
+    assert checkout.calls == ["-m panning_core.reporting.notebooks paper --jobs 2 --only a study"]
 
 
 def test_other_pins_are_installed_over_the_old_ones(checkout):
@@ -224,8 +224,8 @@ def test_an_interrupted_install_is_done_again_from_nothing(checkout, stop):
 @pytest.mark.parametrize(
     ("arguments", "started"),
     [
-        ([], "-m panning_core.reporting.reproduce quick"),
-        (["paper", "--device", "cuda"], "-m panning_core.reporting.reproduce paper --device cuda"),
+        ([], "-m panning_core.reporting.notebooks quick"),
+        (["paper", "--device", "cuda"], "-m panning_core.reporting.notebooks paper --device cuda"),
         (["verify"], "-m panning_core.reporting.verify quick"),
         (
             ["verify", "--seed=0", "paper", "--sample", "2"],
@@ -277,13 +277,13 @@ def test_a_profile_and_plugins_of_ones_own(checkout):
     for arguments, started in [
         (
             ["mine", "--plugin", "my models.py", "--jobs=2"],
-            f"-m panning_core.reporting.reproduce mine --jobs 2 [{plugin}]",
+            f"-m panning_core.reporting.notebooks mine --jobs 2 [{plugin}]",
         ),
         (
             [f"--plugin={plugin}", "verify", "mine", "--plugin", "python"],
             f"-m panning_core.reporting.verify mine [{plugin}:{checkout.bin / 'python'}]",
         ),
-        (["mine"], "-m panning_core.reporting.reproduce mine []"),
+        (["mine"], "-m panning_core.reporting.notebooks mine []"),
     ]:
         done = checkout.run(*arguments, **active)
         assert done.returncode == 0, done.stderr

@@ -15,7 +15,8 @@ from PIL import Image, ImageChops
 import panning_core
 from panning_core import ROOT
 from panning_core.experiments import studies
-from panning_core.reporting import report, site
+from panning_core.reporting import site
+from panning_core.reporting import study as showing
 
 EVIL = '<script>alert("1")</script>'
 ORIGIN = {
@@ -68,7 +69,7 @@ def shown(kind, **item):
     return {
         "output_type": "display_data",
         "metadata": {},
-        "data": {report.MIME: {"kind": kind, **item}, "text/plain": ""},
+        "data": {showing.MIME: {"kind": kind, **item}, "text/plain": ""},
     }
 
 

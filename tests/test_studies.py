@@ -20,7 +20,8 @@ from panning_core.errors import UserError
 from panning_core.experiments import studies
 from panning_core.experiments.ledger import Ledger
 from panning_core.experiments.studies import Run, expand
-from panning_core.reporting import report
+from panning_core.reporting import names
+from panning_core.reporting.tables import accuracy_table, tidy
 
 TINY = {"dataset": "digits", "model": "lenet300", "epochs": 2}
 RUN = Run(**TINY, method="magnitude", sparsity=0.5)
@@ -484,7 +485,7 @@ def test_a_run_of_no_epochs_is_only_pruned():
         found[name] == trained[name] for name in ("layers", "effective_weights", "flops_nonzero")
     )
     assert (
-        report.tidy([{"key": "", "run": RUN.canonical(), "metrics": found}])
+        tidy([{"key": "", "run": RUN.canonical(), "metrics": found}])
         .test_accuracy.isna()
         .all()
     )
@@ -587,7 +588,7 @@ def test_the_network_of_any_run_is_recorded_if_asked_for(method, digits):
         and studies.masks.count(mask) == found["effective_weights"]
     )
     assert "network" not in studies.execute(dataclasses.replace(run, network=False))
-    assert report.tidy(
+    assert tidy(
         [{"key": run.key(), "run": run.canonical(), "metrics": found}]
     ).method.tolist() == [method]
 
@@ -1272,10 +1273,10 @@ def test_a_ledger_of_another_machine_is_merged_by_the_command(
 
 def tables(rows):
     """Every number of a study as CSV, but for what the clock says."""
-    runs = report.tidy(rows)
+    runs = tidy(rows)
     return runs.drop(columns=[c for c in runs if c.endswith("_seconds")]).to_csv(
         index=False
-    ), report.accuracy_table(runs).to_csv(index=False)
+    ), accuracy_table(runs).to_csv(index=False)
 
 
 def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
@@ -1327,14 +1328,14 @@ def test_every_method_has_a_name_and_looks_of_its_own():
     """Those of figures that are published keep theirs."""
     assert (
         {"dense", *studies.pruning.PRUNERS, *studies.LEARNERS}
-        == report.METHODS.keys()
-        == report.COLOURS.keys()
-        == report.MARKERS.keys()
+        == names.METHODS.keys()
+        == names.COLOURS.keys()
+        == names.MARKERS.keys()
     )
     assert (
-        len(set(report.METHODS.values()))
-        == len({(report.COLOURS[name], report.MARKERS[name]) for name in report.METHODS})
-        == len(report.METHODS)
+        len(set(names.METHODS.values()))
+        == len({(names.COLOURS[name], names.MARKERS[name]) for name in names.METHODS})
+        == len(names.METHODS)
     )
     before = dict(
         zip(
@@ -1371,4 +1372,4 @@ def test_every_method_has_a_name_and_looks_of_its_own():
             ),
         )
     )
-    assert {name: (report.COLOURS[name], report.MARKERS[name]) for name in before} == before
+    assert {name: (names.COLOURS[name], names.MARKERS[name]) for name in before} == before

@@ -30,8 +30,9 @@ from .. import ROOT, data
 from ..agent import learning
 from ..experiments import studies
 from ..experiments.ledger import Ledger
-from ..reporting import report
 from ..runs.toy import Toy
+from . import names, report, sources, tables
+from .study import MIME, VERDICTS
 
 OVERVIEW = "00_overview"
 GUIDE = "guide_add_your_own_metric"
@@ -133,14 +134,14 @@ def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:
     """
     if not lines:
         return pd.DataFrame()
-    tidy = report.tidy(lines)
+    tidy = tables.tidy(lines)
     known = pd.DataFrame(
         {
             "key": tidy.key.str[:8],
             "data": [line["provenance"]["data"]["title"] for line in lines],
-            "network": tidy.model.map(lambda name: report.MODELS.get(name, name)),
-            "method": tidy.apply(report.label, axis=1),
-            "sparsity": tidy.sparsity.map(report.percent),
+            "network": tidy.model.map(lambda name: names.MODELS.get(name, name)),
+            "method": tidy.apply(names.label, axis=1),
+            "sparsity": tidy.sparsity.map(names.percent),
             "seed": tidy.seed,
             "rounds": tidy["rounds"].map(lambda rounds: "" if pd.isna(rounds) else f"{rounds:.0f}"),
             "control": tidy.control,
@@ -197,7 +198,7 @@ def _origins(lines: list[dict]) -> pd.DataFrame:
         [
             {
                 "seconds": f"{line['provenance']['seconds']:.4g}",
-                "commit": report.commit(line["provenance"]),
+                "commit": sources.commit(line["provenance"]),
                 "device": line["provenance"]["device"],
                 "line": line["line"],
             }
@@ -308,7 +309,7 @@ class Site:
             "marks": MARKS,
             "overview": OVERVIEW,
             "guide": GUIDE,
-            "verdicts": dict(zip(report.VERDICTS.values(), report.VERDICTS)),
+            "verdicts": dict(zip(VERDICTS.values(), VERDICTS)),
             "tally": sum((entry["marks"] for entry in entries), Counter()),
         }
         made = {
@@ -363,7 +364,7 @@ class Site:
         origins = [line["provenance"] for line in lines]
         found = {
             "runs": [f"{len(lines):,}"] * bool(lines),
-            "code": map(report.commit, origins),
+            "code": map(sources.commit, origins),
             "data": [o["data"]["title"] for o in origins if "data" in o],
             "versions": [
                 f"PyTorch {o['versions']['torch']} on Python {o['versions']['python']}"
@@ -432,8 +433,8 @@ class Site:
         given = {"current": "yes"} if "current" in runs else {}
         for part in Path(file).stem.split("_"):
             given |= (
-                {"network": report.MODELS[part]}
-                if part in report.MODELS
+                {"network": names.MODELS[part]}
+                if part in names.MODELS
                 else {"data": titles[part]}
                 if part in titles
                 else {}
@@ -508,7 +509,7 @@ class Site:
             else:
                 blocks.append({"kind": "code", "html": code(source)})
             for output in cell["outputs"]:
-                if item := output.get("data", {}).get(report.MIME):
+                if item := output.get("data", {}).get(MIME):
                     blocks.append({**item, **self.shown(study, item)})
                 elif output["output_type"] == "stream":
                     blocks.append({"kind": "text", "text": "".join(output["text"])})

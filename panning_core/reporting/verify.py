@@ -27,7 +27,7 @@ from .. import ROOT, data, plugins, results
 from ..errors import UserError, command_line
 from ..experiments import studies
 from ..experiments.ledger import Ledger
-from ..reporting import report
+from . import sources
 
 BUDGET = (
     60  #: seconds that a run took at most when it was recorded, for the sample to be drawn from
@@ -72,7 +72,7 @@ def make_again(profile: str, scratch: Path) -> None:
         shutil.copytree(results() / "benchmarks", scratch / "benchmarks")
     # What fails is told on stderr, and what it did not make shows as missing.
     subprocess.run(
-        [sys.executable, "-m", "panning_core.reporting.reproduce", profile],
+        [sys.executable, "-m", "panning_core.reporting.notebooks", profile],
         cwd=ROOT,
         env=os.environ | {"PANNING_RESULTS": str(scratch)},
         stdout=subprocess.DEVNULL,
@@ -158,7 +158,7 @@ def compare(recorded: dict, again: dict) -> tuple[float, str]:
 
 
 def _by(origin: dict) -> str:
-    return f"code {report.commit(origin)}, PyTorch {origin['versions']['torch']}, {origin['processor']}"
+    return f"code {sources.commit(origin)}, PyTorch {origin['versions']['torch']}, {origin['processor']}"
 
 
 def repeat(study: str, line: dict) -> bool:

@@ -17,8 +17,9 @@ from pathlib import Path
 from .. import ROOT, plugins
 from ..errors import UserError, command_line, unknown
 from ..experiments import studies
-from ..reporting import report, site
-from ..reporting.site import OVERVIEW
+from . import report
+from .site import OVERVIEW, build
+from .study import verdicts
 
 GIVEN = {"profile", "jobs", "device"}  #: parameters the runner sets in every notebook
 
@@ -163,7 +164,7 @@ def reproduce(
         start = time.perf_counter()
         try:
             run_study(study, profile_name, sections[study], jobs, device)
-            words = ", ".join(report.verdicts(study, profile_name).verdict) or "-"
+            words = ", ".join(verdicts(study, profile_name).verdict) or "-"
         except UserError as error:
             failed, words = True, "FAILED"
             print(f"error: {error}", file=sys.stderr)
@@ -180,7 +181,7 @@ def reproduce(
         print(f"\nreport: {_shown(report.render(executed))}")
     else:
         print("\nThe report is written when every study of the profile has run.")
-    print(f"site: {_shown(site.build(profile_name))}")
+    print(f"site: {_shown(build(profile_name))}")
     return int(failed)
 
 

@@ -1,0 +1,93 @@
+"""What a table or figure was made of: the line of small print below it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from .. import ROOT
+from ..errors import UserError
+from ..experiments.ledger import Ledger
+
+
+class Source(NamedTuple):
+    """What a table or figure was made of.
+
+    Attributes:
+        line: how many runs, by which code, where and on which data.
+        files: the ledgers, or what else it was read from, relative to the profile's folder.
+    """
+
+    line: str
+    files: tuple[str, ...]
+
+
+def commit(origin: dict) -> str:
+    """The commit of a provenance, short, with a ``+`` if the code had been changed since it."""
+    return (origin["commit"] or "unknown")[:7] + "+" * bool(origin["dirty"])
+
+
+def _torch(origin: dict) -> str:
+    return f"PyTorch {origin['versions']['torch'].partition('+')[0]}"
+
+
+def ledgers(folder: Path, lines: list[dict]) -> Source:
+    """The source of what a study shows: its runs, then the other ledgers in its folder.
+
+    Code is a range of commits as git writes it, oldest run first. A ``+`` says that the code had
+    been changed since the commit; such commits are always named.
+    """
+    paths = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stem != "runs", path.stem))
+    found = {path: lines if path.stem == "runs" else Ledger(path).rows() for path in paths}
+    origins = [line["provenance"] for rows in found.values() for line in rows]
+    origins.sort(key=lambda origin: origin["finished"])
+    files = tuple(f"{path.parent.name}/{path.name}" for path in found)
+    if not origins:
+        return Source("", files)
+    counts = [f"{len(rows)} {_counted(path.stem, len(rows))}" for path, rows in found.items()]
+    parts = [f"{', '.join(counts)} of {folder.name}", f"code {_commits(origins)}"]
+    parts.append(_listed(_torch(origin) for origin in origins))
+    parts.append(_listed(origin["device"] for origin in origins))
+    if titles := _listed(origin["data"]["title"] for origin in origins if "data" in origin):
+        parts.append(titles)
+    return Source(" · ".join(parts), files)
+
+
+def _counted(plural: str, count: int) -> str:
+    return plural.removesuffix("s") if count == 1 else plural
+
+
+def _commits(origins: list[dict]) -> str:
+    commits = list(dict.fromkeys(map(commit, origins)))
+    ends = (commits[0], commits[-1])
+    return "..".join(each for each in commits if each in ends or "+" in each)
+
+
+def _listed(words: Iterable[str]) -> str:
+    """Each different word once, in the order of their first places."""
+    return ", ".join(dict.fromkeys(words))
+
+
+def benchmark(results: Path, part: str) -> tuple[pd.DataFrame, dict, Source]:
+    """A benchmark's table, the machine it was measured on, and both as a source.
+
+    Your own benchmark in ``results`` is taken first, then the committed one.
+
+    Raises:
+        UserError: it was not measured.
+    """
+    folders = [results / "benchmarks", ROOT / "results" / "benchmarks"]
+    place = next((folder for folder in folders if (folder / f"{part}.csv").exists()), None)
+    if place is None:
+        raise UserError(
+            f"{folders[0] / part}.csv is missing; './run_all.sh bench --only {part}' measures it"
+        )
+    machine = json.loads((place / "machine.json").read_text())[part]
+    line = f"benchmarks/{part}.csv, measured on {machine['date']} · code {commit(machine)}"
+    line += f" · {_torch(machine)} · {machine['processor']}"
+    files = (f"../benchmarks/{part}.csv",) if place == folders[0] else ()
+    return pd.read_csv(place / f"{part}.csv"), machine, Source(line, files)

@@ -1,0 +1,229 @@
+"""A study inside its notebook: its runs, and what it shows and concludes, saved beside the ledger."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+
+from ..analysis import statistics
+from ..errors import UserError, pick
+from ..experiments import studies
+from . import sources, tables
+from .sources import Source
+
+MIME = "application/vnd.panning+json"  #: marks an output of a notebook that belongs into the report
+VERDICTS = {
+    "holds": "✔",
+    "holds in part": "◐",
+    "no worse": "≈",
+    "fails": "✘",
+    "undecided": "?",
+    "not judged": "–",
+}
+OWN = "this study"  #: the ``paper`` of a claim that nobody has published
+COLUMNS = ["paper", "claim", "verdict", "interval", "n", "rule", "family", "figure", "evidence"]
+
+
+class Study:
+    """A study inside its notebook: does the missing runs, reads the ledger, and saves what is shown.
+
+    Attributes:
+        lines: the ledger's lines, in the order of the grid.
+        runs: ``tables.tidy`` of them.
+        agents: a dict for each agent that the study has trained: ``name`` of its entry in the profile, every field of its training, ``seconds``, ``metrics``.
+        folder: where its ledger, tables and figures lie.
+    """
+
+    def __init__(self, name: str, profile: str, jobs: int | None = None, device: str = "cpu"):
+        sns.set_theme(context="notebook", style="whitegrid")
+        self.folder = studies.folder(name, profile)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lines = studies.sweep(name, profile, jobs, device)
+        self.runs = tables.tidy(self.lines)
+        self.agents = studies.agents(name, profile)
+        self._verdicts: list[dict] = []
+        self._shown: dict[str, str] = {}
+
+    @property
+    def source(self) -> Source:
+        """The study's ledgers: the runs of its grid, and the agents and toys it has trained."""
+        return sources.ledgers(self.folder, self.lines)
+
+    def benchmark(self, part: str) -> tuple[pd.DataFrame, dict, Source]:
+        """A benchmark's table, the machine it was measured on, and both as a source.
+
+        Raises:
+            UserError: it was not measured.
+        """
+        return sources.benchmark(self.folder.parent.parent, part)
+
+    def setting(self) -> None:
+        """Show what was run: data, networks, seeds, epochs beside the published ones, and where."""
+        caption = "What was run. Trained is the effective mask; the last epoch's test accuracy is "
+        self.table(tables.setting(self.lines), "setting", caption + "the headline.")
+
+    def table(
+        self, frame: pd.DataFrame, name: str, caption: str, source: Source | None = None
+    ) -> None:
+        """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not this study's own ledgers."""
+        write(self.folder / f"{name}.csv", frame.to_csv(index=False))
+        text = frame.map(
+            lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell
+        ).to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
+        write(self.folder / f"{name}.md", text + "\n")
+        item = self._item("table", f"{name}.md", caption, source)
+        _display(
+            item,
+            {
+                "text/markdown": f"{italic(caption)}<br>\n<small>{item['provenance']}</small>\n\n{text}"
+            },
+        )
+
+    def figure(
+        self, figure: plt.Figure, name: str, caption: str, source: Source | None = None
+    ) -> None:
+        """Show ``figure`` and save it as ``name.png``, which holds its source as text; ``source`` as in ``table``."""
+        item = self._item("figure", f"{name}.png", caption, source)
+        buffer = io.BytesIO()
+        figure.savefig(
+            buffer,
+            format="png",
+            dpi=110,
+            bbox_inches="tight",
+            metadata={"Software": None, "Source": item["provenance"]},
+        )
+        plt.close(figure)
+        write(self.folder / f"{name}.png", buffer.getvalue())
+        _display(item, {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+
+    def _item(self, kind: str, file: str, caption: str, source: Source | None) -> dict:
+        made_of, name = source or self.source, Path(file).stem
+        self._shown[name] = file if kind == "figure" else self._shown.get(name, file)
+        return {
+            "kind": kind,
+            "file": file,
+            "caption": caption,
+            "provenance": made_of.line,
+            "ledgers": made_of.files,
+        }
+
+    def keep(self, text: str, name: str) -> None:
+        """Save ``text`` beside the tables, as the file ``name``."""
+        write(self.folder / name, text + "\n")
+
+    def verdict(
+        self,
+        claim: str,
+        verdict: str,
+        evidence: str,
+        *,
+        paper: str,
+        n: int,
+        interval: str,
+        figure: str,
+        rule: str,
+        family: int = 1,
+    ) -> None:
+        """Record the verdict on ``claim``. All of them lie in ``verdicts.csv``.
+
+        Args:
+            verdict: a key of ``VERDICTS``; below ``statistics.LEAST`` repetitions it becomes "not judged".
+            evidence: all that was measured, in sentences.
+            paper: whose claim it is, such as "Kang et al. 2022", or ``OWN``.
+            n: seeds, or whatever else was repeated.
+            interval: the estimate on which the verdict hangs, with its unit: of several, the one least favourable to the claim.
+            figure: name of the figure or table of this study that shows it; of two with this name, the figure.
+            rule: how the numbers became the verdict.
+            family: how many comparisons were adjusted together.
+
+        Raises:
+            UserError: no such verdict, or no such figure or table was shown.
+        """
+        verdict = verdict if n >= statistics.LEAST else "not judged"
+        mark = f"{pick('verdict', verdict, VERDICTS)} {verdict}"
+        file = pick("figure or table", figure, self._shown)
+        item = {
+            "paper": paper,
+            "claim": claim,
+            "verdict": verdict,
+            "interval": interval,
+            "n": int(n),
+            "rule": rule,
+            "family": int(family),
+            "figure": file,
+            "evidence": evidence,
+        }
+        self._verdicts.append(item)
+        write(
+            self.folder / "verdicts.csv", pd.DataFrame(self._verdicts)[COLUMNS].to_csv(index=False)
+        )
+        small = f"{rule}; family of {family}; n = {n}"
+        html = f"<blockquote><p>{claim} ({paper})</p><p><strong>{mark}</strong>. {evidence}</p><p><small>{small}</small></p></blockquote>"
+        _display({"kind": "verdict", **item, "verdict": mark}, {"text/html": html})
+
+    def judge(
+        self,
+        claim: str,
+        cells: pd.DataFrame,
+        figure: str,
+        paper: str = OWN,
+        kind: str = "better",
+        every: bool = False,
+        unit: str = "points",
+        after: str = "",
+    ) -> None:
+        """Record what ``statistics.verdict`` says of ``claim`` in these cells of one family, and nothing where there are none.
+
+        Args:
+            cells: of ``statistics.compare`` or ``compare_errors``, made one family by ``statistics.judged``.
+            kind, every: as in ``statistics.verdict``.
+            unit: a key of ``tables.UNITS``.
+            after: more evidence, in sentences.
+        """
+        if not len(cells):
+            return
+        worst = statistics.decisive(cells)
+        self.verdict(
+            claim, statistics.verdict(cells, kind, every), f"{tables.tally(cells, unit)}{after}", paper=paper,
+            n=int(cells.n.min()), interval=tables.told(worst, unit), figure=figure, rule=statistics.RULE, family=int(worst.family),
+        )  # fmt: skip
+
+    def differences(
+        self, cells: pd.DataFrame, name: str, caption: str, source: Source | None = None
+    ) -> None:
+        """Show cells of ``statistics.compare`` as a table: a row a rival, a column a sparsity, and the verdict below each."""
+        legend = f"Points of accuracy, paired over n = {cells.n.min()} seeds; positive: better. "
+        legend += f"▲ better and ▼ worse, Holm over all {len(cells)}; ≈ not worse by what matters."
+        self.table(tables.differences(cells), name, f"{caption} {legend}", source)
+
+
+def verdicts(study: str, profile: str) -> pd.DataFrame:
+    """The ``COLUMNS`` of a study's verdicts; empty where it has not run."""
+    path = studies.folder(study, profile) / "verdicts.csv"
+    return pd.read_csv(path) if path.exists() else pd.DataFrame(columns=COLUMNS)
+
+
+def italic(text: str) -> str:
+    return f"*{text.replace('*', chr(92) + '*')}*"
+
+
+def _display(item: dict, data: dict) -> None:
+    from IPython.display import display
+
+    display({MIME: item, "text/plain": item.get("caption") or item["claim"], **data}, raw=True)
+
+
+def write(path: Path, content: str | bytes) -> None:
+    """Whole or not at all: an interruption never leaves half a file."""
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(part, path)
+    except OSError as error:
+        raise UserError(f"{path} can not be written ({error.strerror})") from error

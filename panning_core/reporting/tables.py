@@ -1,0 +1,177 @@
+"""Runs and differences as tables and in sentences."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from ..analysis import statistics
+from ..analysis.statistics import interval
+from ..experiments import studies
+from .names import MODELS, method_name, percent
+
+MARKED = {
+    "better": "▲",
+    "no worse": "≈",
+    "worse": "▼",
+    "open": "",
+    "few": "",
+}  #: outcomes in tables
+SAID = {
+    "better": "better in",
+    "no worse": "not worse by what matters in",
+    "worse": "worse in",
+    "open": "open in",
+    "few": "too few seeds in",
+}
+
+
+def seeds(runs: pd.DataFrame) -> str:
+    """``"10 seeds"``, or how few and how many where it hangs on the method and sparsity."""
+    counts = runs.groupby(["method", "sparsity"]).seed.nunique()
+    least, most = counts.min(), counts.max()
+    return f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
+
+
+def fate(metrics: dict) -> str:
+    """What became of a run's network, by its curve.
+
+    ``dead``: no path was left. ``plateau``: the loss never moved by more than a fiftieth, and it guesses. ``collapsed``: in the end it has less than half of
+    its best validation accuracy, or its loss is no number. ``trained``: none of these. ``untrained``: it was not to be trained.
+    """
+    if metrics.get("effective_weights") == 0:
+        return "dead"
+    if "curve" not in metrics:
+        return "untrained"
+    losses, accuracies = metrics["curve"]["loss"], metrics["curve"]["validation_accuracy"]
+    if None in losses:
+        return "collapsed"
+    if min(losses) > 0.98 * max(losses) and max(accuracies) < 0.5:
+        return "plateau"
+    return "collapsed" if accuracies[-1] < max(accuracies) / 2 else "trained"
+
+
+def fates(found: pd.Series) -> str:
+    """The fates of some runs in a cell of a table; "" where all were trained."""
+    counts = found.value_counts()
+    return ", ".join(
+        f"{counts[name]} {name}" for name in ("dead", "plateau", "collapsed") if name in counts
+    )
+
+
+def tidy(lines: list[dict]) -> pd.DataFrame:
+    """One row a run: its key, every field of the run, defaults filled in, every single-valued metric, and its ``fate``."""
+    rows = []
+    for line in lines:
+        run = studies.Run(**line["run"])
+        fields = {f.name: getattr(run, f.name) for f in dataclasses.fields(run)}
+        found = {k: v for k, v in line["metrics"].items() if not isinstance(v, (dict, list))}
+        rows.append({"key": line["key"], **fields, **found, "fate": fate(line["metrics"])})
+    return pd.DataFrame(rows)
+
+
+def accuracy_table(
+    runs: pd.DataFrame,
+    rows: str = "method",
+    columns: str = "sparsity",
+    value: str = "test_accuracy",
+    order: Sequence[str] = (),
+) -> pd.DataFrame:
+    """Mean and 95 % interval over seeds in per cent, one row for each value of ``rows`` (in this ``order``) and a column for each of ``columns``."""
+
+    def cell(values: pd.Series) -> str:
+        mean, low, high, n = interval(values)
+        low, high = max(low, 0), min(high, 1)  # Student's interval knows no ends of the scale
+        return (
+            f"{100 * mean:.2f} [{100 * low:.2f}, {100 * high:.2f}]"
+            if n > 1
+            else f"{100 * mean:.2f}"
+        )
+
+    cells = runs.groupby([rows, columns], sort=False)[value].apply(cell).unstack(columns)
+    cells = cells.reindex([row for row in order if row in cells.index]) if order else cells
+    cells = cells[sorted(cells.columns)] if columns == "sparsity" else cells
+    cells.columns = [percent(c) if columns == "sparsity" else c for c in cells.columns]
+    cells.index = [method_name(i) if rows == "method" else i for i in cells.index]
+    return cells.fillna("").rename_axis(rows).reset_index()
+
+
+UNITS = {
+    "points": lambda d, low, high: f"{100 * d:+.2f} points [{100 * low:+.2f}, {100 * high:+.2f}]",
+    "errors": lambda d, low, high: (
+        f"{np.exp(-d):.2f} times the errors [{np.exp(-high):.2f}, {np.exp(-low):.2f}]"
+    ),
+    "returns": lambda d, low, high: f"{d:+.2f} of return [{low:+.2f}, {high:+.2f}]",
+}
+
+
+def told(cell: pd.Series, unit: str = "points") -> str:
+    """A cell of ``statistics.compare`` in words."""
+    place = f" at {percent(cell['sparsity'])}" if "sparsity" in cell else ""
+    p = f", p = {cell['p_holm']:.2g}"
+    return (
+        UNITS[unit](cell["difference"], cell["low"], cell["high"])
+        + f" against {method_name(cell['rival'])}{place}{p}"
+    )
+
+
+def tally(cells: pd.DataFrame, unit: str = "points", most: int = 4) -> str:
+    """Cells in sentences: how many have which outcome, and the ``most`` that are least favourable."""
+    counts = cells.outcome.value_counts()
+    words = [
+        f"{SAID[outcome]} {counts[outcome]}"
+        for outcome in reversed(statistics.OUTCOMES)
+        if outcome in counts
+    ]
+    listed = "; ".join(
+        told(cell, unit) for _, cell in statistics.ranked(cells).head(most).iterrows()
+    )
+    if len(cells) <= most:
+        return f"{listed}; n = {cells.n.min()} seeds."
+    return f"Of {len(cells)} comparisons {', '.join(words)}; n = {cells.n.min()} seeds. Least favourable: {listed}."
+
+
+def differences(cells: pd.DataFrame) -> pd.DataFrame:
+    """Cells of ``statistics.compare``: a row a rival, a column a sparsity, below each its verdict."""
+    marked = [f"{100 * r.difference:+.2f} {MARKED[r.outcome]}".strip() for r in cells.itertuples()]
+    table = cells.assign(cell=marked, rival=cells.rival.map(method_name))
+    table = table.pivot(index="rival", columns="sparsity", values="cell")
+    table = table.reindex(dict.fromkeys(cells.rival.map(method_name))).fillna("")
+    levels = cells.groupby("sparsity")
+    words = {level: statistics.verdict(part, every=True) for level, part in levels}
+    table.loc["better than all of these?"] = pd.Series(words)
+    table.columns = [percent(level) for level in table.columns]
+    return table.rename_axis("minus").reset_index()
+
+
+def setting(lines: list[dict]) -> pd.DataFrame:
+    """What was run: a row for each data set, network and training, with its runs and seeds."""
+    frame = pd.DataFrame([_setting(line) for line in lines])
+    keys = [name for name in frame.columns if name not in ("seed", "engine")]
+    groups = frame.groupby(keys, sort=False)
+    return groups.agg(
+        runs=("seed", "size"), seeds=("seed", "nunique"), engines=("engine", _counts)
+    ).reset_index()
+
+
+def _setting(line: dict) -> dict:
+    run, origin = studies.Run(**line["run"]), line["provenance"]
+    published = dataclasses.replace(run, epochs=None).training_recipe().epochs
+    trained = run.training_recipe().epochs if line["metrics"]["epochs"] else "none, pruned only"
+    return {
+        "data": origin["data"]["title"],
+        "network": MODELS.get(run.model, run.model),
+        "initialisation": run.init,
+        "input": run.normalisation,
+        "epochs (published)": f"{trained} ({published})",
+        "seed": run.seed,
+        "engine": line["metrics"]["engine"],
+        "device": f"{origin['device']}, PyTorch {origin['versions']['torch']}",
+    }
+
+
+def _counts(values: pd.Series) -> str:
+    return ", ".join(f"{name} {count}" for name, count in values.value_counts().items())
