@@ -181,10 +181,9 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     made.notebook("00_fails", "# A study that fails", PARAMETERS, "# Here it comes", "1 / 1")
     second = made.run(*command)
     assert second.returncode == 0, second.stderr
-    assert (
-        state(results / "01_works") == before
-        and made.ledger("01_works").read_text().count("\n") == 2
-    )
+    assert {
+        path: found for path, found in state(results / "01_works").items() if path in before
+    } == before and made.ledger("01_works").read_text().count("\n") == 2
     assert sorted(path.name for path in (results / "00_fails").iterdir()) == [
         "00_fails.ipynb",
         "README.md",
@@ -203,7 +202,7 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     assert (results / "01_works" / "accuracy.png").read_bytes()[:4] == b"\x89PNG"
     assert "> **Claim** (Somebody 2020). Digits can be learned.\n>\n> **✔ holds.** n = 5." in text
     assert "*Accuracy of two seeds.*<br>\n<sub>2 runs of 01_works · code " in text
-    assert " · [01_works/runs.jsonl](../01_works/runs.jsonl)</sub>" in text
+    assert " · [01_works/runs.jsonl](runs.jsonl)</sub>" in text
     assert (results / "01_works" / "seeds.md").read_text() in text
     assert (results / "html" / "00_fails.html").exists() and "data:image/png;base64," in (
         results / "html" / "01_works.html"
