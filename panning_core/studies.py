@@ -1,4 +1,43 @@
 """The laboratory in one name, for scripts: what a run is, how it is done, and a sweep over many."""
 
-from .experiments.studies import *  # noqa: F403
-from .experiments.studies import _work  # noqa: F401
+from .experiments.studies import (
+    CONTROLS,
+    LEARNERS,
+    Pruned,
+    Run,
+    _work,
+    agents,
+    execute,
+    execute_together,
+    expand,
+    find_mask,
+    folder,
+    main,
+    profile,
+    prune,
+    result,
+    runs,
+    sweep,
+    toys,
+)
+
+__all__ = [
+    "CONTROLS",
+    "LEARNERS",
+    "Pruned",
+    "Run",
+    "_work",
+    "agents",
+    "execute",
+    "execute_together",
+    "expand",
+    "find_mask",
+    "folder",
+    "main",
+    "profile",
+    "prune",
+    "result",
+    "runs",
+    "sweep",
+    "toys",
+]

@@ -28,8 +28,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 from checkout import PARAMETERS, Checkout  # noqa: E402
 
-from panning_core import errors
-from panning_core.experiments import ledger, studies  # noqa: E402
+from panning_core import data, errors
+from panning_core.experiments import ledger, studies, sweep  # noqa: E402
 
 STUDY = "01_tiny"
 GRID = [
@@ -65,7 +65,7 @@ SUBJECTS = {
     "toys.jsonl": ("tiny", studies.toys, "_play"),
     "agents.jsonl": ("agents", studies.teach, "_learn"),
 }
-ORIGINAL = {name: getattr(studies, name) for _, _, name in SUBJECTS.values()}
+ORIGINAL = {name: getattr(sweep, name) for _, _, name in SUBJECTS.values()}
 
 
 # --- in the processes that sweep ------------------------------------------------------------------------------------
@@ -86,13 +86,13 @@ def settle(root: str | Path) -> None:
 
     for name in (
         "panning_core",
-        "panning_core.experiments.studies",
+        "panning_core.experiments.profiles",
         "panning_core.reporting.notebooks",
     ):
         if name in sys.modules:
             sys.modules[name].ROOT = Path(root)
     for name in ORIGINAL:
-        setattr(studies, name, partial(counted, name))
+        setattr(sweep, name, partial(counted, name))
 
 
 class Full(io.FileIO):
@@ -528,7 +528,7 @@ def main() -> int:
     print(f"seed {seed}", flush=True)
     root = Path(tempfile.mkdtemp(prefix="faults-"))
     made = Checkout(root / "checkout")
-    studies.data.load("digits")  # once, for all that are forked
+    data.load("digits")  # once, for all that are forked
     made.notebook(
         STUDY,
         PARAMETERS,

@@ -19,7 +19,7 @@ from panning_core import masks, models
 from panning_core.agent import policies
 from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.experiments import studies
+from panning_core.experiments import profiles, studies
 from panning_core.experiments.ledger import Ledger
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*last line is torn")
@@ -122,7 +122,7 @@ def checkout(tmp_path_factory):
     made = Checkout(tmp_path_factory.mktemp("checkout"))
     made.notebook("01_tiny", PARAMETERS)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(studies, "ROOT", made.root)
+        patch.setattr(profiles, "ROOT", made.root)
         yield made
 
 

@@ -218,7 +218,7 @@ def test_the_tables_that_a_user_may_add_to():
             "pruning.PRUNERS",
             "pruning.SCHEDULES",
             "training.RECIPES",
-            "experiments.studies.LEARNERS",
+            "runs.prune.LEARNERS",
         )
     } <= plugins.TABLES.keys()
     assert not any(table.added() for table in plugins.TABLES.values())

@@ -9,7 +9,7 @@ from checkout import PARAMETERS, SHOWN, Checkout, state
 import panning_core
 from panning_core import ROOT
 from panning_core.errors import UserError
-from panning_core.experiments import studies
+from panning_core.experiments import profiles, studies
 from panning_core.reporting import notebooks
 from panning_core.reporting import study as showing
 
@@ -51,7 +51,7 @@ def checkout(tmp_path, monkeypatch):
     """An empty checkout that the runner in this process takes for its own."""
     made = Checkout(tmp_path / "checkout")
     monkeypatch.setattr(panning_core, "ROOT", made.root)  # of panning_core.results
-    monkeypatch.setattr(studies, "ROOT", made.root)
+    monkeypatch.setattr(profiles, "ROOT", made.root)
     monkeypatch.setattr(notebooks, "ROOT", made.root)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)
     return made

@@ -28,7 +28,7 @@ from panning_core import ROOT, data, masks, models
 from panning_core.agent import learning, policies
 from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.experiments import studies
+from panning_core.experiments import profiles, studies
 from panning_core.experiments.ledger import Ledger
 
 # --- the text -------------------------------------------------------------------------------------------------------
@@ -79,7 +79,7 @@ SAFE = {
 #: file -> what stands there all the same, and why
 ALLOWED = {
     # Its loader is yaml's SafeLoader, which makes plain values only, and refuses keys that are there twice.
-    "panning_core/experiments/studies.py": {"yaml.load"},
+    "panning_core/experiments/profiles.py": {"yaml.load"},
     # No file is read: what the starting process itself registers goes to its own workers, as joblib's tasks do.
     "panning_core/plugins.py": {"cloudpickle", "importlib.import_module", "pickle"},
 }
@@ -373,7 +373,7 @@ def test_a_hostile_checkpoint_is_refused_and_nothing_in_it_runs(tmp_path, canary
 def checkout(tmp_path, monkeypatch):
     made = Checkout(tmp_path / "checkout")
     made.notebook("01_tiny", PARAMETERS)
-    monkeypatch.setattr(studies, "ROOT", made.root)
+    monkeypatch.setattr(profiles, "ROOT", made.root)
     return made
 
 

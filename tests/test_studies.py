@@ -17,11 +17,12 @@ from checkout import PARAMETERS, Checkout
 import panning_core
 from panning_core import errors, training
 from panning_core.errors import UserError
-from panning_core.experiments import studies
+from panning_core.experiments import profiles, studies, sweep
 from panning_core.experiments.ledger import Ledger
 from panning_core.experiments.studies import Run, expand
 from panning_core.reporting import names
 from panning_core.reporting.tables import accuracy_table, tidy
+from panning_core.runs import prune, toy
 
 TINY = {"dataset": "digits", "model": "lenet300", "epochs": 2}
 RUN = Run(**TINY, method="magnitude", sparsity=0.5)
@@ -192,8 +193,8 @@ def test_a_policy_is_named_in_the_key():
     """So that results of the policy that comes with the package are not taken for those of its successor."""
     run = dataclasses.replace(RUN, method="panning-agent")
     assert (
-        run.canonical()["policy"] == studies.policies.SHIPPED
-        and run.key() == dataclasses.replace(run, policy=studies.policies.SHIPPED).key()
+        run.canonical()["policy"] == prune.policies.SHIPPED
+        and run.key() == dataclasses.replace(run, policy=prune.policies.SHIPPED).key()
     )
 
 
@@ -274,7 +275,7 @@ def test_the_options_of_learners():
         "penalty",
         "structure",
     }
-    assert not set(studies.LEARNERS) & set(studies.pruning.methods()) and set(studies.PRUNING) <= {
+    assert not set(studies.LEARNERS) & set(prune.pruning.methods()) and set(studies.PRUNING) <= {
         f.name for f in dataclasses.fields(Run)
     }
 
@@ -282,7 +283,7 @@ def test_the_options_of_learners():
 def test_method_all_is_every_pruner():
     assert [
         run.method for run in expand([{**TINY, "method": "all", "sparsity": 0.9}])
-    ] == studies.pruning.methods()
+    ] == prune.pruning.methods()
 
 
 def test_a_run_of_two_entries_is_done_once():
@@ -436,8 +437,8 @@ def test_a_result_has_every_metric_and_its_numbers_agree(digits):
 def test_what_is_on_no_path_is_counted_as_in_the_table_of_the_mask(digits, monkeypatch):
     monkeypatch.setattr(training, "choose_engine", lambda *_: "dense")
     run = dataclasses.replace(RUN, sparsity=0.98, epochs=1)
-    found, model = studies.execute(run), studies.models.build("lenet300", digits.input_shape, 10, 0)
-    layers = studies.masks.table(model, studies.find_mask(run, model, digits)[0])
+    found, model = studies.execute(run), prune.models.build("lenet300", digits.input_shape, 10, 0)
+    layers = prune.masks.table(model, studies.find_mask(run, model, digits)[0])
     assert (
         found["effective_weights"]
         == layers.effective.sum()
@@ -547,11 +548,11 @@ def test_a_learned_mask_is_trained_on_and_the_network_is_recorded(method, digits
         and found["prune_seconds"] > 0
     )
     assert found["epochs"] == 3 and not found["diverged"] and found["test_accuracy"] > 0.3
-    model, mask = studies.networks.rebuild(found["network"])
+    model, mask = prune.networks.rebuild(found["network"])
     assert (found["network"]["model"], found["network"]["dataset"]) == (
         "lenet300",
         "digits",
-    ) and studies.masks.count(mask) == found["effective_weights"]
+    ) and prune.masks.count(mask) == found["effective_weights"]
     assert training.accuracy(model.eval()(digits.test.x), digits.test.y) == found["test_accuracy"]
     again = studies.execute(dataclasses.replace(run, network=False))
     assert {k: v for k, v in again.items() if not k.endswith("_seconds")} == {
@@ -582,10 +583,10 @@ def test_new_weights_under_a_learned_mask(digits):
 def test_the_network_of_any_run_is_recorded_if_asked_for(method, digits):
     run = Run(**TINY, method=method, sparsity=0.9 if method == "snip" else 0, network=True)
     found = studies.execute(run)
-    model, mask = studies.networks.rebuild(found["network"])
+    model, mask = prune.networks.rebuild(found["network"])
     assert (
         training.accuracy(model.eval()(digits.test.x), digits.test.y) == found["test_accuracy"]
-        and studies.masks.count(mask) == found["effective_weights"]
+        and prune.masks.count(mask) == found["effective_weights"]
     )
     assert "network" not in studies.execute(dataclasses.replace(run, network=False))
     assert tidy(
@@ -634,7 +635,7 @@ def refuse(monkeypatch):
                 raise RuntimeError("no mask for this one")
             return find(run, *others)
 
-        monkeypatch.setattr(studies, "find_mask", find_mask)
+        monkeypatch.setattr(prune, "find_mask", find_mask)
 
     return add
 
@@ -650,12 +651,12 @@ def test_a_run_that_can_not_be_pruned_gives_its_error_and_the_others_go_on(refus
 
 
 def test_what_the_memory_does_not_hold_is_trained_in_halves(monkeypatch):
-    def train(models, *others, train=studies.stacked.train):
+    def train(models, *others, train=prune.stacked.train):
         if len(models) > 3:
             raise torch.OutOfMemoryError("too much")
         return train(models, *others)
 
-    monkeypatch.setattr(studies.stacked, "train", train)
+    monkeypatch.setattr(prune.stacked, "train", train)
     runs = [dataclasses.replace(RUN, seed=seed, sparsity=0.4) for seed in range(5)]
     found = studies.execute_together(runs, "cpu")
     assert [each["stack"] for each in found] == [2, 2, 3, 3, 3]
@@ -669,9 +670,9 @@ def test_networks_that_can_not_be_stacked_are_trained_one_after_another(monkeypa
         def forward(self, x):
             return super().forward(x) - x.sum()  # over the whole stack
 
-    build = studies.models.MODELS["lenet300"]
+    build = prune.models.MODELS["lenet300"]
     monkeypatch.setitem(
-        studies.models.MODELS,
+        prune.models.MODELS,
         "lenet300",
         lambda shape, classes: Shifted(OrderedDict(build(shape, classes).named_children())),
     )
@@ -695,7 +696,7 @@ def test_runs_of_one_seed_are_done_together_without_changing_a_bit():
 def test_on_cuda_runs_of_one_kind_go_together_and_on_the_cpu_linear_networks_of_one_seed(
     monkeypatch,
 ):
-    monkeypatch.setattr(studies, "STACK", 2)
+    monkeypatch.setattr(prune, "STACK", 2)
     a, b = Run("digits", "lenet300"), Run("digits", "lenet300", epochs=3)
     runs = [
         a,
@@ -707,11 +708,11 @@ def test_on_cuda_runs_of_one_kind_go_together_and_on_the_cpu_linear_networks_of_
         dataclasses.replace(a, model="resnet20"),
         dataclasses.replace(a, recipe="cifar"),
     ]
-    assert studies._tasks(runs, "cpu") == [
+    assert prune.tasks(runs, "cpu") == [
         [runs[0], runs[4]],
         *([runs[k]] for k in (1, 2, 3, 5, 6, 7)),
     ]
-    assert studies._tasks(runs, "cuda:0") == [
+    assert prune.tasks(runs, "cuda:0") == [
         [runs[0], runs[2]],
         [runs[4]],
         [runs[1], runs[5]],
@@ -727,7 +728,7 @@ def test_learners_are_done_one_at_a_time():
     learners = [dataclasses.replace(a, method=method) for method in studies.LEARNERS]
     runs = [a, *learners, dataclasses.replace(a, method="magnitude")]
     for device in ("cpu", "cuda:0"):
-        assert studies._tasks(runs, device) == [[a, runs[-1]], *([run] for run in learners)]
+        assert prune.tasks(runs, device) == [[a, runs[-1]], *([run] for run in learners)]
 
 
 # --- profiles ---
@@ -739,7 +740,7 @@ def checkout(tmp_path, monkeypatch):
     made = Checkout(tmp_path / "checkout")
     made.notebook(STUDY, PARAMETERS)
     monkeypatch.setattr(panning_core, "ROOT", made.root)  # of panning_core.results
-    monkeypatch.setattr(studies, "ROOT", made.root)
+    monkeypatch.setattr(profiles, "ROOT", made.root)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)
     return made
 
@@ -822,8 +823,8 @@ def test_a_study_trains_its_agents_once_and_deploys_them(checkout):
 
     policy = place / "policies" / f"{names[0]}.npz"
     assert (
-        studies.policies.load(names[0]).digest() == first["metrics"]["digest"]
-        and studies.policies.load(names[0]).card["steps"] == 60
+        prune.policies.load(names[0]).digest() == first["metrics"]["digest"]
+        and prune.policies.load(names[0]).card["steps"] == 60
     )
     before, agents = policy.stat().st_mtime_ns, (place / "agents.jsonl").read_text()
     assert studies.sweep(STUDY, "tiny", jobs=1) == lines
@@ -831,7 +832,7 @@ def test_a_study_trains_its_agents_once_and_deploys_them(checkout):
     assert {path.suffix for path in policy.parent.iterdir()} == {".npz", ".lock"}
     policy.unlink()  # what is lost is trained again, and is the same
     studies.teach(STUDY, "tiny", jobs=1)
-    assert studies.policies.load(names[0]).digest() == first["metrics"]["digest"]
+    assert prune.policies.load(names[0]).digest() == first["metrics"]["digest"]
 
 
 def test_an_agent_that_another_sweep_trained_meanwhile_is_not_trained_again(checkout, monkeypatch):
@@ -842,13 +843,13 @@ def test_an_agent_that_another_sweep_trained_meanwhile_is_not_trained_again(chec
         studies.trainings(studies.section(STUDY, "tiny")).values(),
         Ledger(studies.folder(STUDY, "tiny") / "agents.jsonl"),
     )
-    (line,) = studies._learn([training], ledger)
+    (line,) = sweep._learn([training], ledger)
     assert (
         line in ledger.rows()
         and not learning.checkpoint(training, ledger.path.parent / "policies").exists()
     )
     monkeypatch.setattr(learning, "learn", lambda *_: 1 / 0)
-    assert studies._learn([training], ledger) == [] and studies.teach(STUDY, "tiny") == [line]
+    assert sweep._learn([training], ledger) == [] and studies.teach(STUDY, "tiny") == [line]
 
 
 def test_an_agent_that_fails_is_recorded_and_stops_no_other(checkout, monkeypatch):
@@ -923,7 +924,7 @@ def test_a_study_trains_its_toys_once(checkout, monkeypatch):
     ] == [(0, 20, None), (1, 20, None), (0, 15, 30), (0, 15, 20)]
     assert all(
         line["toy"]["temperature"] == 3.0
-        and line["metrics"] == json.loads(json.dumps(studies.run_toy(studies.Toy(**line["run"]))))
+        and line["metrics"] == json.loads(json.dumps(toy.run(toy.Toy(**line["run"]))))
         for line in lines
     )
     assert [line["run"] for line in lines] == [
@@ -936,7 +937,7 @@ def test_a_study_trains_its_toys_once(checkout, monkeypatch):
     ledger = studies.folder(STUDY, "tiny") / "toys.jsonl"
     before = ledger.read_bytes()
     assert before.count(b"\n") == 4
-    monkeypatch.setattr(studies, "run_toy", lambda toy: 1 / 0)
+    monkeypatch.setattr(toy, "run", lambda toy: 1 / 0)
     assert studies.toys(STUDY, "tiny", jobs=1) == lines and ledger.read_bytes() == before
     checkout.profile({STUDY: {"toys": [{"seed": 1, "steps": 20}]}})
     assert studies.toys(STUDY, "tiny") == [lines[1]]  # what the ledger holds besides is left out
@@ -951,8 +952,8 @@ def test_a_toy_of_two_entries_is_trained_once(checkout):
 
 
 def test_a_toy_that_fails_is_recorded_stops_no_other_and_is_tried_again(checkout, monkeypatch):
-    run_toy = studies.run_toy
-    monkeypatch.setattr(studies, "run_toy", lambda toy: run_toy(toy) if toy.seed else 1 / 0)
+    run_toy = toy.run
+    monkeypatch.setattr(toy, "run", lambda toy: run_toy(toy) if toy.seed else 1 / 0)
     checkout.profile({STUDY: {"toys": TOYS}})
     with pytest.raises(UserError, match="1 of 2 toys of 01_tiny failed.*seed=0.*ZeroDivisionError"):
         studies.toys(STUDY, "tiny", jobs=1)
@@ -964,7 +965,7 @@ def test_a_toy_that_fails_is_recorded_stops_no_other_and_is_tried_again(checkout
     )
     monkeypatch.undo()
     monkeypatch.setattr(panning_core, "ROOT", checkout.root)
-    monkeypatch.setattr(studies, "ROOT", checkout.root)
+    monkeypatch.setattr(profiles, "ROOT", checkout.root)
     assert [line["toy"]["seed"] for line in studies.toys(STUDY, "tiny", jobs=1)] == [
         0,
         1,
@@ -1008,7 +1009,7 @@ def counted(monkeypatch):
             raise RuntimeError("this one fails")
         return {"test_accuracy": run.seed / 10}
 
-    monkeypatch.setattr(studies, "execute", execute)
+    monkeypatch.setattr(prune, "execute", execute)
     return done
 
 
@@ -1041,7 +1042,7 @@ def test_nothing_is_done_twice_and_results_come_in_the_order_of_the_grid(checkou
 
 def test_what_another_sweep_has_finished_meanwhile_is_left_out(checkout, counted, monkeypatch):
     checkout.profile(grid(seed=[0, 1, 2, 3]))
-    wanted, execute = studies.runs(STUDY, "tiny"), studies.execute
+    wanted, execute = studies.runs(STUDY, "tiny"), prune.execute
 
     def and_the_other_sweep(run, device):
         if run.seed == 0:
@@ -1053,7 +1054,7 @@ def test_what_another_sweep_has_finished_meanwhile_is_left_out(checkout, counted
             )
         return execute(run, device)
 
-    monkeypatch.setattr(studies, "execute", and_the_other_sweep)
+    monkeypatch.setattr(prune, "execute", and_the_other_sweep)
     assert [row["metrics"]["test_accuracy"] for row in studies.sweep(STUDY, "tiny", 1)] == [
         0.0,
         0.1,
@@ -1067,9 +1068,9 @@ def test_a_run_that_kills_its_worker_is_recorded_and_stops_no_other(checkout, co
 
     def spread(work, tasks, jobs):
         for number, task in enumerate(tasks):
-            yield task, studies.WorkerDied("killed") if number == 1 else work(task)
+            yield task, sweep.WorkerDied("killed") if number == 1 else work(task)
 
-    monkeypatch.setattr(studies, "spread", spread)
+    monkeypatch.setattr(sweep, "spread", spread)
     checkout.profile(grid(seed=[0, 1, 2]))
     with pytest.raises(
         UserError, match=r'1 of 3 runs of 01_tiny failed .*"seed": 1.*WorkerDied: killed'
@@ -1109,8 +1110,8 @@ def test_a_failing_run_is_recorded_stops_no_other_and_is_tried_again(
     def breaks(*_):
         raise RuntimeError("one of them fails")
 
-    monkeypatch.setattr(studies, "SHARE", share)
-    monkeypatch.setattr(studies, "execute_together", breaks)
+    monkeypatch.setattr(prune, "SHARE", share)
+    monkeypatch.setattr(prune, "execute_together", breaks)
     checkout.profile(grid(sparsity=[0.5, 0.66, 0.75], seed=[0, 1]))
     with pytest.raises(
         UserError, match=r'2 of 6 runs of 01_tiny failed .*"sparsity": 0.66.*this one fails'
@@ -1123,7 +1124,7 @@ def test_a_failing_run_is_recorded_stops_no_other_and_is_tried_again(
     ] * 2
     assert all("in execute" in row["traceback"] for row in ledger.failures())
     monkeypatch.setattr(
-        studies, "execute", lambda run, device: counted.append(run) or {"test_accuracy": 1.0}
+        prune, "execute", lambda run, device: counted.append(run) or {"test_accuracy": 1.0}
     )
     assert len(studies.sweep(STUDY, "tiny", 1)) == 6
     assert Counter(run.sparsity for run in counted) == {0.5: 2, 0.66: 4, 0.75: 2}
@@ -1134,7 +1135,7 @@ def test_a_sweep_on_cuda_records_a_line_for_every_run_of_a_stack(checkout, monke
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(
-        studies,
+        prune,
         "execute_together",
         lambda runs, device, together=studies.execute_together: together(runs, "cpu"),
     )
@@ -1164,7 +1165,7 @@ def test_a_grid_for_cuda_is_left_to_it_and_its_lines_are_read_everywhere(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
     monkeypatch.setattr(
-        studies,
+        prune,
         "execute_together",
         lambda runs, device: [studies.execute(run, device) for run in runs],
     )
@@ -1315,7 +1316,7 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
         raise AssertionError("a run was repeated")
 
     with monkeypatch.context() as patch:
-        patch.setattr(studies, "_work", nothing_is_missing)
+        patch.setattr(sweep, "_work", nothing_is_missing)
         resumed = tables(studies.sweep(STUDY, "tiny"))
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "undisturbed"))
     assert tables(studies.sweep(STUDY, "tiny", 1)) == resumed

@@ -16,7 +16,7 @@ from checkout import PARAMETERS, Checkout
 import panning_core
 from panning_core import ROOT
 from panning_core.errors import UserError
-from panning_core.experiments import studies, workers
+from panning_core.experiments import profiles, studies, workers
 from panning_core.experiments.ledger import Ledger
 
 STUDY = "01_tiny"
@@ -150,7 +150,7 @@ def checkout(tmp_path, monkeypatch):
     made.notebook(STUDY, PARAMETERS)
     made.profile({STUDY: {"grid": [RUN], "toys": [{"seed": [0, 1], "steps": 50}]}})
     monkeypatch.setattr(panning_core, "ROOT", made.root)
-    monkeypatch.setattr(studies, "ROOT", made.root)
+    monkeypatch.setattr(profiles, "ROOT", made.root)
     return made
 
 

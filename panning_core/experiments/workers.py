@@ -91,6 +91,7 @@ def _attempt(
 def _one_at_a_time(work: Callable, task: list, added: bytes) -> object:
     """PyTorch's random state and thread count belong to the process, and a Dask worker may have been given several threads."""
     with _alone:
+        plugins.load_plugins()
         plugins.receive(added)
         return work(task)
 

@@ -5,11 +5,9 @@ Four inputs, uniform in (-1, 1), y1 = 3 sin((x1 - x2)^2) and y2 = (x3 + x4)^3; a
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from itertools import repeat
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +17,7 @@ from ..analysis import pathways
 from ..errors import UserError, is_number, whole
 from ..methods.gumbel_softmax import Gates, falling, fit_budget, fit_penalty
 from ..models import prunable
+from . import base
 
 WANTED = torch.tensor(
     [[True, True, False, False], [False, False, True, True]]
@@ -28,7 +27,7 @@ POINTS = 1000  #: to train on, and as many to test on
 
 
 @dataclass(frozen=True)
-class Toy:
+class Toy(base.Run):
     """One training; the defaults are the published settings.
 
     Attributes:
@@ -39,6 +38,7 @@ class Toy:
         budget, gate_lr: if there is a budget, ``gates.fit_budget`` instead.
     """
 
+    kind: ClassVar[str] = "toy"
     seed: int = 0
     steps: int = 7500
     lr: float = 0.01
@@ -59,19 +59,11 @@ class Toy:
             if not is_number(value) or not value > 0:
                 raise UserError(f"{name} of a toy is {value!r}; it must be a number above 0")
 
-    def canonical(self) -> dict:
-        """The fields that are not at their default."""
-        return {
-            f.name: getattr(self, f.name)
-            for f in dataclasses.fields(self)
-            if getattr(self, f.name) != f.default
-        }
+    def execute(self, context: base.Context) -> dict:
+        return run(self)
 
-    def key(self) -> str:
-        """SHA-256 of the canonical JSON."""
-        return hashlib.sha256(
-            json.dumps({"toy": self.canonical()}, sort_keys=True).encode()
-        ).hexdigest()
+    def name(self) -> str:
+        return repr(self)
 
 
 def points(generator: torch.Generator) -> tuple[Tensor, Tensor]:

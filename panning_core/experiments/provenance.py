@@ -1,0 +1,77 @@
+"""The line that a ledger gets for a run, and what produced it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import traceback
+from datetime import UTC, datetime
+from functools import cache
+from typing import TYPE_CHECKING
+
+import torch
+
+from .. import ROOT, __version__, plugins
+from ..runs import base
+
+if TYPE_CHECKING:
+    from ..agent import learning
+
+
+@cache
+def provenance(device: str) -> dict:
+    """What produced a result: commit and whether the code was changed since, versions, device, one
+    thread, plugins if there are any. Of this process: a worker asks for itself."""
+
+    def git(*command: str) -> str | None:
+        done = subprocess.run(
+            ["git", "-C", str(ROOT), *command], capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--", "panning_core", "requirements.txt")
+    on_cuda = device.startswith("cuda") and torch.cuda.is_available()
+    processor = (
+        torch.cuda.get_device_name() if on_cuda else platform.processor() or platform.machine()
+    )
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changed is None else bool(changed),
+        "versions": {
+            "panning_core": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+        },
+        "device": device,
+        "processor": processor,
+        "threads": 1,
+        **(
+            {"plugins": {path.name: digest for path, digest in plugins.PLUGINS.items()}}
+            if plugins.PLUGINS
+            else {}
+        ),
+    }
+
+
+def line(
+    done: base.Run | learning.Training,
+    found: dict | Exception,
+    seconds: float,
+    device: str = "cpu",
+    **origin,
+) -> dict:
+    """A ledger line: its metrics, or the error that came instead."""
+    if isinstance(found, Exception):
+        outcome = {
+            "error": "".join(traceback.format_exception_only(found)).strip(),
+            "traceback": "".join(traceback.format_exception(found)),
+        }
+    else:
+        outcome = {"metrics": found}
+    origin = {
+        **provenance(device),
+        **origin,
+        "seconds": round(seconds, 3),
+        "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    return {"key": done.key(), "run": done.canonical(), **outcome, "provenance": origin}

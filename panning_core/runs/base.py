@@ -1,0 +1,100 @@
+"""What an experiment is to the laboratory: one frozen record of plain values.
+
+A kind of experiment is a subclass in a file of its own. ``experiments`` stores a run by its ``key``
+and does it by ``execute``; it needs to know nothing else of it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar
+
+from ..errors import UserError, unknown
+from ..plugins import Table
+
+#: Kind -> where its class is, or the class itself. A name is looked up when it is needed, so that
+#: a machine without gymnasium can prune; a plugin adds its own class.
+KINDS = Table(
+    __name__ + ".KINDS",
+    {"prune": "panning_core.runs.prune.Run", "toy": "panning_core.runs.toy.Toy"},
+)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What is around a run and decides no result.
+
+    Attributes:
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        folder: of the study, for files that a run leaves beside the ledger.
+        progress: called with the number of steps done, for kinds that take long.
+    """
+
+    device: str = "cpu"
+    folder: Path | None = None
+    progress: Callable[[int], object] = lambda done: None
+
+
+@dataclass(frozen=True)
+class Run(ABC):
+    """Everything that decides a result. Same run, same numbers (same device and thread count).
+
+    A kind is a frozen dataclass of plain values with defaults, one of them ``seed``; its
+    ``__post_init__`` raises a ``UserError`` for a value that can not be right.
+    """
+
+    kind: ClassVar[str]
+
+    @abstractmethod
+    def execute(self, context: Context) -> dict:
+        """Do it: the ``metrics`` of a ledger line, as JSON can hold them."""
+
+    def requires(self) -> tuple[Run, ...]:
+        """The runs that must have been done before."""
+        return ()
+
+    def group(self) -> object | None:
+        """Runs with equal groups may be done together by ``execute_together``; None: alone."""
+        return None
+
+    def name(self) -> str:
+        """How a message calls it."""
+        return json.dumps(self.canonical())
+
+    def canonical(self) -> dict:
+        """The fields that are not at their default; a field added later leaves old runs alone."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in dataclasses.fields(self)}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def identity(self) -> dict:
+        """What is hashed: the kind and the canonical fields, so that two kinds share no key."""
+        return {self.kind: self.canonical()}
+
+    def key(self) -> str:
+        """SHA-256 of the identity as JSON."""
+        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+
+
+def kind(name: str) -> type[Run]:
+    """The class of a kind.
+
+    Raises:
+        UserError: there is no such kind, or what it needs is not installed.
+    """
+    if not isinstance(name, str) or name not in KINDS:
+        raise unknown("kind of run", name, KINDS)
+    found = KINDS[name]
+    if not isinstance(found, str):
+        return found
+    module, _, attribute = found.rpartition(".")
+    try:
+        return getattr(import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        raise UserError(f"runs of the kind {name} need the package {error.name}") from error

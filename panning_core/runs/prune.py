@@ -1,0 +1,565 @@
+"""Pruning runs: a network is pruned, by any method, and the sparse network is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import ClassVar
+
+import pandas as pd
+import torch
+
+from .. import data, layers, masks, models, pruning, training
+from ..agent import observations, policies
+from ..analysis import networks, transfer
+from ..errors import UserError, fraction, keywords, pick, settle, unknown, whole
+from ..methods import gumbel_softmax, iterative_magnitude
+from ..plugins import Table
+from ..training import stacked
+from . import base
+
+#: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask, trace; ``model`` is trained then
+LEARNERS = Table(
+    __name__ + ".LEARNERS",
+    {
+        "gumbel-softmax": gumbel_softmax.learn,
+        "iterative-magnitude": iterative_magnitude.iterative_magnitude,
+        "trained-magnitude": iterative_magnitude.trained_magnitude,
+    },
+)
+
+#: fields that no learner has
+PRUNING = (
+    *("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns"),
+    *("effective", "include", "exclude", "floor"),
+)
+
+CONTROLS = ("none", "shuffle", "reinitialise", "invert")
+
+STACK = 32  #: so many runs are trained at once on CUDA
+
+SHARE = 8  #: so many runs of one seed learn from the same batches on the CPU
+
+
+@dataclass(frozen=True)
+class Run(base.Run):
+    """Everything that decides a result, as plain values. Same run, same numbers (on the same device and thread count).
+
+    Attributes:
+        dataset, model, method: names of ``data.names()``, ``models.MODELS``, and ``pruning.methods()``, ``LEARNERS`` or ``"dense"``.
+        sparsity: fraction removed, in [0, 1).
+        seed: of the initialisation, the scoring batches, a metric's noise, and the order of the training images.
+        init: a key of ``models.INITS``.
+        rounds, schedule, scope, revive, mix: as in ``pruning.prune``.
+        control: ``"shuffle"`` the mask within its layers, ``"reinitialise"`` the kept weights, ``"invert"`` the scores.
+        per_class: images of each class in a scoring batch.
+        fixed_batch: one scoring batch for all rounds instead of a fresh one each.
+        recipe: a key of ``training.RECIPES``; ``epochs`` replaces its length.
+        transfer: also record the expressive force transfer of every round.
+        precision: of the training, as in ``training.Recipe``.
+        policy: of the method ``"panning-agent"``: ``"random"``, or a key of ``policies.places()``; None is ``policies.SHIPPED``.
+        returns: also record what the agent's environment pays for the masks of every round: ``"authors"`` as the authors' pays, true in fixed units and
+            over kept weights, as before ``observations.DEPARTURES`` had names.
+        options: of the method, a dict: the keyword-only arguments of its metric or learner. Kept as pairs (name, value), without those at their default.
+        effective: as in ``pruning.prune``; learners always count so.
+        network: also record the trained network, as ``networks.describe`` writes it.
+        normalisation: of the input, one of ``data.NORMALISATIONS``.
+        order: seed of the order of the training images instead of ``seed``.
+        scoring: seed of the scoring batches and of a metric's noise instead of ``seed``.
+        engine: a key of ``training.ENGINES``; None is the faster one.
+        include, exclude: as in ``pruning.prune``, by names: a grid crosses its lists, so two
+            patterns for one run are ``[[first, last]]``.
+        floor: as in ``pruning.prune``: a number, or a dict, which is kept as pairs (pattern,
+            fraction).
+
+    ``epochs`` 0 prunes and trains nothing: such a run has no accuracies.
+    """
+
+    kind: ClassVar[str] = "prune"
+
+    dataset: str
+    model: str
+    method: str = "dense"
+    sparsity: float = 0.0
+    seed: int = 0
+    init: str = "pytorch"
+    rounds: int | None = None
+    schedule: str = "exponential"
+    scope: str = "global"
+    revive: bool | None = None
+    mix: tuple[float, float, float] | None = None
+    control: str = "none"
+    per_class: int = 10
+    fixed_batch: bool = False
+    recipe: str = "mnist"
+    epochs: int | None = None
+    transfer: bool = False
+    precision: str = "fp32"
+    policy: str | None = None
+    returns: bool | str = False
+    options: tuple[tuple[str, object], ...] = ()
+    effective: bool = False
+    network: bool = False
+    normalisation: str = "standardised"
+    order: int | None = None
+    scoring: int | None = None
+    engine: str | None = None
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    floor: float | tuple[tuple[str, float], ...] = 0.0
+
+    def __post_init__(self):
+        self._settle_policy()
+        self._settle_mix()
+        self._check_names()
+        self._check_values()
+        options = self._pairs_of_options()
+        self._settle_layers()
+        self._set("options", tuple(settle(self.method, self._known(), options).items()))
+        if self.method == "dense":
+            self._check_dense()
+        if self.method in LEARNERS:
+            self._check_learner()
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _settle_policy(self) -> None:
+        """By name: another one that comes with the package is another run."""
+        if self.method == pruning.AGENT:
+            self._set("policy", self.policy or policies.SHIPPED)
+        elif self.policy is not None:
+            raise UserError(f"a policy belongs to {pruning.AGENT}, not to {self.method}")
+
+    def _settle_mix(self) -> None:
+        """1 and 1.0 are one key."""
+        if self.mix is None:
+            return
+        if self.method not in pruning.MIXING:
+            raise UserError(f"a mix belongs to {' or '.join(pruning.MIXING)}, not to {self.method}")
+        mix = pruning.check_mix(self.mix)
+        self._set("mix", tuple(int(v) if v == int(v) else v for v in mix))
+
+    def _check_names(self) -> None:
+        for what, value, known in (
+            ("data set", self.dataset, data.names()),
+            ("model", self.model, models.MODELS),
+            ("method", self.method, ["dense", *pruning.methods(), *LEARNERS]),
+            ("initialisation", self.init, models.INITS),
+            ("schedule", self.schedule, pruning.SCHEDULES),
+            ("scope", self.scope, masks.SCOPES),
+            ("control", self.control, CONTROLS),
+            ("recipe", self.recipe, training.RECIPES),
+            ("precision", self.precision, training.PRECISIONS),
+        ):
+            if value not in list(known):
+                raise unknown(what, value, known)
+        data.check_normalisation(self.dataset, self.normalisation)
+        if self.network and self.normalisation != "standardised":
+            raise UserError(
+                "a network is recorded with standardised input alone; leave normalisation out"
+            )
+        if self.engine is not None:
+            pick("engine", self.engine, training.ENGINES)
+
+    def _check_values(self) -> None:
+        fraction("sparsity", self.sparsity)
+        for name, least in (
+            *(("seed", 0), ("rounds", 1), ("per_class", 1)),
+            *(("epochs", 0), ("order", 0), ("scoring", 0)),
+        ):
+            if (value := getattr(self, name)) is not None or name in ("seed", "per_class"):
+                self._set(name, whole(name, value, least))
+        for name in ("revive", "fixed_batch", "transfer", "returns", "effective", "network"):
+            value = getattr(self, name)
+            if type(value) is bool or (name, value) in (("revive", None), ("returns", "authors")):
+                continue
+            right = "true or false" + " or authors" * (name == "returns")
+            raise UserError(f"{name} is {value!r}; it must be {right}")
+
+    def _pairs_of_options(self) -> dict[str, object]:
+        try:
+            return dict(self.options)
+        except (TypeError, ValueError):
+            raise UserError(
+                f"options are {self.options!r}; they must be names and values, like {{steps: 3}}"
+            ) from None
+
+    def _known(self) -> dict[str, object]:
+        """The options of the method and their defaults."""
+        if self.method == "dense":
+            return {}
+        if self.method in LEARNERS:
+            return keywords(LEARNERS[self.method])
+        return pruning.options_of(self.method)
+
+    def _check_dense(self) -> None:
+        if self.include or self.exclude or self.floor:
+            raise UserError(
+                "a dense run prunes no layer; leave out include, exclude and floor, or name a "
+                "method"
+            )
+        if self.sparsity or self.transfer or self.returns or self.effective:
+            raise UserError(
+                "a dense run has sparsity 0, nothing to transfer and no returns; name a method"
+            )
+
+    def _check_learner(self) -> None:
+        foreign = [name for name in self.canonical() if name in PRUNING]
+        foreign += ["control"] * (self.control in ("invert", "shuffle"))
+        if foreign:
+            raise UserError(
+                f"{self.method} learns weights and mask together; "
+                f"{foreign[0]} {getattr(self, foreign[0])!r} belongs to pruning before training"
+            )
+
+    def _settle_layers(self) -> None:
+        """Equal choices of layers get one form, and thus one key."""
+        for name in ("include", "exclude"):
+            chosen = layers.patterns(name, getattr(self, name))
+            if not all(isinstance(pattern, str) for pattern in chosen):
+                raise UserError(
+                    f"{name} is {getattr(self, name)!r}; a run names layers by patterns such as "
+                    "'first' or 'Linear'"
+                )
+            object.__setattr__(self, name, tuple(sorted(chosen)))
+        floor = self.floor
+        if isinstance(floor, list | tuple):  # pairs, as a run keeps them
+            try:
+                floor = dict(floor)
+            except (TypeError, ValueError):
+                raise UserError(
+                    f"floor is {floor!r}; it must be a fraction, or patterns and fractions like "
+                    f"{{conv1: 0.5}}"
+                ) from None
+        found = {
+            pattern: float(least)
+            for pattern, least in sorted(layers.floors(floor).items())
+            if least
+        }
+        if not all(isinstance(pattern, str) for pattern in found):
+            raise UserError(
+                f"floor is {floor!r}; its layers are patterns such as 'first' or 'Linear'"
+            )
+        object.__setattr__(
+            self, "floor", found["*"] if found.keys() == {"*"} else tuple(found.items()) or 0.0
+        )
+        if self.effective and (self.include or self.exclude or self.floor):
+            raise UserError(
+                "effective keeps only what lies on a path, so no layer stays whole and no floor "
+                "holds; leave out one of them"
+            )
+
+    def chosen_layers(self) -> dict[str, object]:
+        """Which layers are pruned: keyword arguments of ``layers.limits`` and ``pruning.prune``."""
+        floor = dict(self.floor) if isinstance(self.floor, tuple) else self.floor
+        return {"include": self.include, "exclude": self.exclude, "floor": floor}
+
+    def canonical(self) -> dict:
+        """The fields that are not at their default; options and floors by name."""
+        fields = super().canonical()
+        for name in ("options", "floor"):
+            if isinstance(fields.get(name), tuple):
+                fields[name] = dict(fields[name])
+        return fields
+
+    def identity(self) -> dict:
+        """Without the kind: pruning was the first one, and its keys stay."""
+        return self.canonical()
+
+    def execute(self, context: base.Context) -> dict:
+        return execute(self, context.device)
+
+    def splits(self) -> data.Splits:
+        """The data of this run, on the CPU."""
+        return data.load(self.dataset, self.normalisation)
+
+    def training_recipe(self) -> training.Recipe:
+        """The named recipe with this run's epochs, precision and order."""
+        recipe = training.RECIPES[self.recipe]
+        order = self.seed if self.order is None else self.order
+        return dataclasses.replace(
+            recipe, seed=order, epochs=self.epochs or recipe.epochs, precision=self.precision
+        )
+
+
+def find_mask(
+    run: Run, model: torch.nn.Module, splits: data.Splits, observe=None
+) -> tuple[masks.Mask, list[dict]]:
+    """The mask of ``run``, its control applied, and the pruner's trace; a learner leaves ``model`` trained."""
+    if run.method == "dense":
+        return masks.ones(model), []
+    if run.method in LEARNERS:
+        return LEARNERS[run.method](model, splits, 1 - run.sparsity, run.seed, **dict(run.options))
+    seed = run.seed if run.scoring is None else run.scoring
+    batches = data.balanced_batches(
+        splits.train, run.per_class, torch.Generator().manual_seed(seed)
+    )
+    mask, trace = pruning.prune(
+        model,
+        run.method,
+        1 - run.sparsity,
+        next(batches) if run.fixed_batch else batches,
+        run.rounds,
+        seed,
+        scope=run.scope,
+        schedule=run.schedule,
+        revive=run.revive,
+        mix=run.mix,
+        policy=policies.Random(run.seed) if run.policy == "random" else run.policy,
+        options=dict(run.options),
+        inverted=run.control == "invert",
+        effective=run.effective,
+        observe=observe,
+        **run.chosen_layers(),
+    )
+    return (masks.shuffle(mask, run.seed) if run.control == "shuffle" else mask), trace
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A run before its training: what is trained is ``live``, the *effective* part of ``mask``, as in Panning's code."""
+
+    run: Run
+    model: torch.nn.Module
+    mask: masks.Mask
+    live: masks.Mask
+    trace: list[dict]
+    meter: transfer.Transfer | None
+    rewards: observations.Rewards | None
+    seconds: float
+
+
+def prune(run: Run, splits: data.Splits, observe: Callable[..., None] | None = None) -> Pruned:
+    """The network and the masks of ``run``, on the device of ``splits``; ``observe`` as in ``pruning.prune``."""
+    device = splits.train.x.device
+    model = models.build(run.model, splits.input_shape, splits.classes, run.seed, run.init).to(
+        device
+    )
+
+    def batches(seed: int):  # not those that a pruner sees
+        return data.balanced_batches(
+            splits.train, run.per_class, torch.Generator().manual_seed(seed + run.seed)
+        )
+
+    meter = transfer.Transfer(model, next(batches(10_000))) if run.transfer else None
+    rewards = None
+    if run.returns:
+        departures = observations.DEFAULT if run.returns == "authors" else observations.FIRST
+        rewards = observations.Rewards(
+            model,
+            batches(30_000),
+            1 - run.sparsity,
+            run.rounds or pruning.rounds_of(run.method),
+            departures,
+        )
+
+    def watch(*seen) -> None:
+        for watching in (meter, rewards, observe):
+            if watching is not None:
+                watching(*seen)
+
+    start = time.perf_counter()
+    mask, trace = find_mask(run, model, splits, watch)
+    seconds = time.perf_counter() - start
+    if run.control == "reinitialise":
+        fresh = models.build(
+            run.model, splits.input_shape, splits.classes, 20_000 + run.seed, run.init
+        )
+        model.load_state_dict(fresh.state_dict())
+    return Pruned(run, model, mask, masks.effective(model, mask), trace, meter, rewards, seconds)
+
+
+def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
+    """The ``metrics`` of a ledger line, once a run was trained with this table; None if it was not to be trained."""
+    mask, live = pruned.mask, pruned.live
+    metrics = {
+        "test_accuracy": None,
+        "best_test_accuracy": None,
+        "validation_accuracy": None,
+        "density": masks.density(mask),
+        "effective_density": masks.density(live),
+        "prunable_weights": masks.size(mask),
+        "kept_weights": masks.count(mask),
+        "effective_weights": masks.count(live),
+        "flops_dense": masks.flops(pruned.model, masks.ones(pruned.model)),
+        "flops_nonzero": masks.flops(pruned.model, live),
+        "prune_seconds": round(pruned.seconds, 3),
+        "train_seconds": 0.0,
+        "diverged": False,
+        "epochs": 0,
+        "engine": "none",
+        "layers": {
+            name.removesuffix(".weight"): [int(m.sum()), int(live[name].sum())]
+            for name, m in mask.items()
+        },
+        "events": sorted({event for row in pruned.trace for event in row["events"]}),
+    }
+    if log is not None:
+        last = log.iloc[-1]
+        metrics |= {
+            "test_accuracy": last.test_accuracy,
+            "best_test_accuracy": log.test_accuracy.max(),
+            "validation_accuracy": last.validation_accuracy,
+            "train_seconds": round(log.attrs["seconds"], 3),
+            "diverged": not math.isfinite(last.loss),
+            "epochs": len(log),
+            "engine": log.attrs["engine"],
+            "curve": {
+                column: [short(v) for v in log[column]]
+                for column in ("loss", "validation_accuracy", "test_accuracy")
+            },
+        }
+    if pruned.run.network:
+        metrics["network"] = networks.describe(
+            pruned.model, live, pruned.run.model, pruned.run.dataset
+        )
+    if pruned.rewards is not None:
+        metrics |= {
+            "return": short(sum(pruned.rewards)),
+            "rewards": [short(v) for v in pruned.rewards],
+        }
+    if pruned.run.policy:
+        metrics["mixes"] = [[short(v) for v in row["mix"]] for row in pruned.trace]
+        metrics["policy_digest"] = (
+            None if pruned.run.policy == "random" else policies.load(pruned.run.policy).digest()
+        )
+    if meter := pruned.meter:
+        metrics["transfer"] = [
+            {k: short(v) if isinstance(v, float) else v for k, v in row.items()}
+            for row in meter.whole()
+        ]
+        metrics["follow"] = {
+            "sparsity_now": [0.0, *(short(row["sparsity"]) for row in pruned.trace)],
+            **{column: [short(row[column]) for row in meter.follow] for column in meter.follow[0]},
+        }
+        metrics["transfer_rounds"] = _columns(
+            [row for row in meter.rows if row["layer"] == "total"]
+        )
+    return metrics
+
+
+def execute(run: Run, device: str = "cpu") -> dict:
+    """Prune and train: the ``metrics`` of a ledger line."""
+    splits = run.splits().to(device)
+    pruned = prune(run, splits)
+    return result(pruned, None) if run.epochs == 0 else _train([pruned], splits)[0]
+
+
+def execute_together(runs: Sequence[Run], device: str) -> list[dict | Exception]:
+    """``execute`` for runs of one data set, network and recipe, trained at once; a run that can not be pruned gives its error.
+
+    On the CPU, runs of one seed share their batches, which changes no bit; others are trained as a stack. ``stack`` says
+    with how many a run was trained, and ``train_seconds`` is its share.
+    """
+    splits = runs[0].splits().to(device)
+    pruned, results = {}, {}
+    for run in runs:
+        try:
+            pruned[run] = prune(run, splits)
+        except Exception as error:
+            results[run] = error
+    results |= zip(pruned, _train(list(pruned.values()), splits))
+    return [results[run] for run in runs]
+
+
+def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
+    """Their results. What can not be stacked, or is more than the memory of the device holds, is trained in halves."""
+    recipes = [each.run.training_recipe() for each in pruned]
+    networks, live = [each.model for each in pruned], [each.live for each in pruned]
+    try:
+        if engine := pruned and pruned[0].run.engine:
+            logs = [
+                training.train(*each, splits, recipe, engine)
+                for *each, recipe in zip(networks, live, recipes)
+            ]
+        elif splits.train.x.device.type == "cpu" and len(set(recipes)) == 1:
+            logs = training.train_together(networks, live, splits, recipes[0])
+        else:
+            logs = stacked.train(networks, live, splits, recipes) if pruned else []
+    except (UserError, torch.OutOfMemoryError):
+        if len(pruned) == 1:
+            raise
+        logs = []  # the halves come later: here the error still holds the memory
+    if len(logs) < len(pruned):
+        half = len(pruned) // 2
+        return _train(pruned[:half], splits) + _train(pruned[half:], splits)
+    return [{**result(each, log), "stack": len(pruned)} for each, log in zip(pruned, logs)]
+
+
+def short(value: float) -> float | None:
+    """Six significant digits, and None for what JSON has no number for."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _columns(rows: list[dict]) -> dict[str, list]:
+    """Transfer rows of the whole network as {"metric/part": [a value a round]}."""
+    columns: dict[str, list] = {}
+    for row in rows:
+        for part in transfer.PARTS:
+            columns.setdefault(f"{row['metric']}/{part}", []).append(short(row[part]))
+    return columns
+
+
+def tasks(runs: list[Run], device: str) -> list[list[Run]]:
+    """What a worker does at a time, of one data set, network and recipe: on CUDA up to ``STACK`` runs, on the CPU up to
+    ``SHARE`` of the same seed where that pays, in networks that begin with a ``Linear``; else one run."""
+    groups: dict[tuple, list[Run]] = {}
+    for run in runs:
+        recipe = run.training_recipe()
+        groups.setdefault(
+            (
+                run.dataset,
+                run.normalisation,
+                run.model,
+                run.epochs,
+                run.method in LEARNERS,
+                run.engine,
+                dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe,
+            ),
+            [],
+        ).append(run)
+    tasks = []
+    for (dataset, _, name, epochs, learns, *_), group in groups.items():
+        most = (
+            1
+            if epochs == 0 or learns
+            else STACK
+            if device.startswith("cuda")
+            else SHARE
+            if _begins_with_linear(dataset, name)
+            else 1
+        )
+        tasks += [group[start : start + most] for start in range(0, len(group), most)]
+    return tasks
+
+
+@cache
+def _begins_with_linear(dataset: str, name: str) -> bool:
+    splits = data.load(dataset)
+    try:
+        model = models.build(name, splits.input_shape, splits.classes, seed=0)
+    except UserError:  # the run itself will say so
+        return False
+    return isinstance(
+        next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)),
+        torch.nn.Linear,
+    )
+
+
+def check_layers(runs: Sequence[Run]) -> None:
+    """Raise a ``UserError`` for layers that a network has not, or that leave nothing to prune: of
+    the study, not of every run."""
+    for run in {
+        (run.dataset, run.model, run.include, run.exclude, run.floor, run.sparsity): run
+        for run in runs
+    }.values():
+        if run.include or run.exclude or run.floor:
+            splits = run.splits()
+            model = models.build(run.model, splits.input_shape, splits.classes, seed=0)
+            if least := layers.limits(model, **run.chosen_layers()):
+                layers.check_room(least, 1 - run.sparsity, masks.size(masks.ones(model)))
