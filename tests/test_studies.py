@@ -1328,7 +1328,7 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
 def test_every_method_has_a_name_and_looks_of_its_own():
     """Those of figures that are published keep theirs."""
     assert (
-        {"dense", *studies.pruning.PRUNERS, *studies.LEARNERS}
+        {"dense", *prune.pruning.PRUNERS, *studies.LEARNERS}
         == names.METHODS.keys()
         == names.COLOURS.keys()
         == names.MARKERS.keys()
