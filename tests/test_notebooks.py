@@ -66,3 +66,10 @@ def test_a_notebook_runs_from_its_own_folder_in_under_two_minutes(name, tmp_path
         resources={"metadata": {"path": str(NOTEBOOKS[name].parent)}},
     ).execute()
     assert time.perf_counter() - start < 120
+
+
+@pytest.mark.parametrize("name", sorted(set(NOTEBOOKS) - {"playground"}))
+def test_a_line_of_code_has_at_most_100_columns(name):
+    cells = nbformat.read(NOTEBOOKS[name], as_version=4).cells
+    code = [cell.source for cell in cells if cell.cell_type == "code"]
+    assert not [line for source in code for line in source.splitlines() if len(line) > 100]
