@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pandas as pd
 
 from panning_core import data
-from panning_core.experiments import studies
+from panning_core.experiments import profiles, studies, sweep
 
 from .train import mnist_is_here
 
@@ -34,7 +34,8 @@ def grid(quick: bool) -> pd.DataFrame:
         # No profile holds this grid, and its ledger is thrown away; all else is the way that every study takes.
         with (
             patch.dict(os.environ, PANNING_RESULTS=folder),
-            patch.object(studies, "section", lambda *_: {"grid": [GRID]}),
+            patch.object(profiles, "section", lambda *_: {"grid": [GRID]}),
+            patch.object(sweep, "section", lambda *_: {"grid": [GRID]}),
         ):
             start = time.perf_counter()
             lines = studies.sweep("grid", "benchmarks", jobs=JOBS)

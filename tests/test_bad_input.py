@@ -25,7 +25,7 @@ from panning_core import ROOT, compaction, data, errors, masks, metrics, models,
 from panning_core.agent import learning, policies
 from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.experiments import ledger, studies
+from panning_core.experiments import ledger, profiles, studies
 from panning_core.experiments.ledger import Ledger
 from panning_core.methods import gumbel_softmax, iterative_magnitude
 from panning_core.reporting import notebooks
@@ -50,7 +50,7 @@ class Desk:
         self.checkout = Checkout(folder / "checkout")
         self.checkout.notebook("01_tiny", PARAMETERS)
         self.checkout.profile({"01_tiny": {"grid": [PRUNED]}})
-        for module in (panning_core, studies, notebooks):
+        for module in (panning_core, profiles, notebooks):
             monkeypatch.setattr(module, "ROOT", self.checkout.root)
         monkeypatch.delenv("PANNING_RESULTS", raising=False)
 

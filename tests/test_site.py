@@ -14,7 +14,7 @@ from PIL import Image, ImageChops
 
 import panning_core
 from panning_core import ROOT
-from panning_core.experiments import studies
+from panning_core.experiments import profiles, studies
 from panning_core.reporting import site
 from panning_core.reporting import study as showing
 
@@ -197,7 +197,7 @@ def folder(tmp_path_factory):
     """The folder of a small profile's site."""
     made = Checkout(tmp_path_factory.mktemp("site") / "checkout")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (panning_core, studies, site):
+        for module in (panning_core, profiles, site):
             patch.setattr(module, "ROOT", made.root)
         patch.delenv("PANNING_RESULTS", raising=False)
         write(made)
@@ -345,7 +345,7 @@ def test_a_notebook_that_reads_another_study_narrows_nothing(pages):
 )
 def test_a_provenance_decides_whose_runs_a_table_shows(folder, monkeypatch, provenance, where):
     root = folder.parent.parent.parent
-    for module in (panning_core, studies, site):
+    for module in (panning_core, profiles, site):
         monkeypatch.setattr(module, "ROOT", root)
     table = pd.DataFrame({"method": ["SNIP"], "90 %": ["95.00"]})
     assert site.Site("tiny").references("02_mixed", "a.md", table, provenance) == [[None, where]]
@@ -395,7 +395,8 @@ def test_accuracies_of_the_committed_sweep_are_the_means_of_the_runs_they_link_t
     for name in (
         "accuracy_lenet300_standardised",
         "accuracy_lenet300_authors",
-        "accuracy_lenet5_standardised",
+        "accuracy_lenet5_standardised_80_epochs",
+        "accuracy_lenet5_standardised_4_epochs",
     ):
         table = pd.read_csv(
             made.folder("03_sparsity_sweep") / f"{name}.csv", dtype=str, keep_default_na=False
@@ -412,7 +413,7 @@ def test_accuracies_of_the_committed_sweep_are_the_means_of_the_runs_they_link_t
                         site.number(cell), abs=0.0051
                     ), (name, facets)
                     checked += 1
-    assert checked == 16 * 6 + 8 * 3 + 15 * 4
+    assert checked == 16 * 6 + 8 * 3 + 8 * 2 + 15 * 4
 
 
 # --- pages ---
@@ -488,7 +489,7 @@ def test_a_page_says_what_its_runs_were_made_with(pages):
 
 def test_a_study_that_no_longer_came_through_loses_its_page(tmp_path, monkeypatch):
     made = Checkout(tmp_path / "checkout")
-    for module in (panning_core, studies, site):
+    for module in (panning_core, profiles, site):
         monkeypatch.setattr(module, "ROOT", made.root)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)
     write(made)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from panning_core.analysis import statistics
+from panning_core.errors import UserError
 from panning_core.analysis.statistics import (
     compare,
     compare_errors,
@@ -264,3 +265,28 @@ def test_four_of_five_true_differences_are_seen(seeds, rivals, sparsities, lead)
 
 def test_no_worse_can_be_reached():
     assert simulated(0, 10, 4, 1)["no worse"] >= 0.6
+
+
+def test_the_spread_is_split_between_groups_and_inside_them():
+    """Against the deviations that the numbers were drawn with."""
+    draw = np.random.default_rng(0)
+    masks, orders = 400, 3
+    values = 0.8 + draw.normal(0, 0.03, (masks, 1)) + draw.normal(0, 0.05, (masks, orders))
+    runs = pd.DataFrame(
+        [(m, o, values[m, o]) for m in range(masks) for o in range(orders)],
+        columns=["seed", "order", "test_accuracy"],
+    )
+    found = statistics.parts(runs, "seed", "order")
+    assert (found.groups, found.each) == (masks, orders)
+    assert found.between == pytest.approx(0.03, rel=0.15)
+    assert found.within == pytest.approx(0.05, rel=0.1)
+
+
+def test_equal_groups_have_no_spread_between_them_and_one_group_is_refused():
+    runs = pd.DataFrame(
+        [(m, o, o / 10) for m in range(3) for o in range(3)],
+        columns=["seed", "order", "test_accuracy"],
+    )
+    assert statistics.parts(runs, "seed", "order").between == 0
+    with pytest.raises(UserError, match="1 values of seed and 3 of order; both need two"):
+        statistics.parts(runs[runs.seed == 0], "seed", "order")

@@ -485,11 +485,7 @@ def test_a_run_of_no_epochs_is_only_pruned():
     assert all(
         found[name] == trained[name] for name in ("layers", "effective_weights", "flops_nonzero")
     )
-    assert (
-        tidy([{"key": "", "run": RUN.canonical(), "metrics": found}])
-        .test_accuracy.isna()
-        .all()
-    )
+    assert tidy([{"key": "", "run": RUN.canonical(), "metrics": found}]).test_accuracy.isna().all()
 
 
 def test_returns_are_what_the_environment_pays_and_change_nothing_else():
@@ -589,9 +585,9 @@ def test_the_network_of_any_run_is_recorded_if_asked_for(method, digits):
         and prune.masks.count(mask) == found["effective_weights"]
     )
     assert "network" not in studies.execute(dataclasses.replace(run, network=False))
-    assert tidy(
-        [{"key": run.key(), "run": run.canonical(), "metrics": found}]
-    ).method.tolist() == [method]
+    assert tidy([{"key": run.key(), "run": run.canonical(), "metrics": found}]).method.tolist() == [
+        method
+    ]
 
 
 def test_a_diverged_run_is_a_result_that_says_so(monkeypatch):
@@ -1289,18 +1285,18 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
         "-m", "panning_core.experiments.studies", STUDY, "--profile", "tiny", "--jobs", "2"
     )
     ledger = checkout.ledger(STUDY)
-    sweep = subprocess.Popen(**command)
+    process = subprocess.Popen(**command)
     try:
         deadline = time.monotonic() + 600
         while not (ledger.exists() and ledger.read_bytes().count(b"\n") >= 2):
-            assert sweep.poll() is None and time.monotonic() < deadline, sweep.communicate()[1]
+            assert process.poll() is None and time.monotonic() < deadline, process.communicate()[1]
             time.sleep(0.005)
     finally:
-        os.killpg(sweep.pid, signal.SIGKILL)
-        sweep.communicate()
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     before = ledger.read_bytes()
     recorded = before[: before.rfind(b"\n") + 1]
-    assert sweep.returncode == -signal.SIGKILL and 2 <= recorded.count(b"\n") < 8
+    assert process.returncode == -signal.SIGKILL and 2 <= recorded.count(b"\n") < 8
     ledger.write_bytes(recorded + b'{"key": "half a li')
 
     again = subprocess.run(**command, timeout=300)

@@ -10,7 +10,7 @@ from PIL import Image
 
 import panning_core
 from panning_core.errors import UserError
-from panning_core.experiments import studies
+from panning_core.experiments import profiles, studies
 from panning_core.experiments.ledger import Ledger
 from panning_core.reporting import verify
 
@@ -42,7 +42,7 @@ def made(tmp_path, monkeypatch):
             }
         }
     )
-    for module in (panning_core, studies, verify):
+    for module in (panning_core, profiles, verify):
         monkeypatch.setattr(module, "ROOT", made.root)
     for name in [name for name in os.environ if name.startswith("PANNING_")]:
         monkeypatch.delenv(name)
@@ -76,7 +76,7 @@ def test_fine_results_verify_and_every_change_is_named(made, tmp_path, monkeypat
     assert verify.verify("tiny", 1, seed=7) == 0
     told = capsys.readouterr().out
     assert (
-        "6 of 6 files are the same" in told
+        "7 of 7 files are the same" in told
         and told.count("equal to the bit") == 1
         and told.endswith("tiny: verified\n")
     )
@@ -115,7 +115,7 @@ def test_fine_results_verify_and_every_change_is_named(made, tmp_path, monkeypat
         True,
     ]
     assert (
-        told[3].endswith("3 of 6 files are the same when made again from the ledgers")
+        told[3].endswith("4 of 7 files are the same when made again from the ledgers")
         and told[-1] == "tiny: NOT verified"
     )
 

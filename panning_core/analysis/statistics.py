@@ -14,6 +14,8 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit  # scipy.stats takes ten times as long a call
 
+from ..errors import UserError
+
 LEVEL = 0.05  #: of every test; intervals cover 1 - LEVEL
 LEAST = 5  #: seeds below which there is no verdict, only numbers
 RULE = "Student, paired over seeds; Holm"  #: what tables call the rule
@@ -214,3 +216,31 @@ def ranked(cells: pd.DataFrame) -> pd.DataFrame:
 def decisive(cells: pd.DataFrame) -> pd.Series:
     """The cell on which the verdict hangs, the one least favourable to the claim."""
     return ranked(cells).iloc[0]
+
+
+class Parts(NamedTuple):
+    """Deviations of a one-way analysis of variance, in units of what was measured."""
+
+    mean: float
+    between: float  #: of the groups' true means; 0 where the spread inside explains theirs
+    within: float  #: inside a group
+    groups: int
+    each: int  #: measurements of a group, on average
+
+
+def parts(runs: pd.DataFrame, group: str, inside: str, value: str = "test_accuracy") -> Parts:
+    """How much of the spread of ``value`` lies between the groups, and how much inside them.
+
+    Args:
+        group, inside: columns; what differs between the groups, and within one.
+
+    Raises:
+        UserError: fewer than two groups, or than two values in a group.
+    """
+    table = runs.pivot(index=group, columns=inside, values=value)
+    groups, each = table.shape
+    if groups < 2 or each < 2:
+        raise UserError(f"{groups} values of {group} and {each} of {inside}; both need two")
+    within = float(table.var(axis=1, ddof=1).mean())
+    between = max(0.0, float(table.mean(axis=1).var(ddof=1)) - within / each)
+    return Parts(float(table.stack().mean()), between**0.5, within**0.5, groups, each)

@@ -13,6 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import quote
 
@@ -431,7 +432,11 @@ class Site:
             for line in self.lines(source, "runs")
         }
         given = {"current": "yes"} if "current" in runs else {}
-        for part in Path(file).stem.split("_"):
+        if "order" in runs:  # a table of masks shows their usual order
+            given["order"] = _word(None)
+        for part, after in pairwise([*Path(file).stem.split("_"), ""]):
+            if after == "epochs":
+                given["epochs"] = part
             given |= (
                 {"network": names.MODELS[part]}
                 if part in names.MODELS
