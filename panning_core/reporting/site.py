@@ -38,6 +38,7 @@ from .study import MIME, VERDICTS
 OVERVIEW = "00_overview"
 GUIDE = "guide_add_your_own_metric"
 #: What a column of labels says of the runs behind its row. "rival" or "subject" say nothing: a difference stands on the runs of two methods.
+USUAL = "by seed"  #: the order of the training images, where a run names no other
 FACETS = {
     "data": "data",
     "network": "network",
@@ -157,7 +158,7 @@ def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:
     others = (
         tidy[[name for name in tidy if name in rest]]
         .rename(columns={"network": "network recorded"})
-        .assign(current=tidy.key.isin(current))
+        .assign(current=tidy.key.isin(current), order=[_order(line) for line in lines])
     )
     results = pd.DataFrame(
         {
@@ -187,6 +188,10 @@ def other_table(lines: list[dict], kind: Callable[[dict], object]) -> pd.DataFra
     return pd.concat(
         [keys, _varying(settings), results.rename(columns=_spaced), _origins(lines)], axis=1
     ).astype(str)
+
+
+def _order(line: dict) -> str:
+    return str(line["run"].get("order", USUAL))
 
 
 def _varying(settings: pd.DataFrame) -> pd.DataFrame:
@@ -433,7 +438,7 @@ class Site:
         }
         given = {"current": "yes"} if "current" in runs else {}
         if "order" in runs:  # a table of masks shows their usual order
-            given["order"] = _word(None)
+            given["order"] = USUAL
         for part, after in pairwise([*Path(file).stem.split("_"), ""]):
             if after == "epochs":
                 given["epochs"] = part
