@@ -1,5 +1,6 @@
 """The laboratory in one name, for scripts: what a run is, how it is done, and a sweep over many."""
 
+from .errors import command_line
 from .experiments.studies import (
     CONTROLS,
     LEARNERS,
@@ -41,3 +42,6 @@ __all__ = [
     "sweep",
     "toys",
 ]
+
+if __name__ == "__main__":
+    command_line(main)
