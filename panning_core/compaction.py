@@ -25,12 +25,11 @@ from .masks import Mask
 from .models import Block, input_shape, prunable
 
 Chain = list[tuple[str, nn.Module]]
-Link = tuple[
-    Chain, int, int
-]  # with the streams that it reads and writes; of stream 0, the network's input and output, everything stays
-Ways = dict[
-    str, tuple
-]  # tensor -> (there, here): True in the full and in the smaller one at the entries that are the same
+# With the streams that it reads and writes; of stream 0, the network's input and output, everything
+# stays.
+Link = tuple[Chain, int, int]
+# Tensor -> (there, here): True in the full and in the smaller one at the entries that are the same
+Ways = dict[str, tuple]
 
 #: What compaction reads besides ``Sequential`` and ``Block``: the attributes that matter, and the value that each must have.
 KNOWN = {
@@ -70,9 +69,8 @@ class Compact:
     mask: Mask
     _whole: Mask = field(repr=False)  # of the full network
     _ways: Ways = field(repr=False)
-    _shifts: dict[str, Tensor] = field(
-        repr=False
-    )  # what folding added to a tensor of the smaller network
+    # What folding added to a tensor of the smaller network
+    _shifts: dict[str, Tensor] = field(repr=False)
 
     def narrow(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The part of tensors shaped like the full network's weights that the smaller one has; 0 where that was pruned."""
@@ -142,9 +140,8 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     except Exception as error:  # what else hangs on the modules decides
         raise UserError(f"compaction cannot copy this network: {error}") from error
     graph.inherit(small, model)
-    used = {
-        name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()
-    }  # [outputs, inputs, taps], of the full network
+    # [outputs, inputs, taps], of the full network
+    used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}
     ways, shifts = {}, {}
     links = chains(small)
     if fold:
@@ -157,10 +154,11 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
 
 
 def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    # named_children() would leave out the second use of a module.
     for (
         name,
         module,
-    ) in model._modules.items():  # named_children() would leave out the second use of a module
+    ) in model._modules.items():
         if type(module) is nn.Sequential:
             yield from _layers(module, f"{prefix}{name}.")
         else:
@@ -224,9 +222,8 @@ def chains(model: nn.Module) -> list[Link]:
 
 def _fold(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
     """Takes out of ``used`` what carries a constant to a tensor that can hold it; ``shifts`` says what to add there."""
-    value = torch.tensor(
-        nan
-    )  # of each channel, nan where it varies; what a chain begins with varies
+    # Of each channel, nan where it varies; what a chain begins with varies.
+    value = torch.tensor(nan)
     for (name, module), (after, following) in pairwise([*chain, ("", None)]):
         if isinstance(module, WEIGHTED):
             taps, biased = used[f"{name}.weight"], module.bias is not None
@@ -265,20 +262,20 @@ def _trim(links: list[Link], used: Mask) -> tuple[dict[str, Tensor], list[Tensor
     weighted = [
         [name for name, module in chain if isinstance(module, WEIGHTED)] for chain, _, _ in links
     ]
+    # Of stream 0 one entry for all
     live, units, rest = (
         [next(iter(used.values())).new_ones(1)],
         {},
         {},
-    )  # of stream 0 one entry for all
+    )
     for names, (_, source, target) in zip(weighted, links):
         if target == len(live):
             live.append(
                 live[0].new_zeros(len(used[f"{names[-1]}.weight"]) if names else len(live[source]))
             )
     before: list[Tensor] = []
-    while not (
-        before and all(map(torch.equal, before, live))
-    ):  # a block reads the stream that it writes
+    # A block reads the stream that it writes.
+    while not (before and all(map(torch.equal, before, live))):
         before = list(live)
         for names, (_, source, target) in reversed([*zip(weighted, links)]):
             read = live[target]

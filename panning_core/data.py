@@ -24,14 +24,14 @@ from . import ROOT
 from .errors import UserError, shown, told, unknown, whole
 from .plugins import Table
 
-Raw = tuple[
-    np.ndarray, np.ndarray, np.ndarray, np.ndarray
-]  # uint8 or float images [n, c, h, w] and labels [n]: train, test
+# uint8 or float images [n, c, h, w] and labels [n]: train, test
+Raw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
+#: of images in parquet files; for others Pillow may start a program, such as Ghostscript
 FORMATS = (
     "PNG",
     "JPEG",
-)  #: of images in parquet files; for others Pillow may start a program, such as Ghostscript
+)
 READING = 3  #: times the size of a set is in memory while it is standardised and split
 VALIDATION_FRACTION = (
     0.1  #: of the official training images; never trained on, the only data a choice may look at
@@ -89,9 +89,8 @@ def _digits() -> Raw:
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
-    order = np.random.default_rng(0).permutation(
-        len(labels)
-    )  # scikit-learn names no official test set
+    # scikit-learn names no official test set.
+    order = np.random.default_rng(0).permutation(len(labels))
     images, labels, cut = (
         images.reshape(-1, 1, 8, 8)[order].astype(np.float32),
         labels[order],
@@ -131,9 +130,8 @@ def _download(make, name: str, train: bool):
     ]
     try:
         return make(folder(), train=train, download=True)
-    except (
-        Exception
-    ) as error:  # no network, a read-only folder, a damaged file: torchvision raises many kinds
+    except Exception as error:
+        # No network, a read-only folder, a damaged file: torchvision raises many kinds.
         for path in new:  # it makes them before it knows
             with suppress(OSError):
                 path.rmdir()
@@ -186,9 +184,8 @@ DATASETS = Table(
         "fashion-mnist": _torchvision("FashionMNIST"),
         "cifar10": _torchvision("CIFAR10"),
         "cifar100": _torchvision("CIFAR100"),
-        "cifar10-jpeg": lambda: _parquet(
-            folder() / "cifar10-jpeg"
-        ),  # a name that a profile may have where the files are not
+        # A name that a profile may have where the files are not.
+        "cifar10-jpeg": lambda: _parquet(folder() / "cifar10-jpeg"),
     },
 )
 #: how pixels become inputs; ``authors`` is what the code of Kang et al. 2022 does (``AUTHORS``)

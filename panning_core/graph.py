@@ -31,10 +31,11 @@ from .errors import UserError, shown
 
 KINDS = (nn.Conv2d, nn.Linear)  #: of module, whose weights are prunable by themselves
 _LAYERS = (nn.modules.conv._ConvNd, nn.Linear)
+#: the modules with parameters that have paths
 _FOLLOWED = (
     *_LAYERS,
     nn.modules.batchnorm._BatchNorm,
-)  #: the modules with parameters that have paths
+)
 #: one input [1, ...], zeros, of a network that has read a batch
 _SEEN: WeakKeyDictionary[nn.Module, Tensor] = WeakKeyDictionary()
 

@@ -77,9 +77,8 @@ def unflatten(vector: Tensor, like: Mask | Scores) -> dict[str, Tensor]:
 
 def places(vector: Tensor) -> Tensor:
     """Where a boolean vector is True, ascending."""
-    return torch.from_numpy(np.flatnonzero(vector.cpu().numpy())).to(
-        vector.device
-    )  # torch.nonzero takes ten times as long
+    # torch.nonzero takes ten times as long.
+    return torch.from_numpy(np.flatnonzero(vector.cpu().numpy())).to(vector.device)
 
 
 def numbers(mask: Tensor, dtype: torch.dtype = torch.double) -> Tensor:
@@ -110,9 +109,8 @@ def _top(values: np.ndarray, keep: int) -> np.ndarray:
         chosen[:], near, rest = False, np.arange(len(values)), keep
     if rest:
         found = values[near]
-        threshold = (
-            torch.from_numpy(found).kthvalue(len(found) - rest + 1).values.numpy()
-        )  # np.partition is slow where many are equal
+        # np.partition is slow where many are equal.
+        threshold = torch.from_numpy(found).kthvalue(len(found) - rest + 1).values.numpy()
         above = found > threshold
         above[np.flatnonzero(found == threshold)[: rest - np.count_nonzero(above)]] = True
         chosen[near] = above
@@ -260,9 +258,8 @@ def keep_top(
 
 def count(mask: Mask) -> int:
     """How many weights are kept."""
-    return sum(
-        int(np.count_nonzero(m.cpu().numpy())) for m in mask.values()
-    )  # PyTorch's sum takes five times as long
+    # PyTorch's sum takes five times as long.
+    return sum(int(np.count_nonzero(m.cpu().numpy())) for m in mask.values())
 
 
 def size(mask: Mask) -> int:
@@ -304,9 +301,10 @@ def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str 
             return {}
         return effective(model, {name: m & (scores[name] > -torch.inf) for name, m in top.items()})
 
+    # The number of living weights grows with n.
     kept = (
         bisect_right(range(total + 1), round(density * total), key=lambda n: count(living(n))) - 1
-    )  # it grows with n
+    )
     mask = living(kept)
     if not count(mask):
         raise UserError(
@@ -388,13 +386,11 @@ def arrays(path: str | Path, most: int) -> dict[str, np.ndarray]:
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > most:
             raise ValueError("it is too large")
-        if (
-            damaged := archive.testzip()
-        ):  # NumPy may stop before the end of a member, where its checksum would be looked at
+        # NumPy may stop before the end of a member, where its checksum would be looked at.
+        if damaged := archive.testzip():
             raise ValueError(f"{damaged} is damaged")
-        for member in (
-            archive.infolist()
-        ):  # a few bytes can claim a huge array, and NumPy makes room for it before it reads
+        # A few bytes can claim a huge array, and NumPy makes room for it before it reads.
+        for member in archive.infolist():
             with archive.open(member) as file:
                 np.lib.format.read_magic(file)
                 shape, _, kind = np.lib.format.read_array_header_1_0(file)

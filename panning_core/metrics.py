@@ -200,10 +200,11 @@ def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores
 def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]]:
     """``synflow_products`` of the weights as they are now, for one mask after another: (mask, batch) -> (products [weights], R)."""
     theta = flatten(prunable(model)).double()
+    # |theta * M| and M of the mask before
     masked, last = (
         torch.zeros_like(theta),
         torch.zeros_like(theta, dtype=torch.bool),
-    )  # |theta * M| and M of the mask before
+    )
     layers = unflatten(theta, prunable(model))
     weights = {name: w.requires_grad_() for name, w in unflatten(masked, layers).items()}
 

@@ -191,9 +191,8 @@ MODELS = Table(
         ),
         "resnet18": resnet([64, 128, 256, 512], 2),
         "resnet20": resnet([16, 32, 64], 3),
-        "resnet32": resnet(
-            [32, 64, 128], 5
-        ),  # twice as wide as He et al.'s, as GraSP's and Panning's code have it
+        # Twice as wide as He et al.'s, as GraSP's and Panning's code have it.
+        "resnet32": resnet([32, 64, 128], 5),
     },
 )
 

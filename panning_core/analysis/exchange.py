@@ -30,6 +30,7 @@ from ..errors import UserError, shown
 from ..masks import Mask
 from ..models import input_shape, modes, prunable
 
+#: what such a file holds is run when it is read
 PICKLES = (
     ".pt",
     ".pth",
@@ -37,7 +38,7 @@ PICKLES = (
     ".ckpt",
     ".pkl",
     ".pickle",
-)  #: what such a file holds is run when it is read
+)
 
 
 # --- in -------------------------------------------------------------------------------------------
@@ -147,9 +148,8 @@ def zeros(model: nn.Module, mask: Mask) -> dict[str, Tensor]:
         for name, value in model.state_dict().items()
     }
     own = prunable(model)
-    for name, value in model.state_dict(
-        keep_vars=True
-    ).items():  # a tensor that layers share has several names
+    # A tensor that layers share has several names.
+    for name, value in model.state_dict(keep_vars=True).items():
         for weight, m in mask.items():
             if value is own[weight]:
                 state[name][~m] = 0.0

@@ -91,9 +91,8 @@ def rebuild(card: dict) -> tuple[nn.Module, Mask]:
                     _read(card["others"][name], (int, float), tensor.numel()).view(tensor.shape)
                 )
         return model, mask
-    except (
-        Exception
-    ) as error:  # a wrong key, kind, length or place: Python and PyTorch raise many kinds
+    except Exception as error:
+        # A wrong key, kind, length or place: Python and PyTorch raise many kinds.
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__} "
         raise UserError(f"this is not a network that was recorded here: {kind}{error}") from error
 

@@ -45,9 +45,8 @@ def interval(values: Sequence[float]) -> Estimate:
     Raises:
         ValueError: no values, or one that is not finite.
     """
-    values = np.sort(
-        np.asarray(values, dtype=float)
-    )  # the same values give the same bits, in whatever order
+    # The same values give the same bits, in whatever order.
+    values = np.sort(np.asarray(values, dtype=float))
     if not values.size or not np.isfinite(values).all():
         raise ValueError(f"an interval needs finite values, got {values}")
     mean, n = float(values.mean()), len(values)

@@ -50,9 +50,8 @@ class Ledger:
             return b""
         try:
             with open(self.path, "rb") as file:
-                fcntl.flock(
-                    file, fcntl.LOCK_SH
-                )  # a line that is just being written is not a torn one
+                # A line that is just being written is not a torn one.
+                fcntl.flock(file, fcntl.LOCK_SH)
                 return file.read()
         except OSError as error:
             raise UserError(
@@ -115,9 +114,8 @@ class Ledger:
             while True:
                 with open(self.path, "a+b", buffering=0) as file:
                     fcntl.flock(file, fcntl.LOCK_EX)
-                    if os.path.samestat(
-                        os.fstat(file.fileno()), os.stat(self.path)
-                    ):  # else a repair has put another in its place
+                    # Otherwise a repair has put another file in its place.
+                    if os.path.samestat(os.fstat(file.fileno()), os.stat(self.path)):
                         file.seek(0)
                         yield file
                         return

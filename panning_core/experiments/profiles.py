@@ -47,14 +47,12 @@ def profile(name: str) -> dict[str, dict]:
         raise UserError(
             f"{path} can not be read ({error.strerror}); a profile is a text file"
         ) from error
-    except (
-        Exception
-    ) as error:  # a YAMLError, and for a damaged text or a value like !!int x, many other kinds
+    except Exception as error:
+        # A YAMLError, and for a damaged text or a value like !!int x, many other kinds.
         raise UserError(f"{path} is not YAML: {error}".replace("\n", " ")) from error
     left, values = LARGEST, [content]
-    while (
-        values and left
-    ):  # a few lines of anchors can stand for more values than any memory holds, or for themselves
+    # A few lines of anchors can stand for more values than any memory holds, or for themselves.
+    while values and left:
         value, left = values.pop(), left - 1
         values += (
             value.values()
@@ -112,9 +110,8 @@ def trainings(section: dict) -> dict[str, list[learning.Training]]:
     Raises:
         UserError: an unknown or missing field, or a value out of range.
     """
-    from ..agent import (
-        learning,
-    )  # needs gymnasium, which a machine that only prunes and trains may lack
+    # Here, as it needs gymnasium, which a machine that only prunes and trains may lack.
+    from ..agent import learning
 
     known, found = ["name", *(f.name for f in dataclasses.fields(learning.Training))], {}
     entries = section.get("agents", [])

@@ -80,9 +80,8 @@ def main() -> int:
     options = parser.parse_args()
     plugins.load_plugins(options.plugin)
     if options.merge:
-        wanted = {
-            run.key() for run in runs(options.study, options.profile)
-        }  # the names must be right
+        # The names must be right.
+        wanted = {run.key() for run in runs(options.study, options.profile)}
         if (rows := Ledger(options.merge).rows()) and wanted.isdisjoint(row["key"] for row in rows):
             raise UserError(
                 f"{options.merge} holds no run of {options.study} in the profile {options.profile}; it is another study's, or another profile's"
@@ -99,11 +98,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    from panning_core.experiments import (
-        studies,
-    )  # the workers must find these names in the module, not in __main__
-
-    command_line(studies.main)
+    command_line(main)
 else:
     with suppress(UserError):  # a plugin that is broken is named where a profile is read
         plugins.load_plugins()

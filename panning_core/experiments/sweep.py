@@ -20,11 +20,11 @@ from tqdm import tqdm
 
 from .. import data
 from ..errors import UserError, unknown
-from ..experiments.ledger import Ledger
-from ..experiments.workers import WorkerDied, spread
 from ..runs import prune, toy
 from . import provenance
+from .ledger import Ledger
 from .profiles import folder, runs, section, trainings
+from .workers import WorkerDied, spread
 
 if TYPE_CHECKING:
     from ..agent import learning
@@ -55,7 +55,6 @@ def teach(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
             jobs,
             lambda t: _is_to_learn(t, ledger),
             f"of {len(wanted)} agents of {study}",
-            lambda t: t.name(),
         )
     return _in_order(ledger, wanted)
 
@@ -127,9 +126,8 @@ def _learn(trainings: list[learning.Training], ledger: Ledger) -> list[dict]:
                 "evaluations": told["evaluations"],
             }
             line = provenance.line(training, found, told["seconds"])
-            ledger.append(
-                line
-            )  # while the lock is held, so that a sweep that waits for it finds the line
+            # While the lock is held, so that a sweep that waits for it finds the line.
+            ledger.append(line)
             learning.checkpoint(training, policy.parent).unlink(missing_ok=True)
     except Exception as error:
         line = provenance.line(training, error, time.perf_counter() - start)
@@ -170,7 +168,6 @@ def toys(study: str, profile_name: str, jobs: int | None = None) -> list[dict]:
             jobs,
             lambda each: each.key() not in ledger,
             f"of {len(toys)} toys of {study}",
-            repr,
         )
     return [
         {**line, "toy": dataclasses.asdict(toys[line["key"]])}
@@ -218,7 +215,6 @@ def _record(
     jobs: int | None,
     lacking: Callable[[object], bool],
     whole: str,
-    name: Callable[[object], str],
     device: str = "cpu",
     progress: Callable[[int], object] = lambda done: None,
 ) -> None:
@@ -240,7 +236,7 @@ def _record(
             ledger.append(*lines)
             progress(len(task))
             failed += [
-                f"{name(each)}: {line['error']}"
+                f"{each.name()}: {line['error']}"
                 for each, line in zip(task, lines)
                 if "error" in line
             ]
@@ -276,9 +272,8 @@ def check_machine(jobs: int | None, device: str) -> None:
         index = None
     if index is None:
         raise unknown("device", device, ("cpu", "cuda"))
-    here = not os.environ.get(
-        "PANNING_SCHEDULER"
-    )  # else it is the cluster's workers that need the device
+    # On a cluster it is the workers that need the device.
+    here = not os.environ.get("PANNING_SCHEDULER")
     if device != "cpu" and here and not torch.cuda.is_available():
         raise UserError(
             f"device is {device} but PyTorch sees no CUDA device here; use --device cpu"
@@ -309,19 +304,19 @@ def sweep(
     if missing:
         ledger.check_writable()
         for dataset, normalisation in {(run.dataset, run.normalisation) for run in missing}:
-            data.load(
-                dataset, normalisation
-            )  # a missing file is an error of the study, not of every run
+            # A missing file is an error of the study, not of every run.
+            data.load(dataset, normalisation)
         prune.check_layers(missing)
         if "agents" in section(study, profile_name):
             teach(study, profile_name, jobs)
+        # A log file wants few lines.
         with tqdm(
             total=len(wanted),
             initial=len(wanted) - len(missing),
             desc=study,
             unit="run",
             mininterval=0.5 if sys.stderr.isatty() else 30,
-        ) as bar:  # a log file wants few lines
+        ) as bar:
             _record(
                 ledger,
                 partial(_work, device=device),
@@ -329,7 +324,6 @@ def sweep(
                 jobs or (1 if device.startswith("cuda") else None),
                 lambda run: run.key() not in ledger,
                 f"of {len(wanted)} runs of {study}",
-                lambda run: json.dumps(run.canonical()),
                 device,
                 bar.update,
             )

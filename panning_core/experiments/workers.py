@@ -134,9 +134,8 @@ def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int], type[E
         ) from None
     try:
         parts = urlsplit(address)
-        socket.create_connection(
-            (parts.hostname, parts.port), PATIENCE
-        ).close()  # a client that finds nobody says more than one sentence
+        # A client that finds nobody says more than one sentence.
+        socket.create_connection((parts.hostname, parts.port), PATIENCE).close()
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(

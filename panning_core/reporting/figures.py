@@ -27,9 +27,8 @@ def accuracy_axes(
         if not groups:
             continue
         estimates = [interval(100 * group.test_accuracy) for group in groups]
-        shift = min(0.05, 0.5 / len(methods)) * (
-            place - (len(methods) - 1) / 2
-        )  # side by side, so that intervals do not hide each other
+        # Side by side, so that intervals do not hide each other.
+        shift = min(0.05, 0.5 / len(methods)) * (place - (len(methods) - 1) / 2)
         at = (
             [levels.index(g.sparsity.iloc[0]) + shift for g in groups]
             if x == "sparsity"
@@ -43,9 +42,8 @@ def accuracy_axes(
                 "above": [min(e.high, 100) - e.mean for e in estimates],
             }
         )
-        dead = (points["at"] == 0) & (
-            x != "sparsity"
-        )  # on no line: between them and the live ones lies nothing that was measured
+        # On no line: between them and the live ones lies nothing that was measured.
+        dead = (points["at"] == 0) & (x != "sparsity")
         for part, line in ((points[~dead], "-"), (points[dead], "")):
             axes.errorbar(
                 part["at"],

@@ -92,11 +92,12 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
     notebook = ROOT / "notebooks" / f"{study}.ipynb"
     text = notebook.read_text()
     inputs = [notebook, *sorted((ROOT / "panning_core").rglob("*.py")), *plugins.PLUGINS]
+    # It may read another study's.
     inputs += [
         path
         for path in sorted(results.glob("*/*.jsonl"))
         if path.parent.name == study or path.parent.name in text
-    ]  # it may read another study's
+    ]
     inputs += sorted((ROOT / "results" / "benchmarks").glob("*.csv")) + sorted(
         (ROOT / "results" / "published").glob("*.csv")
     )
@@ -116,9 +117,8 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
     now = stamp(study, profile_name, section)
     if mark.exists() and mark.read_text() == now and report.is_whole(target):
         return
-    mark.unlink(
-        missing_ok=True
-    )  # tables and figures change from here on, and who is stopped on the way must begin again
+    # Tables and figures change from here on, and who is stopped on the way must begin again.
+    mark.unlink(missing_ok=True)
     print(f"{study}: running the notebook", file=sys.stderr)
     execute(
         ROOT / "notebooks" / f"{study}.ipynb",

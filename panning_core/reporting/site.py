@@ -49,10 +49,12 @@ FACETS = {
     "sparsity": "sparsity",
     "control": "control",
 }
+#: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
 OTHERS = {
     "agents": learning.recorded,
     "toys": lambda run: Toy(**run),
-}  #: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
+}
+#: what a verdict begins with, and the class of its colour
 MARKS = {
     "✔": "holds",
     "◐": "part",
@@ -60,7 +62,7 @@ MARKS = {
     "✘": "fails",
     "?": "open",
     "–": "open",
-}  #: what a verdict begins with, and the class of its colour
+}
 
 
 # --- text -----------------------------------------------------------------------------------------------------------
@@ -150,11 +152,12 @@ def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:
             "epochs": tidy.epochs,
         }
     )
+    # "network" is the field here: whether the network is recorded.
     rest = {field.name for field in dataclasses.fields(studies.Run)} - {
         *known,
         "dataset",
         "model",
-    } | {"network"}  # the field: whether it is recorded
+    } | {"network"}
     others = (
         tidy[[name for name in tidy if name in rest]]
         .rename(columns={"network": "network recorded"})

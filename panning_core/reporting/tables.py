@@ -13,13 +13,14 @@ from ..analysis.statistics import interval
 from ..experiments import studies
 from .names import MODELS, method_name, percent
 
+#: outcomes in tables
 MARKED = {
     "better": "▲",
     "no worse": "≈",
     "worse": "▼",
     "open": "",
     "few": "",
-}  #: outcomes in tables
+}
 SAID = {
     "better": "better in",
     "no worse": "not worse by what matters in",

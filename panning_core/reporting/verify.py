@@ -141,9 +141,8 @@ def compare(recorded: dict, again: dict) -> tuple[float, str]:
     worst = 0.0, ""
     for name, value in leaves(recorded):
         other = here.get(name, "nothing")
-        if (
-            value != other and not name.endswith("_seconds") and name != "stack"
-        ):  # runs that learn together learn the same
+        # Runs that learn together learn the same.
+        if value != other and not name.endswith("_seconds") and name != "stack":
             numbers = all(type(v) in (int, float) for v in (value, other))
             worst = max(
                 worst,

@@ -19,9 +19,8 @@ from ..methods.gumbel_softmax import Gates, falling, fit_budget, fit_penalty
 from ..models import prunable
 from . import base
 
-WANTED = torch.tensor(
-    [[True, True, False, False], [False, False, True, True]]
-)  #: [output, input]: what each output may see
+#: [output, input]: what each output may see
+WANTED = torch.tensor([[True, True, False, False], [False, False, True, True]])
 GATES = 160  #: weights of the network
 POINTS = 1000  #: to train on, and as many to test on
 
@@ -33,9 +32,9 @@ class Toy(base.Run):
     Attributes:
         seed: of the data, the initial values and the noise.
         steps: on all points at once.
-        lr, penalty: as in ``gates.fit_penalty``, with the target 0.
+        lr, penalty: as in ``gumbel_softmax.fit_penalty``, with the target 0.
         temperature: of the gates.
-        budget, gate_lr: if there is a budget, ``gates.fit_budget`` instead.
+        budget, gate_lr: if there is a budget, ``gumbel_softmax.fit_budget`` instead.
     """
 
     kind: ClassVar[str] = "toy"
@@ -103,9 +102,8 @@ def run(toy: Toy) -> dict:
         name: torch.randn(w.shape, generator=generator) * 2**0.5 * 2 / w.shape[1]
         for name, w in prunable(model).items()
     }
-    gates = Gates(
-        model, temperature=toy.temperature, generator=generator, initial=initial
-    )  # the difference of two logits N(0, 1) * 2 / fan-in
+    # ``initial`` is the difference of two logits N(0, 1) * 2 / fan-in.
+    gates = Gates(model, temperature=toy.temperature, generator=generator, initial=initial)
     batches = repeat((x, y), toy.steps)
     if toy.budget:
         fit_budget(
