@@ -23,7 +23,11 @@ from ..plugins import Table
 #: a machine without gymnasium can prune; a plugin adds its own class.
 KINDS = Table(
     __name__ + ".KINDS",
-    {"prune": "panning_core.runs.prune.Run", "toy": "panning_core.runs.toy.Toy"},
+    {
+        "prune": "panning_core.runs.prune.Run",
+        "toy": "panning_core.runs.toy.Toy",
+        "ball-indicator": "panning_core.runs.ball_indicator.BallIndicator",
+    },
 )
 
 
