@@ -27,6 +27,7 @@ KINDS = Table(
         "prune": "panning_core.runs.prune.Run",
         "toy": "panning_core.runs.toy.Toy",
         "ball-indicator": "panning_core.runs.ball_indicator.BallIndicator",
+        "tagi": "panning_core.runs.tagi.Tagi",
     },
 )
 
