@@ -28,6 +28,7 @@ KINDS = Table(
         "toy": "panning_core.runs.toy.Toy",
         "ball-indicator": "panning_core.runs.ball_indicator.BallIndicator",
         "tagi": "panning_core.runs.tagi.Tagi",
+        "quantise": "panning_core.runs.quantise.Quantise",
     },
 )
 
