@@ -17,7 +17,8 @@ try:
     from numba.core import cgutils
     from numba.extending import intrinsic, models, register_model
 
-    jit = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})
+    from .cache import jit
+
     primitive = intrinsic(prefer_literal=True)
 except ImportError:
     numba = None
