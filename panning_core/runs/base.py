@@ -29,6 +29,8 @@ KINDS = Table(
         "ball-indicator": "panning_core.runs.ball_indicator.BallIndicator",
         "tagi": "panning_core.runs.tagi.Tagi",
         "quantise": "panning_core.runs.quantise.Quantise",
+        "forward-selection": "panning_core.runs.forward_selection.ForwardSelection",
+        "signal-noise": "panning_core.runs.signal_noise.SignalNoise",
     },
 )
 
