@@ -31,6 +31,7 @@ KINDS = Table(
         "quantise": "panning_core.runs.quantise.Quantise",
         "forward-selection": "panning_core.runs.forward_selection.ForwardSelection",
         "signal-noise": "panning_core.runs.signal_noise.SignalNoise",
+        "telescope": "panning_core.runs.telescope.Telescope",
     },
 )
 
