@@ -26,6 +26,7 @@ KINDS = Table(
     {
         "prune": "panning_core.runs.prune.Run",
         "toy": "panning_core.runs.toy.Toy",
+        "emergent-convolution": "panning_core.runs.emergent_convolution.EmergentConvolution",
         "ball-indicator": "panning_core.runs.ball_indicator.BallIndicator",
         "tagi": "panning_core.runs.tagi.Tagi",
         "quantise": "panning_core.runs.quantise.Quantise",
