@@ -33,6 +33,7 @@ KINDS = Table(
         "forward-selection": "panning_core.runs.forward_selection.ForwardSelection",
         "signal-noise": "panning_core.runs.signal_noise.SignalNoise",
         "telescope": "panning_core.runs.telescope.Telescope",
+        "cluster-tpe": "panning_core.runs.cluster_tpe.ClusterTPE",
     },
 )
 
