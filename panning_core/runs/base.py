@@ -28,6 +28,7 @@ KINDS = Table(
         "toy": "panning_core.runs.toy.Toy",
         "emergent-convolution": "panning_core.runs.emergent_convolution.EmergentConvolution",
         "ball-indicator": "panning_core.runs.ball_indicator.BallIndicator",
+        "gaussian-process": "panning_core.runs.gaussian_process.GaussianProcess",
         "tagi": "panning_core.runs.tagi.Tagi",
         "quantise": "panning_core.runs.quantise.Quantise",
         "forward-selection": "panning_core.runs.forward_selection.ForwardSelection",
