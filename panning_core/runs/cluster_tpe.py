@@ -136,9 +136,9 @@ class Table(NamedTuple):
     test: Callable[[Configuration], float]  #: accuracy of one of them on the test images
 
 
-@lru_cache(maxsize=1)
+@lru_cache(maxsize=32)
 def tabulate(dataset: str, epochs: int, seed: int) -> Table:
-    """Train the network and evaluate everything; the last table is kept, for the other rules."""
+    """Train the network and evaluate everything; tables are kept, for the other rules."""
     splits = data.load(dataset)
     model = network(splits, seed)
     train(model, splits.train, epochs, seed)

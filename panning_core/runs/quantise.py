@@ -212,16 +212,21 @@ def measured(run: Quantise, model: nn.Module, splits: Splits) -> dict:
     weights = [layer.weight for layer in model if isinstance(layer, nn.Linear)]
     count = sum(weight.numel() for weight in weights)
     stored = sum(stored_bits(operator.mask, run.bits or FLOAT) for _, operator in pairs)
-    coded = sum(map(coded_bits, weights)) / count if run.bits else None
+    coded = _six(sum(map(coded_bits, weights)) / count) if run.bits else None
     return {
         "test_accuracy": accuracy(model, splits.test),
         "validation_accuracy": accuracy(model, splits.validation),
         "weights": count,
         "kept_weights": sum(int(operator.mask.sum()) for _, operator in pairs),
-        "zeros": sum(int((weight == 0).sum()) for weight in weights) / count,
-        "bits_per_weight": stored / count,
+        "zeros": _six(sum(int((weight == 0).sum()) for weight in weights) / count),
+        "bits_per_weight": _six(stored / count),
         "coded_bits_per_weight": coded,
         "decimals": [operator.decimals for _, operator in pairs],
         "activation_decimals": [operator.decimals for operator in activations(model)],
-        "activations_kept": [float(o.mask.double().mean()) for o in activations(model)[1:]],
+        "activations_kept": [_six(o.mask.double().mean()) for o in activations(model)[1:]],
     }
+
+
+def _six(value: float) -> float:
+    """Six significant digits."""
+    return float(f"{float(value):.6g}")
