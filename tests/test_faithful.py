@@ -358,7 +358,7 @@ def test_a_smaller_network_that_computes_something_else_is_not_used(monkeypatch)
         small.model[1].bias.data += 0.01
         return small
 
-    monkeypatch.setattr(training.compaction, "compact", wrong)
+    monkeypatch.setattr(compaction, "compact", wrong)
     for engine, words in (("dense", "compacted network"), (None, "sparse engine")):
         found, told = assert_trained_alike(mlp, engine=engine)
         assert found == "dense" and len(told) == 1 and f"the {words} has another output" in told[0]
@@ -449,7 +449,7 @@ def test_preparing_a_training_leaves_the_network_to_the_trainer(unchanged):
     """Up to the first step of the sparse engine nothing of it changes."""
     model = mlp()
     with unchanged(model):
-        training._prepare(model, some_mask(model), SPLITS, RECIPE)
+        training.engines.prepare(model, some_mask(model), SPLITS, RECIPE)
 
 
 def test_the_looks_of_an_agent_are_compared_too():

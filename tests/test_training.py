@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import data, masks, metrics, models, training
+from panning_core import data, masks, metrics, models, sparse, training
 from panning_core.errors import UserError
 from panning_core.training import Recipe
 
@@ -89,10 +89,6 @@ class Watch(training.Dense):
             }
         )
         return loss
-
-    def __init__(self, model, mask, recipe):
-        super().__init__(model, mask, recipe)
-        self.mask = mask
 
 
 @pytest.fixture
@@ -369,8 +365,8 @@ def test_a_network_that_compaction_can_not_read_is_trained_whole(digits, watch):
 
 def test_the_engine_is_chosen_by_the_density_of_what_is_left(digits, monkeypatch):
     """About half of the weights are kept; without the dead units it is all of them."""
-    monkeypatch.setattr(training, "SPARSE_BELOW", 0.6)
-    monkeypatch.setattr(training.sparse, "unsupported", lambda model: None)
+    monkeypatch.setattr(training.engines, "SPARSE_BELOW", 0.6)
+    monkeypatch.setattr(sparse, "unsupported", lambda model: None)
     model = build(digits)
     mask = masks.ones(model)
     mask["fc2.weight"][:, :250] = False
@@ -402,7 +398,7 @@ def test_the_sparse_engine_trains_what_is_left_and_the_rest_stays(digits):
 
 
 def test_without_numba_the_dense_engine_trains_and_says_so(digits, monkeypatch):
-    monkeypatch.setattr(training.sparse, "unsupported", lambda model: "numba is not installed")
+    monkeypatch.setattr(sparse, "unsupported", lambda model: "numba is not installed")
     model = build(digits)
     with pytest.warns(
         UserWarning, match="dense engine, which is slower: numba is not installed"
@@ -431,10 +427,10 @@ def test_matrix_products_are_true_float32_and_the_setting_is_left_alone():
 
 
 def test_training_leaves_the_setting_alone_too(digits, monkeypatch, watch):
-    monkeypatch.setattr(training, "_product_precision", lambda: "medium")
+    monkeypatch.setattr(training.precision, "_product_precision", lambda: "medium")
     seen = []
     monkeypatch.setattr(
-        training,
+        training.losses,
         "accuracy",
         lambda logits, y: seen.append(torch.get_float32_matmul_precision()) or 0.0,
     )
@@ -472,7 +468,7 @@ def test_a_processor_whose_fast_products_are_not_float32_is_found(monkeypatch):
         ),
     )
     with training.fast_products(torch.device("cuda")):  # it leaves the setting as it was
-        assert training._product_precision.__wrapped__() == "highest"
+        assert training.precision._product_precision.__wrapped__() == "highest"
 
 
 # --- bad input ---

@@ -147,18 +147,24 @@ def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor, loss: Loss = cross_e
 
 
 def departure(
-    model: nn.Module, mask: Mask, x: Tensor, y: Tensor, answer: Callable[[Tensor, Tensor], Answer]
+    model: nn.Module,
+    mask: Mask,
+    x: Tensor,
+    y: Tensor,
+    answer: Callable[[Tensor, Tensor], Answer],
+    loss: Loss = cross_entropy,
 ) -> str | None:
     """In which part what stands in for ``model`` differs from it on a few of the images; None if in none.
 
     Args:
         x, y: images and labels to choose from.
         answer: that of what stands in, to images and labels.
+        loss: what the gradients of ``model`` are of.
     """
     step, part = max(1, len(x) // FEW), None
     for first in range(min(TIMES, step)):
         few = x[first::step][:FEW], y[first::step][:FEW]
-        part = difference(ask(model, mask, *few), answer(*few))
+        part = difference(ask(model, mask, *few, loss), answer(*few))
         if part is None or part.startswith("output"):  # outputs have no corners
             break
     return part

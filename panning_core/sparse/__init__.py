@@ -1211,6 +1211,27 @@ class SparseNet:
             for weight, gone in self.idle:
                 weight[gone] = 0.0
 
+    def state(self) -> dict[str, Tensor]:
+        """All that the next step depends on, as copies."""
+        norms = [step for step in self.trained if isinstance(step, Norm)]
+        running = [values for step in norms for values in step.running]
+        return {
+            "values": torch.tensor(self.values),
+            "velocity": torch.tensor(self.velocity),
+            "running": torch.tensor(np.concatenate([np.zeros(0, np.float32), *running])),
+            "batches": torch.tensor([step.batches for step in norms], dtype=torch.int64),
+        }
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        """Goes on from what ``state`` gave."""
+        self.values[:], self.velocity[:] = state["values"].numpy(), state["velocity"].numpy()
+        norms, start = [step for step in self.trained if isinstance(step, Norm)], 0
+        for step, batches in zip(norms, state["batches"].tolist()):
+            step.batches = batches
+            for values in step.running:
+                values[:] = state["running"][start : start + len(values)].numpy()
+                start += len(values)
+
     def _take(self, x: Tensor) -> None:
         samples = len(x)
         self.input.value = (

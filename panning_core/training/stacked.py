@@ -1,29 +1,33 @@
-"""Train many networks of one architecture at once: what keeps a GPU busy when one of them is too small for it.
+"""Train many networks of one architecture at once: what keeps a GPU busy when one of them is too
+small for it.
 
-The networks lie side by side in one: its convolutions have a group for each, its linear layers are batched products, and
-BatchNorm, ReLU and pooling never mix channels. So a stack is an ordinary network with an ordinary mask, and the dense engine trains it.
+The networks lie side by side in one: its convolutions have a group for each, its linear layers are
+batched products, and BatchNorm, ReLU and pooling never mix channels. So a stack is an ordinary
+network with an ordinary mask, and the dense engine trains it.
 """
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import math
-import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from .. import masks, training
-from ..data import Splits
+from .. import masks
+from ..data import Split, Splits
 from ..errors import UserError
-from ..inspection import faithful, noise
+from ..inspection import faithful
 from ..masks import Mask
 from ..models import input_shape
-from ..training import Recipe
+from . import loop
+from .cost import Cost, kept
+from .dense import Dense
+from .recipe import Recipe, Step, epochs
 
 
 def _linear(layer: nn.Linear, count: int, x: Tensor) -> Tensor:
@@ -38,13 +42,16 @@ def _linear(layer: nn.Linear, count: int, x: Tensor) -> Tensor:
 
 
 def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
-    """One network from images [n, count * channels, height, width] to logits [n, count * classes]: each of ``networks`` on its share.
+    """One network from images [n, count * channels, height, width] to logits [n, count * classes]:
+    each of ``networks`` on its share.
 
-    Every parameter and buffer is theirs, one after the other along the first axis, under the same name.
+    Every parameter and buffer is theirs, one after the other along the first axis, under the same
+    name.
 
     Raises:
-        UserError: networks of different shapes; one with hooks, frozen parameters or noise of its own; or one with a layer that mixes
-            channels in another way than ``Conv2d`` and ``Linear``.
+        UserError: networks of different shapes; one with hooks, frozen parameters or noise of its
+            own; or one with a layer that mixes channels in another way than ``Conv2d`` and
+            ``Linear``.
     """
     for network in networks:
         if reason := faithful.altered(network):
@@ -71,7 +78,8 @@ def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
         raise UserError(f"these networks can not be trained as one: {error}") from error
     if not same:
         raise UserError(
-            "these networks can not be trained as one: a layer besides Conv2d and Linear mixes their channels, or draws noise"
+            "these networks can not be trained as one: a layer besides Conv2d and Linear mixes "
+            "their channels, or draws noise"
         )
     return stacked
 
@@ -92,47 +100,60 @@ def _agree(stacked: nn.Module, networks: Sequence[nn.Module], x: Tensor) -> bool
     return faithful.difference(faithful.Answer(logits, settled, gradients), found) is None
 
 
-class Stack(training.Dense):
-    """The dense engine on ``count`` networks side by side: images are [n, count, ...], labels [n, count], losses [count]."""
+class Stack(Dense):
+    """The dense engine on ``count`` networks side by side: images are [n, count, ...], labels
+    [n, count], losses [count]."""
 
-    def __init__(self, networks: Sequence[nn.Module], pruned: Sequence[Mask], recipe: Recipe):
+    def __init__(
+        self, networks: Sequence[nn.Module], pruned: Sequence[Mask], recipes: Sequence[Recipe]
+    ):
         self.networks, self.count = networks, len(networks)
-        super().__init__(
-            side_by_side(networks),
-            {name: torch.cat([mask[name] for mask in pruned]) for name in pruned[0]},
-            recipe,
-        )
+        self.seconds, self.recipes = (0.0,) * len(networks), recipes
+        one = side_by_side(networks)
+        masks_of_one = {name: torch.cat([mask[name] for mask in pruned]) for name in pruned[0]}
+        super().__init__(one, masks_of_one, recipes[0])
+
+    def epochs(self, split: Split, drawn: torch.Generator, done: int) -> Iterator[Iterator[Step]]:
+        """Each network in its own order; ``drawn`` is that of none."""
+        return map(_stack, zip(*(epochs(split, recipe) for recipe in self.recipes)))
 
     def _forward(self, x: Tensor) -> Tensor:
-        return (
-            super()._forward(x.flatten(1, 2)).unflatten(1, (self.count, -1)).transpose(1, 2)
-        )  # [n, classes, count]
+        """[n, classes, count]"""
+        logits = super()._forward(x.flatten(1, 2))
+        return logits.unflatten(1, (self.count, -1)).transpose(1, 2)
 
     def _loss(self, x: Tensor, y: Tensor) -> Tensor:
         return nn.functional.cross_entropy(self._forward(x), y, reduction="none").mean(0)
 
     def logits(self, x: Tensor) -> Tensor:
-        """[n, classes, count] for images [n, ...], which every network sees."""
+        """[n, count * classes] for images [n, ...], which every network sees."""
         self.model.eval()
         parts = (
             part[:, None].expand(-1, self.count, *part.shape[1:])
             for part in x.split(max(1, 1000 // self.count))
         )
         with torch.no_grad():
-            return torch.cat([self._forward(part) for part in parts])
+            return torch.cat([self._forward(part).mT.flatten(1) for part in parts])
 
     def store(self) -> None:
         for name, tensor in self.model.state_dict().items():
-            for network, part in zip(
-                self.networks, tensor.chunk(self.count) if tensor.dim() else [tensor] * self.count
-            ):
+            own = tensor.chunk(self.count) if tensor.dim() else [tensor] * self.count
+            for network, part in zip(self.networks, own):
                 network.state_dict()[name].copy_(part)
+
+
+def _stack(orders: Sequence[Iterator[Step]]) -> Iterator[Step]:
+    """The steps of several networks as one: images [n, count, ...], labels [n, count]."""
+    for steps in zip(*orders):
+        x, y, (lr, *_) = zip(*steps)
+        yield torch.stack(x, 1), torch.stack(y, 1), lr
 
 
 def train(
     networks: Sequence[nn.Module], pruned: Sequence[Mask], splits: Splits, recipes: Sequence[Recipe]
 ) -> list[pd.DataFrame]:
-    """``training.train`` for many networks at once, each in place under its own mask and with its own order of the images.
+    """``training.train`` for many networks at once, each in place under its own mask and with its
+    own order of the images.
 
     A network whose loss stops being finite disturbs no other; its table ends there.
 
@@ -145,44 +166,20 @@ def train(
         The table of ``training.train`` for each network.
 
     Raises:
-        UserError: another network's mask, recipes that differ, or networks that do not go ``side_by_side``.
+        UserError: another network's mask, recipes that differ, or networks that do not go
+            ``side_by_side``.
     """
     for network, mask in zip(networks, pruned, strict=True):
         masks.check(network, mask)
     if len({dataclasses.replace(recipe, seed=0) for recipe in recipes}) > 1:
         raise UserError("the recipes of a stack differ in more than their seeds")
-    start = time.perf_counter()
-    device, drawn = splits.train.x.device, torch.Generator().manual_seed(recipes[0].seed)
-    stack, rows = Stack(networks, pruned, recipes[0]), [[] for _ in networks]
-    for epoch, orders in enumerate(
-        zip(*(training.epochs(splits.train, recipe) for recipe in recipes)), 1
-    ):
-        total = 0
-        with noise.drawn_from(drawn, device):
-            for steps in zip(*orders):
-                x, y, (lr, *_) = zip(*steps)
-                total += stack.step(torch.stack(x, 1), torch.stack(y, 1), lr) * len(y[0])
-            logits = {
-                part: stack.logits(getattr(splits, part).x) for part in ("validation", "test")
-            }
-        for k, loss in enumerate((total / len(splits.train)).tolist()):
-            if not rows[k] or math.isfinite(rows[k][-1]["loss"]):
-                rows[k].append(
-                    {
-                        "epoch": epoch,
-                        "loss": loss,
-                        **{
-                            f"{part}_accuracy": training.accuracy(
-                                found[..., k], getattr(splits, part).y
-                            )
-                            for part, found in logits.items()
-                        },
-                    }
-                )
-        if not any(math.isfinite(log[-1]["loss"]) for log in rows):
-            break
-    stack.store()
-    logs = [pd.DataFrame(log) for log in rows]
-    for log in logs:
-        log.attrs.update(engine=stack.name, seconds=(time.perf_counter() - start) / len(logs))
+    # On a GPU, which stacks are for, products are what PyTorch is set to.
+    logs = loop.fit(Stack(networks, pruned, recipes), splits, products=nullcontext)
+    cost = Cost(networks[0])
+    for log, mask in zip(logs, pruned):
+        image = cost.image(kept(mask))
+        log.attrs.update(
+            reason=f"{len(networks)} networks side by side are one dense network",
+            training_flops=None if image is None else len(log) * len(splits.train) * image,
+        )
     return logs

@@ -1,0 +1,87 @@
+"""What a training needs to go on after an interruption, in one file."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..errors import UserError, told
+
+
+class Checkpoint:
+    """The file ``path`` of one training; it is read without unpickling anything but tensors and
+    plain values.
+
+    Args:
+        key: what tells this training from others, from ``fingerprint``.
+    """
+
+    def __init__(self, path: str | Path, key: str):
+        self.path, self.key = Path(path), key
+
+    def load(self) -> dict | None:
+        """What ``save`` was given last; None if there is nothing.
+
+        Raises:
+            UserError: a file that is damaged, something else, or of another training.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            found = torch.load(self.path, map_location="cpu", weights_only=True)
+            key, state = found["key"], found["state"]
+        except Exception as error:  # of many kinds
+            raise UserError(
+                f"{self.path} is not a readable checkpoint ({told(error)[:120]}); delete it and "
+                "the training begins again"
+            ) from error
+        if key != self.key:
+            raise UserError(
+                f"{self.path} is the checkpoint of another training; give the network as it was "
+                "before, with the same mask, images, recipe and options, or another path"
+            )
+        return state
+
+    def save(self, state: dict) -> None:
+        """Replaces the file at once, so that an interruption leaves the one before.
+
+        Raises:
+            UserError: a place that can not be written to.
+        """
+        new = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
+        try:
+            torch.save({"key": self.key, "state": state}, new)
+            os.replace(new, self.path)
+        except (OSError, RuntimeError) as error:
+            raise UserError(
+                f"the checkpoint can not be written to {self.path}: {told(error)}"
+            ) from error
+
+    def remove(self) -> None:
+        """The training has ended."""
+        self.path.unlink(missing_ok=True)
+
+
+def fingerprint(*parts: object) -> str:
+    """64 hex digits of tensors, mappings of tensors and whatever else has a ``repr``."""
+    digest = hashlib.sha256()
+
+    def add(part: object) -> None:
+        if isinstance(part, Tensor):
+            digest.update(f"{part.dtype} {list(part.shape)}".encode())
+            flat = part.detach().cpu().contiguous().flatten()
+            digest.update(flat.view(torch.uint8).numpy())
+        elif isinstance(part, dict):
+            for name, each in part.items():
+                digest.update(f"{name}:".encode())
+                add(each)
+        else:
+            digest.update(repr(part).encode())
+
+    for part in parts:
+        add(part)
+    return digest.hexdigest()
