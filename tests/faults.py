@@ -2,7 +2,7 @@
 
     python -m tests.faults --moments 200
 
-Every fault of ``FAULTS`` takes its turn, on ``runs.jsonl``, ``toys.jsonl`` or ``agents.jsonl``. What must hold after the restart: every
+Every fault of ``FAULTS`` takes its turn, on pruning runs, toys or agents. What must hold after the restart: every
 line that was whole is there byte for byte; every wanted run is there once; none that was recorded before the fault was begun again; the
 metrics are those of the undisturbed sweep; no process is left.
 """
@@ -42,11 +42,12 @@ GRID = [
         "seed": [0, 1, 2, 3, 4],
     }
 ]
-TOYS = [{"seed": [0, 1, 2, 3, 4, 5], "steps": 40}]
+TOYS = [{"kind": "toy", "seed": [0, 1, 2, 3, 4, 5], "steps": 40}]
 AGENTS = [
     {
+        "kind": "agent",
         "name": "mine",
-        "networks": ["lenet300/digits"],
+        "networks": "lenet300/digits",
         "init": "pytorch",
         "steps": 60,
         "random_steps": 20,
@@ -59,31 +60,25 @@ AGENTS = [
 ]
 POISON = 3  #: the seed that kills its worker while the fault is on
 PATIENCE = 1800  #: seconds; a busy machine may take minutes to start two workers
-#: ledger -> profile, how it is filled, the function that does its tasks
-SUBJECTS = {
-    "runs.jsonl": ("tiny", studies.sweep, "_work"),
-    "toys.jsonl": ("tiny", studies.toys, "_play"),
-    "agents.jsonl": ("agents", studies.teach, "_learn"),
-}
-ORIGINAL = {name: getattr(sweep, name) for _, _, name in SUBJECTS.values()}
+#: profile -> its grid
+SUBJECTS = {"prune": GRID, "toys": TOYS, "agents": AGENTS}
+ORIGINAL = sweep._work
 
 
 # --- in the processes that sweep ------------------------------------------------------------------------------------
 
 
-def counted(name: str, items: list, *others, **named) -> list[dict]:
+def counted(items: list, *others, **named) -> list[dict]:
     """A task of a sweep; that it began is written where ``FAULTS_BEGUN`` says."""
     with open(os.environ["FAULTS_BEGUN"], "a") as file:
         file.write("".join(f"{item.key()}\n" for item in items))
     if "FAULTS_POISON" in os.environ and any(item.seed == POISON for item in items):
         os.kill(os.getpid(), signal.SIGKILL)
-    return ORIGINAL[name](items, *others, **named)
+    return ORIGINAL(items, *others, **named)
 
 
 def settle(root: str | Path) -> None:
     """In this process the checkout at ``root`` is the core's own, and what begins is counted."""
-    from functools import partial
-
     for name in (
         "panning_core",
         "panning_core.experiments.profiles",
@@ -91,8 +86,7 @@ def settle(root: str | Path) -> None:
     ):
         if name in sys.modules:
             sys.modules[name].ROOT = Path(root)
-    for name in ORIGINAL:
-        setattr(sweep, name, partial(counted, name))
+    sweep._work = counted
 
 
 class Full(io.FileIO):
@@ -145,11 +139,8 @@ class Moment:
             wanted,
             chance,
         )
-        self.profile, self.fill, _ = SUBJECTS[subject]
-        self.path, self.begun_file = (
-            self.folder / self.profile / STUDY / subject,
-            self.folder / "begun",
-        )
+        self.path = self.folder / subject / STUDY / "runs.jsonl"
+        self.begun_file = self.folder / "begun"
         self.seen = b""  #: the lines that were whole just before the fault
         self.folder.mkdir(parents=True)
         self.begun_file.touch()
@@ -158,7 +149,7 @@ class Moment:
         self, jobs: int, prepare=lambda: None, call=None, **environment: str
     ) -> psutil.Process:
         """A sweep in a process, and process group, of its own; a fork, which spares it the seconds of the imports."""
-        call = call or (lambda: self.fill(STUDY, self.profile, jobs) and 0)
+        call = call or (lambda: studies.sweep(STUDY, self.subject, jobs) and 0)
         if pid := os.fork():
             return psutil.Process(pid)
         os.setsid()
@@ -445,12 +436,12 @@ def two_at_once(moment: Moment, jobs: int) -> str:
 
 
 def kernel_killed(moment: Moment, jobs: int) -> str:
-    """The runner as in run_all.sh, whose notebook trains the toys: its kernel is killed, or the runner is."""
+    """The runner as in run_all.sh: the kernel of its notebook is killed, or the runner is."""
     # It imports matplotlib, for which the workers need not wait.
     from panning_core.reporting import notebooks
 
     def call() -> int:
-        return notebooks.reproduce("tiny", jobs=jobs)
+        return notebooks.reproduce("toys", jobs=jobs)
 
     runner, kernel, victim = (
         moment.start(jobs, call=call),
@@ -490,15 +481,15 @@ def _restart(moment: Moment) -> str:
 
 #: fault -> the ledgers it is tried on, and how many jobs
 FAULTS = {
-    runner_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
-    all_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
-    power_cut: (["runs.jsonl", "toys.jsonl"], [1]),
-    interrupted: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
-    worker_killed: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [2]),
-    poisoned: (["runs.jsonl", "toys.jsonl"], [2]),
-    disk_full: (["runs.jsonl", "toys.jsonl"], [1, 2]),
-    two_at_once: (["runs.jsonl", "toys.jsonl", "agents.jsonl"], [1, 2]),
-    kernel_killed: (["toys.jsonl"], [1]),
+    runner_killed: (["prune", "toys", "agents"], [1, 2]),
+    all_killed: (["prune", "toys", "agents"], [1, 2]),
+    power_cut: (["prune", "toys"], [1]),
+    interrupted: (["prune", "toys", "agents"], [1, 2]),
+    worker_killed: (["prune", "toys", "agents"], [2]),
+    poisoned: (["prune", "toys"], [2]),
+    disk_full: (["prune", "toys"], [1, 2]),
+    two_at_once: (["prune", "toys", "agents"], [1, 2]),
+    kernel_killed: (["toys"], [1]),
 }
 LENGTH: dict[str, int] = {}  #: bytes of an undisturbed ledger
 
@@ -532,18 +523,19 @@ def main() -> int:
     made.notebook(
         STUDY,
         PARAMETERS,
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nimport faults; faults.settle({str(made.root)!r})",
-        f"faults.studies.toys({STUDY!r}, profile, jobs)",
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        f"import faults; faults.settle({str(made.root)!r})",
+        f"faults.studies.sweep({STUDY!r}, profile, jobs)",
     )
-    made.profile({STUDY: {"grid": GRID, "toys": TOYS}})
-    made.profile({STUDY: {"agents": AGENTS}}, "agents")
+    for name, grid in SUBJECTS.items():
+        made.profile({STUDY: {"grid": grid}}, name)
     wanted: dict[str, dict] = {}
     chosen = [fault for fault in FAULTS if options.only in (None, fault.__name__)]
     for number in range(1, options.moments + 1):
         fault = chosen[(number - 1) % len(chosen)]
         subjects, jobs = FAULTS[fault]
         weights = [
-            (0 if options.quick else 1) if subject == "agents.jsonl" else 6 for subject in subjects
+            (0 if options.quick else 1) if subject == "agents" else 6 for subject in subjects
         ]
         subject, jobs = (
             chance.choices(subjects, weights)[0],

@@ -725,7 +725,7 @@ IN_PYTHON = {
     ),
     "a run without a model": (
         lambda d: studies.expand([{"dataset": "digits"}]),
-        "a run needs at least a dataset and a model, and plain values",
+        "a run lacks model, got {'dataset': 'digits'",
     ),
     "a run of a dict": (lambda d: d.grid(model={"a": 1}), "unknown model {'a': 1}; known: "),
     "a run with a negative seed": (
@@ -850,13 +850,13 @@ IN_PYTHON = {
         lambda d: d.runs("01_tiny: {parameters: [epochs]}"),
         "parameters of 01_tiny in tiny.yaml are ['epochs']; they must be names and values",
     ),
-    "an agent without a name": (
-        lambda d: d.runs("01_tiny: {agents: [{networks: [lenet5/mnist]}]}"),
-        "an agent needs a name and its networks",
+    "an agent without a network": (
+        lambda d: d.runs("01_tiny: {grid: [{kind: agent, name: mine}]}"),
+        "a run of the kind agent lacks networks, got {}",
     ),
-    "toys in words": (
-        lambda d: (d.checkout.profile("01_tiny: {toys: many}"), studies.toys("01_tiny", "tiny")),
-        "toys are a list of entries like {seed: [0, 1], penalty: 0.01}, got 'many'",
+    "a kind with a slip": (
+        lambda d: d.runs("01_tiny: {grid: [{kind: agenti}]}"),
+        "unknown kind of run 'agenti'; did you mean 'agent'",
     ),
     # --- notebooks ---
     "an empty notebook": (lambda d: d.notebook(""), "02_mine.ipynb is not a notebook"),
@@ -971,7 +971,7 @@ COMMANDS = {
             "01_tiny --profile tiny --merge nowhere.jsonl": "error: nowhere.jsonl: no such ledger",
             "01_tiny --profile tiny --merge .": "error: . can not be read (Is a directory); a ledger is a file of runs, one a line",
             "01_tiny --profile tiny --merge requirements.txt": "error: requirements.txt, line 1: not a run; ",
-            "01_tiny --profile tiny --merge results/paper/04_panning_agent/agents.jsonl": "agents.jsonl holds no run of 01_tiny in the profile tiny",
+            "01_tiny --profile tiny --merge results/paper/04_panning_agent/runs.jsonl": "runs.jsonl holds no run of 01_tiny in the profile tiny",
             "01_tiny 02_other --profile tiny": "error: unrecognized arguments: 02_other",
         },
     ),

@@ -6,16 +6,9 @@ from pathlib import Path
 import pytest
 
 from panning_core import ROOT
-from panning_core.agent import learning
-from panning_core.experiments import studies
-from panning_core.runs import toy
+from panning_core.runs import base
 
 LEDGERS = sorted((ROOT / "results" / "paper").glob("*/*.jsonl"))
-KINDS = {
-    "runs": lambda run: studies.Run(**run),
-    "agents": learning.recorded,
-    "toys": lambda run: toy.Toy(**run),
-}
 
 
 def _told(path: Path) -> str:
@@ -25,9 +18,8 @@ def _told(path: Path) -> str:
 @pytest.mark.parametrize("path", LEDGERS, ids=_told)
 def test_every_recorded_run_has_the_key_it_was_recorded_under(path):
     lines = [json.loads(line) for line in path.read_text().splitlines()]
-    read = KINDS[path.stem]
     assert lines
-    assert [line["key"] for line in lines] == [read(line["run"]).key() for line in lines]
+    assert [line["key"] for line in lines] == [base.read(line).key() for line in lines]
 
 
 def test_nothing_recorded_was_lost():

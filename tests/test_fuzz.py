@@ -136,8 +136,8 @@ PIECES = st.sampled_from(
         "[",
         "]",
         "grid",
-        "agents",
-        "toys",
+        "kind",
+        "toy",
         "parameters",
         "- ",
         ", ",
@@ -192,6 +192,8 @@ SCALARS = st.one_of(
             "all",
             "random",
             "lenet300/digits",
+            "agent",
+            "toy",
         ]
     ),
 )
@@ -206,13 +208,13 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 FIELDS = st.sampled_from(
-    [*studies.Run.__dataclass_fields__, "name", "networks", "steps", "random_steps"]
+    [*studies.Run.__dataclass_fields__, "kind", "name", "networks", "steps", "budget"]
 )
 ENTRIES = st.dictionaries(FIELDS, VALUES, max_size=5).map(
     lambda entry: {"dataset": "digits", "model": "lenet300", **entry}
 )
 SECTIONS = st.dictionaries(
-    st.sampled_from(["grid", "agents", "toys", "parameters"]),
+    st.sampled_from(["grid", "cuda", "parameters"]),
     st.one_of(VALUES, st.lists(ENTRIES, max_size=2)),
     max_size=3,
 )
@@ -240,9 +242,7 @@ def test_a_profile_is_runs_or_one_sentence(checkout, text):
         assert "\n" not in str(error) and len(str(error)) < 3000
     else:
         assert isinstance(runs, list) and all(
-            type(run) is studies.Run
-            and studies.Run(**json.loads(json.dumps(run.canonical()))) == run
-            for run in runs
+            type(run).recorded(json.loads(json.dumps(run.canonical()))) == run for run in runs
         )
 
 

@@ -31,12 +31,14 @@ def study(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "ROOT", tmp_path)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)
     monkeypatch.setattr(showing, "_display", lambda item, data: shown.append(item))
-    monkeypatch.setattr(studies, "agents", lambda *_: [])
+    monkeypatch.setattr(studies, "entry_names", lambda *_: {})
     shown = []
 
     def made(*origins):
         lines = [
-            {
+            origin
+            if "provenance" in origin
+            else {
                 "key": str(i),
                 "run": {"dataset": "digits", "model": "lenet300", "seed": i},
                 "metrics": {},
@@ -82,21 +84,18 @@ def test_a_source_says_how_many_runs_by_which_code_where_and_on_which_data(study
     assert study(*origins).source == (line, ("01_a/runs.jsonl",))
 
 
-def test_toys_and_agents_belong_to_the_source(study):
-    made = study(LINE)
+def test_a_source_counts_the_runs_of_each_kind(study):
     toy = {
+        "kind": "toy",
         "key": "1",
         "run": {},
         "metrics": {},
         "provenance": {**LINE, "commit": "b" * 40, "finished": "2026-01-02"},
     }
     del toy["provenance"]["data"]
-    (made.folder / "toys.jsonl").write_text(
-        json.dumps(toy) + "\n" + json.dumps({**toy, "key": "2"}) + "\n"
-    )
-    assert made.source == (
-        "1 run, 2 toys of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · MNIST",
-        ("01_a/runs.jsonl", "01_a/toys.jsonl"),
+    assert study(LINE, toy, {**toy, "key": "2"}).source == (
+        "3 runs (1 prune, 2 toy) of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · MNIST",
+        ("01_a/runs.jsonl",),
     )
 
 

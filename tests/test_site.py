@@ -123,10 +123,11 @@ def write(made: Checkout) -> None:
         (results / name / "runs.jsonl").write_text(
             "".join(json.dumps(line) + "\n" for line in [failure, *LINES])
         )
-    (results / "01_tiny" / "toys.jsonl").write_text(
-        "".join(
+    with open(results / "01_tiny" / "runs.jsonl", "a") as ledger:
+        ledger.writelines(
             json.dumps(
                 {
+                    "kind": "toy",
                     "key": f"{seed}" * 8,
                     "run": {"seed": seed},
                     "metrics": {"test_error": 0.25, "edges": 18, "weights": [[1.0]]},
@@ -136,7 +137,6 @@ def write(made: Checkout) -> None:
             + "\n"
             for seed in (3, 4)
         )
-    )
     (results / "01_tiny" / "01_tiny.ipynb").write_text(
         executed(
             f"# A tiny study\n\nIt asks a question. {EVIL}\n\nMore, with $x^2$ in it.",

@@ -22,7 +22,7 @@ from panning_core.experiments.ledger import Ledger
 from panning_core.experiments.studies import Run, expand
 from panning_core.reporting import names
 from panning_core.reporting.tables import accuracy_table, tidy
-from panning_core.runs import prune, toy
+from panning_core.runs import base, prune, toy
 
 TINY = {"dataset": "digits", "model": "lenet300", "epochs": 2}
 RUN = Run(**TINY, method="magnitude", sparsity=0.5)
@@ -388,7 +388,7 @@ def test_a_grid_is_a_list_of_entries(grid):
 
 
 def test_a_run_without_a_model_says_so():
-    with pytest.raises(UserError, match="at least a dataset and a model"):
+    with pytest.raises(UserError, match="a run lacks model, got"):
         expand([{"dataset": "digits"}])
 
 
@@ -779,73 +779,65 @@ def test_results_go_where_the_environment_says(checkout, monkeypatch, tmp_path):
     assert studies.folder(STUDY, "tiny") == tmp_path / "elsewhere" / "tiny" / STUDY
 
 
-# --- agents ---
+# --- kinds of run ---
 
 
-AGENTS = [
-    {
-        "name": "mine",
-        "networks": ["lenet300/digits"],
-        "init": "pytorch",
-        "steps": 60,
-        "random_steps": 20,
-        "rounds": 5,
-        "pool": 2,
-        "per_class": 2,
-        "width": 8,
-        "seed": [0, 1],
-    }
-]
+AGENT = {
+    "kind": "agent",
+    "name": "mine",
+    "networks": "lenet300/digits",
+    "init": "pytorch",
+    "steps": 60,
+    "random_steps": 20,
+    "rounds": 5,
+    "pool": 2,
+    "per_class": 2,
+    "width": 8,
+    "seed": [0, 1],
+}
 
 
 def test_a_study_trains_its_agents_once_and_deploys_them(checkout):
     run = {**TINY, "method": "panning-agent", "sparsity": 0.9, "rounds": 3}
-    checkout.profile({STUDY: {"agents": AGENTS, "grid": [{**run, "policy": ["mine", "random"]}]}})
-    lines = studies.sweep(STUDY, "tiny", jobs=1)
-    place, (first, second) = studies.folder(STUDY, "tiny"), studies.agents(STUDY, "tiny")
-    names = [agent["metrics"]["policy"] for agent in (first, second)]
+    checkout.profile({STUDY: {"grid": [AGENT, {**run, "policy": ["mine", "random"]}]}})
+    first, second, *lines = studies.sweep(STUDY, "tiny", jobs=1)
+    names = [line["metrics"]["policy"] for line in (first, second)]
     assert [line["run"]["policy"] for line in lines] == [*names, "random"] and len(set(names)) == 2
-    assert (first["name"], first["seed"], second["seed"], first["steps"], first["gamma"]) == (
-        "mine",
-        0,
-        1,
-        60,
-        0.99,
-    )
-    assert (
-        len(first["metrics"]["episodes"]["return"]) == 12
-        and [row["steps"] for row in first["metrics"]["evaluations"]] == [0] * 4 + [60] * 4
-    )
+    assert [line["kind"] for line in (first, *lines)] == ["agent", *["prune"] * 3]
+    assert set(studies.entry_names(STUDY, "tiny").items()) == {
+        (line["key"], "mine") for line in (first, second)
+    }
+    assert len(first["metrics"]["episodes"]["return"]) == 12
+    assert [row["steps"] for row in first["metrics"]["evaluations"]] == [0] * 4 + [60] * 4
 
-    policy = place / "policies" / f"{names[0]}.npz"
-    assert (
-        prune.policies.load(names[0]).digest() == first["metrics"]["digest"]
-        and prune.policies.load(names[0]).card["steps"] == 60
-    )
-    before, agents = policy.stat().st_mtime_ns, (place / "agents.jsonl").read_text()
-    assert studies.sweep(STUDY, "tiny", jobs=1) == lines
-    assert policy.stat().st_mtime_ns == before and (place / "agents.jsonl").read_text() == agents
-    assert {path.suffix for path in policy.parent.iterdir()} == {".npz", ".lock"}
-    policy.unlink()  # what is lost is trained again, and is the same
-    studies.teach(STUDY, "tiny", jobs=1)
+    place = studies.folder(STUDY, "tiny")
+    policy, ledger = place / "policies" / f"{names[0]}.npz", place / "runs.jsonl"
     assert prune.policies.load(names[0]).digest() == first["metrics"]["digest"]
+    assert prune.policies.load(names[0]).card["steps"] == 60
+    before, recorded = policy.stat().st_mtime_ns, ledger.read_text()
+    assert studies.sweep(STUDY, "tiny", jobs=1) == [first, second, *lines]
+    assert policy.stat().st_mtime_ns == before and ledger.read_text() == recorded
+    assert {path.suffix for path in policy.parent.iterdir()} == {".npz", ".lock"}
+    # What is lost is trained again, and is the same.
+    policy.unlink()
+    studies.sweep(STUDY, "tiny", jobs=1)
+    assert prune.policies.load(names[0]).digest() == first["metrics"]["digest"]
+    assert ledger.read_text() == recorded
 
 
 def test_an_agent_that_another_sweep_trained_meanwhile_is_not_trained_again(checkout, monkeypatch):
     from panning_core.agent import learning
 
-    checkout.profile({STUDY: {"agents": [{**AGENTS[0], "seed": 0}]}})
-    ((training,),), ledger = (
-        studies.trainings(studies.section(STUDY, "tiny")).values(),
-        Ledger(studies.folder(STUDY, "tiny") / "agents.jsonl"),
+    checkout.profile({STUDY: {"grid": [{**AGENT, "seed": 0}]}})
+    (run,), ledger = (
+        studies.runs(STUDY, "tiny"),
+        Ledger(studies.folder(STUDY, "tiny") / "runs.jsonl"),
     )
-    (line,) = sweep._learn([training], ledger)
-    assert (
-        line in ledger.rows()
-        and not learning.checkpoint(training, ledger.path.parent / "policies").exists()
-    )
+    (line,) = sweep._work([run], "cpu", ledger)
+    assert line in ledger.rows()
+    assert not learning.checkpoint(run, ledger.path.parent / "policies").exists()
     monkeypatch.setattr(learning, "learn", lambda *_: 1 / 0)
-    assert sweep._learn([training], ledger) == [] and studies.teach(STUDY, "tiny") == [line]
+    assert sweep._work([run], "cpu", ledger) == [] and studies.sweep(STUDY, "tiny") == [line]
 
 
 def test_an_agent_that_fails_is_recorded_and_stops_no_other(checkout, monkeypatch):
@@ -857,138 +849,145 @@ def test_an_agent_that_fails_is_recorded_and_stops_no_other(checkout, monkeypatc
         "learn",
         lambda training, *rest: learn(training, *rest) if training.seed else 1 / 0,
     )
-    checkout.profile({STUDY: {"agents": AGENTS}})
-    with pytest.raises(
-        UserError, match="1 of 2 agents of 01_tiny failed.*seed0.*ZeroDivisionError"
-    ):
-        studies.teach(STUDY, "tiny", jobs=1)
-    ledger = Ledger(studies.folder(STUDY, "tiny") / "agents.jsonl")
+    checkout.profile({STUDY: {"grid": [AGENT]}})
+    with pytest.raises(UserError, match="1 of 2 runs of 01_tiny failed.*seed0.*ZeroDivisionError"):
+        studies.sweep(STUDY, "tiny", jobs=1)
+    ledger = Ledger(studies.folder(STUDY, "tiny") / "runs.jsonl")
     assert [row["run"].get("seed") for row in ledger.rows()] == [1] and len(ledger.failures()) == 1
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize(
-    "agents, grid, message",
-    [
-        (["mine"], [], "agents are a list of entries like"),
-        ([AGENTS[0], AGENTS[0]], [], "the agent 'mine' has no seed, or a name that is taken"),
-        ([{**AGENTS[0], "seed": []}], [], "the agent 'mine' has no seed, or a name that is taken"),
-        ([{"name": "mine"}], [], "an agent needs a name and its networks"),
-        (
-            [{"name": "mine", "networks": ["lenet5/mnist"], "step": 5}],
-            [],
-            "unknown field of an agent 'step'; did you mean 'steps'",
-        ),
-        (
-            [{"name": "mine", "networks": ["lenet/mnist"]}],
-            [],
-            "networks has 'lenet/mnist'; a network is MODEL/DATA SET",
-        ),
-        (
-            AGENTS,
-            [{**TINY, "method": "panning-agent", "sparsity": 0.9, "policy": "mien"}],
-            "unknown policy 'mien'; did you mean 'mine'",
-        ),
-        (
-            AGENTS,
-            [{**TINY, "method": "snip", "sparsity": 0.9, "policy": "mine"}],
-            "a policy belongs to panning-agent, not to snip",
-        ),
-    ],
-)
-def test_bad_agents_are_named_before_any_is_trained(checkout, agents, grid, message):
-    checkout.profile({STUDY: {"agents": agents, "grid": grid}})
-    with pytest.raises(UserError) as error:
-        studies.sweep(STUDY, "tiny", jobs=1)
-    assert (
-        message in str(error.value)
-        and not (studies.folder(STUDY, "tiny") / "agents.jsonl").exists()
-    )
-
-
-# --- toys ---
-
-
-TOYS = [{"seed": [0, 1], "steps": 20}]
+TOY = {"kind": "toy", "seed": [0, 1], "steps": 20}
 
 
 def test_a_study_trains_its_toys_once(checkout, monkeypatch):
-    checkout.profile({STUDY: {"toys": [*TOYS, {"steps": 15, "budget": [30, 20]}]}})
-    lines = studies.toys(STUDY, "tiny", jobs=1)
-    assert [
-        (line["toy"]["seed"], line["toy"]["steps"], line["toy"]["budget"]) for line in lines
-    ] == [(0, 20, None), (1, 20, None), (0, 15, 30), (0, 15, 20)]
-    assert all(
-        line["toy"]["temperature"] == 3.0
-        and line["metrics"] == json.loads(json.dumps(toy.run(toy.Toy(**line["run"]))))
-        for line in lines
-    )
+    checkout.profile({STUDY: {"grid": [TOY, {"kind": "toy", "steps": 15, "budget": [30, 20]}]}})
+    lines = studies.sweep(STUDY, "tiny", jobs=1)
     assert [line["run"] for line in lines] == [
         {"steps": 20},
         {"seed": 1, "steps": 20},
         {"steps": 15, "budget": 30},
         {"steps": 15, "budget": 20},
     ]
+    for line in lines:
+        again = toy.Toy(**line["run"]).execute(base.Context())
+        assert line["metrics"] == json.loads(json.dumps(again))
     assert {"commit", "seconds", "finished", "versions"} <= lines[0]["provenance"].keys()
-    ledger = studies.folder(STUDY, "tiny") / "toys.jsonl"
+    ledger = studies.folder(STUDY, "tiny") / "runs.jsonl"
     before = ledger.read_bytes()
     assert before.count(b"\n") == 4
     monkeypatch.setattr(toy, "run", lambda toy: 1 / 0)
-    assert studies.toys(STUDY, "tiny", jobs=1) == lines and ledger.read_bytes() == before
-    checkout.profile({STUDY: {"toys": [{"seed": 1, "steps": 20}]}})
-    assert studies.toys(STUDY, "tiny") == [lines[1]]  # what the ledger holds besides is left out
-    checkout.profile({STUDY: {}})
-    assert studies.toys(STUDY, "tiny") == []
+    assert studies.sweep(STUDY, "tiny", jobs=1) == lines and ledger.read_bytes() == before
+    checkout.profile({STUDY: {"grid": [{"kind": "toy", "seed": 1, "steps": 20}]}})
+    # What the ledger holds besides is left out.
+    assert studies.sweep(STUDY, "tiny") == [lines[1]]
 
 
-def test_a_toy_of_two_entries_is_trained_once(checkout):
-    checkout.profile({STUDY: {"toys": [*TOYS, {"seed": [1, 1], "steps": 20, "temperature": 3}]}})
-    assert [line["toy"]["seed"] for line in studies.toys(STUDY, "tiny", jobs=1)] == [0, 1]
-    assert (studies.folder(STUDY, "tiny") / "toys.jsonl").read_bytes().count(b"\n") == 2
+def test_a_run_of_two_entries_is_done_once(checkout):
+    checkout.profile({STUDY: {"grid": [TOY, {**TOY, "seed": [1, 1], "temperature": 3}]}})
+    assert [line["run"].get("seed", 0) for line in studies.sweep(STUDY, "tiny", jobs=1)] == [0, 1]
+    assert (studies.folder(STUDY, "tiny") / "runs.jsonl").read_bytes().count(b"\n") == 2
 
 
-def test_a_toy_that_fails_is_recorded_stops_no_other_and_is_tried_again(checkout, monkeypatch):
+def test_a_run_that_fails_is_recorded_stops_no_other_and_is_tried_again(checkout, monkeypatch):
     run_toy = toy.run
     monkeypatch.setattr(toy, "run", lambda toy: run_toy(toy) if toy.seed else 1 / 0)
-    checkout.profile({STUDY: {"toys": TOYS}})
-    with pytest.raises(UserError, match="1 of 2 toys of 01_tiny failed.*seed=0.*ZeroDivisionError"):
-        studies.toys(STUDY, "tiny", jobs=1)
-    ledger = Ledger(studies.folder(STUDY, "tiny") / "toys.jsonl")
-    assert (
-        [row["run"] for row in ledger.rows()] == [{"seed": 1, "steps": 20}]
-        and len(ledger.failures()) == 1
-        and "in _play" in ledger.failures()[0]["traceback"]
-    )
+    # The kinds are done in the order of the grid, and the failure of one does not stop the next.
+    checkout.profile({STUDY: {"grid": [TOY, {**TINY, "seed": 0}]}})
+    with pytest.raises(UserError, match='1 of 3 runs of 01_tiny failed.*"steps": 20.*ZeroDiv'):
+        studies.sweep(STUDY, "tiny", jobs=1)
+    ledger = Ledger(studies.folder(STUDY, "tiny") / "runs.jsonl")
+    assert [row["kind"] for row in ledger.rows()] == ["toy", "prune"]
+    assert len(ledger.failures()) == 1 and "in _lines" in ledger.failures()[0]["traceback"]
     monkeypatch.undo()
     monkeypatch.setattr(panning_core, "ROOT", checkout.root)
     monkeypatch.setattr(profiles, "ROOT", checkout.root)
-    assert [line["toy"]["seed"] for line in studies.toys(STUDY, "tiny", jobs=1)] == [
-        0,
-        1,
-    ] and not ledger.failures()
+    assert len(studies.sweep(STUDY, "tiny", jobs=1)) == 3 and not ledger.failures()
 
 
 @pytest.mark.parametrize(
-    "toys, message",
+    "grid, message",
     [
-        ([{"sead": 1}], "unknown field of a toy 'sead'; did you mean 'seed'?"),
-        ([{"seed": [0, -1]}], "seed of a toy is -1; it must be a whole number from 0"),
-        ([{"steps": 10}, {"lr": "fast"}], "lr of a toy is 'fast'; it must be a number above 0"),
-        ([3], "toys"),
-        (["seed"], "toys"),
-        ({"seed": 1}, "toys"),
-        (7, "toys"),
+        ([{"kind": "prun"}], "unknown kind of run 'prun'; did you mean 'prune'?"),
+        ([{"kind": 3}], "unknown kind of run 3; known: "),
+        (
+            [{"kind": "toy", "sead": 1}],
+            "unknown field of a run of the kind toy 'sead'; did you mean",
+        ),
+        ([{**TOY, "seed": [0, -1]}], "seed of a toy is -1; it must be a whole number from 0"),
+        (
+            [TOY, {"kind": "toy", "lr": "fast"}],
+            "lr of a toy is 'fast'; it must be a number above 0",
+        ),
+        ([AGENT, AGENT], "the name of an entry of a grid is 'mine'; it must be a text, and no two"),
+        ([{**AGENT, "name": 3}], "the name of an entry of a grid is 3; it must be a text"),
+        ([{**AGENT, "seed": []}], "seed of a run of the kind agent is an empty list"),
+        ([{"kind": "agent", "name": "mine"}], "a run of the kind agent lacks networks, got"),
+        (
+            [{**AGENT, "step": 5}],
+            "unknown field of a run of the kind agent 'step'; did you mean 'steps'",
+        ),
+        (
+            [{**AGENT, "networks": "lenet/mnist"}],
+            "networks has 'lenet/mnist'; a network is MODEL/DATA",
+        ),
+        (
+            [AGENT, {**TINY, "method": "panning-agent", "sparsity": 0.9, "policy": "mien"}],
+            "unknown policy 'mien'; did you mean 'mine'",
+        ),
+        (
+            [AGENT, {**TINY, "method": "snip", "sparsity": 0.9, "policy": "mine"}],
+            "a policy belongs to panning-agent, not to snip",
+        ),
     ],
 )
-def test_bad_toys_are_named_before_any_is_trained(checkout, toys, message):
-    checkout.profile({STUDY: {"toys": toys}})
+def test_a_bad_run_of_any_kind_is_named_before_any_is_done(checkout, grid, message):
+    checkout.profile({STUDY: {"grid": grid}})
     with pytest.raises(UserError) as error:
-        studies.toys(STUDY, "tiny", jobs=1)
-    assert (
-        message in str(error.value)
-        and "\n" not in str(error.value)
-        and not (studies.folder(STUDY, "tiny") / "toys.jsonl").exists()
-    )
+        studies.sweep(STUDY, "tiny", jobs=1)
+    assert message in str(error.value) and "\n" not in str(error.value)
+    assert not (studies.folder(STUDY, "tiny") / "runs.jsonl").exists()
+
+
+def test_a_kind_is_found_by_its_name_alone(monkeypatch):
+    monkeypatch.setitem(base.KINDS, "odd", "panning_core.runs.toy.Toy")
+    assert base.kind("odd") is toy.Toy
+    monkeypatch.setitem(base.KINDS, "odd", "package_that_is_missing.Odd")
+    with pytest.raises(UserError, match="the kind odd need the package package_that_is_missing"):
+        base.kind("odd")
+
+
+def test_an_older_ledger_of_one_kind_is_merged(checkout, tmp_path, capsys, monkeypatch):
+    """Agents and toys once had ledgers of their own, whose lines did not say their kind."""
+    checkout.profile({STUDY: {"grid": [TOY, {**TINY, "seed": [0, 1]}]}})
+    lines = studies.sweep(STUDY, "tiny", jobs=1)
+    ledger = studies.folder(STUDY, "tiny") / "runs.jsonl"
+    ledger.unlink()
+    for kind in ("toy", "prune"):
+        old = [
+            {k: v for k, v in line.items() if k != "kind"} for line in lines if line["kind"] == kind
+        ]
+        (tmp_path / f"{kind}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in old))
+        assert studies.merge(STUDY, "tiny", tmp_path / f"{kind}.jsonl") == 2
+        assert studies.merge(STUDY, "tiny", tmp_path / f"{kind}.jsonl") == 0
+    assert studies.sweep(STUDY, "tiny") == lines and len(Ledger(ledger).rows()) == 4
+
+
+def test_a_study_may_say_its_runs_beside_its_notebook(checkout):
+    place = checkout.root / "notebooks" / f"{STUDY}.yaml"
+    place.write_text(json.dumps({"small": {"grid": [TOY]}, "none": {}}))
+    assert [run.seed for run in studies.runs(STUDY, "small")] == [0, 1]
+    assert studies.profile("none") == {STUDY: {}}
+    with pytest.raises(UserError, match="unknown profile 'smal'; did you mean 'small'"):
+        studies.profile("smal")
+    checkout.profile({STUDY: {"grid": []}}, "small")
+    with pytest.raises(
+        UserError, match="01_tiny is in the profile small of notebooks/01_tiny.yaml"
+    ):
+        studies.profile("small")
+    place.rename(place.with_stem("02_gone"))
+    with pytest.raises(UserError, match="unknown study in 02_gone.yaml '02_gone'"):
+        studies.profile("none")
 
 
 # --- sweeps ---

@@ -13,6 +13,7 @@ from panning_core.errors import UserError
 from panning_core.experiments import profiles, studies
 from panning_core.experiments.ledger import Ledger
 from panning_core.reporting import verify
+from panning_core.runs import prune
 
 
 def replace(path, old, new):
@@ -200,7 +201,7 @@ def test_a_run_within_rounding_is_told_and_passes(monkeypatch, capsys):
         ),
         (0.8, False, "beyond rounding"),
     ):
-        monkeypatch.setattr(verify.studies, "execute", lambda *_, now=now: {"test_accuracy": now})
+        monkeypatch.setattr(prune, "execute", lambda *_, now=now: {"test_accuracy": now})
         assert verify.repeat("01_a", line) == passes and words in capsys.readouterr().out
 
 

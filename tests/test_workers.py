@@ -148,7 +148,7 @@ def worker(address, threads):
 def checkout(tmp_path, monkeypatch):
     made = Checkout(tmp_path / "checkout")
     made.notebook(STUDY, PARAMETERS)
-    made.profile({STUDY: {"grid": [RUN], "toys": [{"seed": [0, 1], "steps": 50}]}})
+    made.profile({STUDY: {"grid": [RUN, {"kind": "toy", "seed": [0, 1], "steps": 50}]}})
     monkeypatch.setattr(panning_core, "ROOT", made.root)
     monkeypatch.setattr(profiles, "ROOT", made.root)
     return made
@@ -195,21 +195,18 @@ def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(
                 first.kill()
 
         patch.setattr(Ledger, "append", kill_one)
-        rows, toys = studies.sweep(STUDY, "tiny"), studies.toys(STUDY, "tiny")
+        rows = studies.sweep(STUDY, "tiny")
     assert lengths == [
         0,
         2,
         2,
         2,
         2,
-        0,
         1,
         1,
     ]  # each task when it was done, after a look whether the ledger can be written
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "here"))
-    assert numbers(rows) == numbers(studies.sweep(STUDY, "tiny", 1)) and numbers(toys) == numbers(
-        studies.toys(STUDY, "tiny", 1)
-    )
+    assert numbers(rows) == numbers(studies.sweep(STUDY, "tiny", 1))
 
 
 def test_a_scheduler_that_goes_away_is_one_sentence(checkout, monkeypatch):

@@ -299,7 +299,7 @@ class Training:
             )
 
     def canonical(self) -> dict:
-        """The fields that are not at their default; ``recorded`` reads them."""
+        """The fields that are not at their default."""
         usual = {f.name: f.default for f in fields(self)} | {
             "departures": observations.FIRST
         }  # as before they had names
@@ -343,11 +343,6 @@ class Training:
         return PanningEnv(
             self.source(seed), self.rounds, self.per_class, self.pool, self.departures
         )
-
-
-def recorded(run: dict) -> Training:
-    """The training of a ledger's line."""
-    return Training(**{"departures": observations.FIRST, **run})
 
 
 def episode(

@@ -9,7 +9,7 @@ import json
 import os
 import shlex
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -18,7 +18,8 @@ from ..errors import UserError, command_line
 
 
 class Ledger:
-    """``runs.jsonl`` of one study: lines ``{"key", "run", "metrics", "provenance"}``, or with ``"error"`` instead of metrics.
+    """``runs.jsonl`` of one study: lines ``{"kind", "key", "run", "metrics", "provenance"}``, with ``"error"``
+    instead of metrics where it failed. A line without kind is a pruning run.
 
     Two processes may append to one ledger: each line is written under a lock, whole, and flushed to the disk.
     """
@@ -169,13 +170,19 @@ class Ledger:
             os.replace(part, self.path)
         return damaged, copy
 
-    def merge(self, other: Path) -> int:
-        """Append the runs of another ledger that this one lacks; returns how many."""
+    def merge(self, other: Path, kinds: Mapping[str, str] | None = None) -> int:
+        """Append the runs of another ledger that this one lacks; returns how many.
+
+        A line that does not say its kind gets that of its key in ``kinds``.
+        """
         if not Path(other).exists():
             raise UserError(f"{other}: no such ledger")
         known = {row["key"] for row in self.rows()}
         new = [row for row in Ledger(other).rows() if row["key"] not in known]
-        self.append(*new)
+        kinds = kinds or {}
+        self.append(
+            *({"kind": kinds[row["key"]], **row} if row["key"] in kinds else row for row in new)
+        )
         return len(new)
 
 

@@ -6,32 +6,111 @@ import dataclasses
 import math
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from .. import ROOT, plugins, pruning, results
-from ..agent import policies
+from .. import ROOT, plugins, results
 from ..errors import UserError, pick, unknown
-from ..runs import prune
+from ..runs import base
 
-if TYPE_CHECKING:
-    from ..agent import learning
+ENTRIES = {"parameters", "grid", "cuda"}
+LARGEST = 100_000  #: values of a file, and runs of an entry of a grid
 
-ENTRIES = {"parameters", "agents", "toys", "grid", "cuda"}
 
-LARGEST = 100_000  #: values of a profile, and runs of an entry of its grid
+# --- files ----------------------------------------------------------------------------------------
 
 
 def profile(name: str) -> dict[str, dict]:
-    """``notebooks/profiles/NAME.yaml``: for each study its notebook's parameters, the agents and toys it trains, its grid, and
-    a grid that is for CUDA devices alone."""
+    """What a profile says of each of its studies: the notebook's parameters, its grid, and a grid
+    that is for CUDA devices alone.
+
+    ``notebooks/STUDY.yaml`` maps profiles to what they say of this study, and
+    ``notebooks/profiles/NAME.yaml`` the studies of one profile to what it says of them.
+
+    Raises:
+        UserError: no such profile, or a file that is not as it should be.
+    """
+    plugins.load_plugins()  # the names of a profile may be theirs
+    beside = {path.stem: _sections(path, "profile") for path in _folder().glob("*.yaml")}
+    for study in beside:
+        _check_study(study, _folder() / f"{study}.yaml")
+    found = {study: sections[name] for study, sections in beside.items() if name in sections}
+    own = _own(name)
+    if twice := found.keys() & own.keys():
+        raise UserError(
+            f"{min(twice)} is in the profile {name} of notebooks/{min(twice)}.yaml and of "
+            f"notebooks/profiles/{name}.yaml; one of them must have another name"
+        )
+    if not found | own:
+        known = {each for sections in beside.values() for each in sections}
+        raise unknown("profile", name, known | {path.stem for path in _profiles().glob("*.yaml")})
+    return found | own
+
+
+def section(study: str, profile_name: str) -> dict:
+    """What a profile says of a study."""
+    path = _folder() / f"{study}.yaml"
+    if path.exists() and not (_profiles() / f"{profile_name}.yaml").exists():
+        plugins.load_plugins()
+        sections = _sections(path, "profile")  # one file is read much faster than all
+        if profile_name in sections:
+            return sections[profile_name]
+    return pick(f"study in profile {profile_name}", study, profile(profile_name))
+
+
+def folder(study: str, profile_name: str) -> Path:
+    """Where a study's ledger, tables and figures lie: ``results/PROFILE/STUDY``
+    (``$PANNING_RESULTS`` replaces ``results``)."""
+    return results() / profile_name / study
+
+
+def _folder() -> Path:
+    return ROOT / "notebooks"
+
+
+def _profiles() -> Path:
+    return _folder() / "profiles"
+
+
+def _own(name: str) -> dict[str, dict]:
+    """The profile that is a file of its own, empty if there is none of this name."""
+    # A name is no path.
+    files = {path.stem: path for path in _profiles().glob("*.yaml")}
+    if not isinstance(name, str) or name not in files:
+        return {}
+    sections = _sections(files[name], "study")
+    for study in sections:
+        _check_study(study, files[name])
+    return sections
+
+
+def _check_study(study: str, path: Path) -> None:
+    known = {path.stem for path in _folder().glob("*.ipynb")}
+    if study not in known:
+        raise unknown(f"study in {path.name}", study, known)
+
+
+def _sections(path: Path, of: str) -> dict[str, dict]:
+    """Profile or study -> its section, checked but for what is inside the grids."""
+    content = _load(path)
+    maps = isinstance(content, dict) and all(isinstance(v, dict) for v in content.values())
+    if not maps or not content:
+        raise UserError(f"{path} must map each {of} to its parameters and grid")
+    for name, found in content.items():
+        for entry in found.keys() - ENTRIES:
+            raise unknown(f"entry of {name} in {path.name}", entry, ENTRIES)
+        if not isinstance(found.get("parameters", {}), dict):
+            raise UserError(
+                f"parameters of {name} in {path.name} are {found['parameters']!r}; they must be "
+                "names and values, like {seeds: 3}"
+            )
+    return content
+
+
+def _load(path: Path) -> object:
     import yaml
 
-    plugins.load_plugins()  # the names of a profile may be theirs
-    files = {path.stem: path for path in (ROOT / "notebooks" / "profiles").glob("*.yaml")}
-    path = pick("profile", name, files)
-
     class Strict(yaml.SafeLoader):
-        """YAML itself lets the last of two equal keys win, so that a study would lose its grid without a word."""
+        """YAML itself lets the last of two equal keys win, so that a study would lose its grid
+        without a word."""
 
         def construct_mapping(self, node, deep=False):
             keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -50,144 +129,98 @@ def profile(name: str) -> dict[str, dict]:
     except Exception as error:
         # A YAMLError, and for a damaged text or a value like !!int x, many other kinds.
         raise UserError(f"{path} is not YAML: {error}".replace("\n", " ")) from error
-    left, values = LARGEST, [content]
-    # A few lines of anchors can stand for more values than any memory holds, or for themselves.
-    while values and left:
-        value, left = values.pop(), left - 1
-        values += (
-            value.values()
-            if isinstance(value, dict)
-            else value
-            if isinstance(value, list | tuple | set)
-            else ()
-        )
-    if values:
+    if not _is_small(content):
         raise UserError(f"{path} holds more than {LARGEST:,} values, or an anchor inside itself")
-    known = {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
-    if (
-        not isinstance(content, dict)
-        or not content
-        or not all(isinstance(v, dict) for v in content.values())
-    ):
-        raise UserError(f"{path} must map each study to its parameters and grid")
-    for study, section in content.items():
-        if study not in known:
-            raise unknown(f"study in {path.name}", study, known)
-        for entry in section.keys() - ENTRIES:
-            raise unknown(f"entry of {study} in {path.name}", entry, ENTRIES)
-        if not isinstance(section.get("parameters", {}), dict):
-            raise UserError(
-                f"parameters of {study} in {path.name} are {section['parameters']!r}; they must be names and values, like {{seeds: 3}}"
-            )
     return content
 
 
-def section(study: str, profile_name: str) -> dict:
-    """What a profile says of a study."""
-    return pick(f"study in profile {profile_name}", study, profile(profile_name))
+def _is_small(content: object) -> bool:
+    """A few lines of anchors can stand for more values than any memory holds, or for themselves."""
+    left, values = LARGEST, [content]
+    while values and left:
+        value, left = values.pop(), left - 1
+        if isinstance(value, dict):
+            values += value.values()
+        elif isinstance(value, list | tuple | set):
+            values += value
+    return not values
 
 
-def folder(study: str, profile_name: str) -> Path:
-    """Where a study's ledger, tables and figures lie: ``results/PROFILE/STUDY`` (``$PANNING_RESULTS`` replaces ``results``)."""
-    return results() / profile_name / study
+# --- grids ----------------------------------------------------------------------------------------
 
 
-def runs(study: str, profile_name: str, device: str | None = None) -> list[prune.Run]:
-    """All runs of ``study`` in a profile, or those that such a device is to do: on CUDA its entry ``cuda``, where it has one, else its grid."""
+def runs(study: str, profile_name: str, device: str | None = None) -> list[base.Run]:
+    """All runs of a study in a profile, or those that such a device is to do: on CUDA its entry
+    ``cuda``, where it has one, else its grid."""
     found = section(study, profile_name)
     grids = {name: found[name] for name in ("grid", "cuda") if name in found}
     if device is not None and len(grids) == 2:
         del grids["grid" if device.startswith("cuda") else "cuda"]
-    agents = trainings(found) if "agents" in found else None
-    return list(
-        {run.key(): run for grid in grids.values() for run in expand(grid, agents)}.values()
-    )
+    return list({run.key(): run for grid in grids.values() for run in expand(grid)}.values())
 
 
-def trainings(section: dict) -> dict[str, list[learning.Training]]:
-    """The agents that a study trains: the name of each entry of its section -> one ``learning.Training`` for each of its seeds.
-
-    Raises:
-        UserError: an unknown or missing field, or a value out of range.
-    """
-    # Here, as it needs gymnasium, which a machine that only prunes and trains may lack.
-    from ..agent import learning
-
-    known, found = ["name", *(f.name for f in dataclasses.fields(learning.Training))], {}
-    entries = section.get("agents", [])
-    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
-        raise UserError(
-            f"agents are a list of entries like {{name: mine, networks: [lenet5/mnist]}}, got {entries!r}"
-        )
-    for entry in entries:
-        for field in entry.keys() - set(known):
-            raise unknown("field of an agent", field, known)
-        if not (isinstance(entry.get("name"), str) and "networks" in entry):
-            raise UserError(
-                f"an agent needs a name and its networks, such as {{name: mine, networks: [lenet5/mnist]}}, got {entry!r}"
-            )
-        name, seeds = (
-            entry["name"],
-            entry["seed"] if isinstance(entry.get("seed"), list) else [entry.get("seed", 0)],
-        )
-        if name in found or name == "random" or not seeds:
-            raise UserError(f"the agent {name!r} has no seed, or a name that is taken")
-        fields = {field: value for field, value in entry.items() if field not in ("name", "seed")}
-        found[name] = [learning.Training(**fields, seed=seed) for seed in seeds]
-    return found
+def entry_names(study: str, profile_name: str) -> dict[str, str]:
+    """The key of each run whose entry has a ``name`` -> that name."""
+    named = _entries(section(study, profile_name).get("grid", []))[1]
+    return {run.key(): name for name, runs in named.items() for run in runs}
 
 
-def expand(
-    grid: list[dict], agents: dict[str, list[learning.Training]] | None = None
-) -> list[prune.Run]:
-    """The runs of a grid: in each entry every list is an axis, and the axes are crossed; ``method: all`` is every pruner, and
-    the name of one of ``agents`` is the policies of its seeds.
+def expand(grid: list[dict]) -> list[base.Run]:
+    """The runs of a grid: in each entry every list is an axis, and the axes are crossed.
+
+    ``kind`` says what an entry is; without it, a pruning run. By its ``name`` later entries can
+    refer to an entry, as the ``policy`` of a pruning run does to an agent.
 
     Raises:
         UserError: an unknown field or name, or a value out of range; nothing has run by then.
     """
-    fields = [f.name for f in dataclasses.fields(prune.Run)]
-    runs: dict[str, prune.Run] = {}
+    return list({run.key(): run for run in _entries(grid)[0]}.values())
+
+
+def _entries(grid: list[dict]) -> tuple[list[base.Run], dict[str, list[base.Run]]]:
+    """The runs of a grid, and those of each entry that has a name."""
     if not isinstance(grid, list) or not all(isinstance(entry, dict) for entry in grid):
         raise UserError(
             f"a grid is a list of entries like {{dataset: digits, model: lenet300}}, got {grid!r}"
         )
+    found, named = [], {}
     for entry in grid:
-        for name in entry.keys() - set(fields):
-            raise unknown("field of a run", name, fields)
-        if "policy" in entry:
-            chosen = entry["policy"] if isinstance(entry["policy"], list) else [entry["policy"]]
-            entry = {
-                **entry,
-                "policy": [policy for name in chosen for policy in _policies(name, agents or {})],
-            }
-        axes = {
-            name: pruning.methods()
-            if name == "method" and value == "all"
-            else value
-            if isinstance(value, list)
-            else [value]
-            for name, value in entry.items()
-        }
-        if empty := [name for name, axis in axes.items() if not axis]:
-            raise UserError(f"{empty[0]} of a run is an empty list; it needs at least one value")
-        if (count := math.prod(map(len, axes.values()))) > LARGEST:
-            raise UserError(f"an entry of a grid is {count:,} runs; it may be {LARGEST:,}")
-        for values in product(*axes.values()):
-            try:
-                run = prune.Run(**dict(zip(axes, values)))
-            except TypeError as error:
+        runs = _entry(entry, named)
+        if "name" in entry:
+            name = entry["name"]
+            if not isinstance(name, str) or name in named:
                 raise UserError(
-                    f"a run needs at least a dataset and a model, and plain values: {error}"
-                ) from error
-            runs[run.key()] = run
-    return list(runs.values())
+                    f"the name of an entry of a grid is {name!r}; it must be a text, and no two "
+                    "entries may have the same"
+                )
+            named[name] = runs
+        found += runs
+    return found, named
 
 
-def _policies(name: str, agents: dict[str, list[learning.Training]]) -> list[str]:
-    if name in list(agents):
-        return [training.name() for training in agents[name]]
-    known = ["random", *policies.places()]
-    if name not in known:
-        raise unknown("policy", name, [*agents, *known])
-    return [name]
+def _entry(entry: dict, named: dict[str, list[base.Run]]) -> list[base.Run]:
+    kind = base.kind(entry.get("kind", base.FIRST))
+    of = "a run" if kind.kind == base.FIRST else f"a run of the kind {kind.kind}"
+    entry = {field: value for field, value in entry.items() if field not in ("kind", "name")}
+    known = [field.name for field in dataclasses.fields(kind)]
+    for field in entry.keys() - set(known):
+        raise unknown(f"field of {of}", field, [*known, "kind", "name"])
+    axes = {
+        field: value if isinstance(value, list) else [value]
+        for field, value in kind.axes(entry, named).items()
+    }
+    if empty := [field for field, axis in axes.items() if not axis]:
+        raise UserError(f"{empty[0]} of {of} is an empty list; it needs at least one value")
+    if (count := math.prod(map(len, axes.values()))) > LARGEST:
+        raise UserError(f"an entry of a grid is {count:,} runs; it may be {LARGEST:,}")
+    needed = [
+        field.name
+        for field in dataclasses.fields(kind)
+        if field.default is dataclasses.MISSING and field.name not in axes
+    ]
+    if needed:
+        raise UserError(f"{of} lacks {needed[0]}, got {entry!r}")
+    try:
+        return [kind(**dict(zip(axes, values))) for values in product(*axes.values())]
+    except TypeError as error:
+        raise UserError(f"{of} must be made of plain values: {error}") from error

@@ -7,15 +7,11 @@ import subprocess
 import traceback
 from datetime import UTC, datetime
 from functools import cache
-from typing import TYPE_CHECKING
 
 import torch
 
 from .. import ROOT, __version__, plugins
 from ..runs import base
-
-if TYPE_CHECKING:
-    from ..agent import learning
 
 
 @cache
@@ -54,7 +50,7 @@ def provenance(device: str) -> dict:
 
 
 def line(
-    done: base.Run | learning.Training,
+    done: base.Run,
     found: dict | Exception,
     seconds: float,
     device: str = "cpu",
@@ -74,4 +70,10 @@ def line(
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    return {"key": done.key(), "run": done.canonical(), **outcome, "provenance": origin}
+    return {
+        "kind": done.kind,
+        "key": done.key(),
+        "run": done.canonical(),
+        **outcome,
+        "provenance": origin,
+    }

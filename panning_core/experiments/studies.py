@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .. import plugins
 from ..errors import UserError, command_line
+from ..runs import base
 from ..runs.prune import (
     CONTROLS,
     LEARNERS,
@@ -28,9 +29,9 @@ from ..runs.prune import (
     result,
 )
 from .ledger import Ledger
-from .profiles import expand, folder, profile, runs, section, trainings
+from .profiles import entry_names, expand, folder, profile, runs, section
 from .provenance import provenance
-from .sweep import _work, agents, check_machine, sweep, teach, toys
+from .sweep import _work, check_machine, sweep
 
 __all__ = [
     "CONTROLS",
@@ -41,8 +42,8 @@ __all__ = [
     "Pruned",
     "Run",
     "_work",
-    "agents",
     "check_machine",
+    "entry_names",
     "execute",
     "execute_together",
     "expand",
@@ -56,10 +57,23 @@ __all__ = [
     "runs",
     "section",
     "sweep",
-    "teach",
-    "toys",
-    "trainings",
 ]
+
+
+def merge(study: str, profile_name: str, other: Path) -> int:
+    """Take over the runs of another ledger of a study, also of the separate ones that agents and
+    toys once had; returns how many are new.
+
+    Raises:
+        UserError: there is no such ledger, or it holds no run of the study.
+    """
+    kinds = {run.key(): run.kind for run in runs(study, profile_name)}
+    if (rows := Ledger(other).rows()) and not any(row["key"] in kinds for row in rows):
+        raise UserError(
+            f"{other} holds no run of {study} in the profile {profile_name}; it is another "
+            "study's, or another profile's"
+        )
+    return Ledger(folder(study, profile_name) / "runs.jsonl").merge(other, kinds)
 
 
 def main() -> int:
@@ -81,14 +95,7 @@ def main() -> int:
     plugins.load_plugins(options.plugin)
     if options.merge:
         # The names must be right.
-        wanted = {run.key() for run in runs(options.study, options.profile)}
-        if (rows := Ledger(options.merge).rows()) and wanted.isdisjoint(row["key"] for row in rows):
-            raise UserError(
-                f"{options.merge} holds no run of {options.study} in the profile {options.profile}; it is another study's, or another profile's"
-            )
-        print(
-            f"{Ledger(folder(options.study, options.profile) / 'runs.jsonl').merge(options.merge)} new runs"
-        )
+        print(f"{merge(options.study, options.profile, options.merge)} new runs")
         return 0
     rows = sweep(options.study, options.profile, options.jobs, options.device)
     print(

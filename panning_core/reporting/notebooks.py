@@ -110,7 +110,7 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
 
 def run_study(study: str, profile_name: str, section: dict, jobs: int | None, device: str) -> None:
     """Fill the ledger, then run the notebook unless nothing it follows from has changed."""
-    if section.get("grid"):
+    if section.keys() & {"grid", "cuda"}:
         studies.sweep(study, profile_name, jobs, device)
     target = studies.folder(study, profile_name) / f"{study}.ipynb"
     mark = target.parent.parent / "html" / f"{study}.stamp"

@@ -11,7 +11,6 @@ import dataclasses
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -28,10 +27,9 @@ from pygments.formatters import HtmlFormatter
 from pygments.lexers import PythonLexer
 
 from .. import ROOT, data
-from ..agent import learning
 from ..experiments import studies
 from ..experiments.ledger import Ledger
-from ..runs.toy import Toy
+from ..runs import base
 from . import names, report, sources, tables
 from .study import MIME, VERDICTS
 
@@ -48,11 +46,6 @@ FACETS = {
     "pruner": "method",
     "sparsity": "sparsity",
     "control": "control",
-}
-#: ``NAME.jsonl`` that some studies have beside their runs, and what its lines are settings of
-OTHERS = {
-    "agents": learning.recorded,
-    "toys": lambda run: Toy(**run),
 }
 #: what a verdict begins with, and the class of its colour
 MARKS = {
@@ -174,9 +167,9 @@ def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:
     return pd.concat([known, _varying(others), results, _origins(lines)], axis=1).astype(str)
 
 
-def other_table(lines: list[dict], kind: Callable[[dict], object]) -> pd.DataFrame:
-    """The same of an agents' or toys' ledger; ``kind`` makes the dataclass of a line's settings."""
-    settings = pd.DataFrame([dataclasses.asdict(kind(line["run"])) for line in lines])
+def other_table(lines: list[dict]) -> pd.DataFrame:
+    """The same for the runs of another kind."""
+    settings = pd.DataFrame([dataclasses.asdict(base.read(line)) for line in lines])
     results = pd.DataFrame(
         [
             {
@@ -264,7 +257,8 @@ class Site:
     Attributes:
         notebooks: study -> its executed notebook, for the studies that came through; and the guide.
         anchors: ``STUDY/FILE`` of every table and figure that a page shows.
-        lines, runs: of a study, the lines of ``runs.jsonl`` or one of ``OTHERS``, and ``runs_table`` of its runs.
+        lines: of a study, kind -> the ledger's lines.
+        runs: of a study, ``runs_table`` of its pruning runs.
     """
 
     def __init__(self, profile: str):
@@ -282,10 +276,11 @@ class Site:
             for item in self.items(study)
             if "file" in item
         }
-        self.lines = cache(lambda study, ledger: read(self.folder(study) / f"{ledger}.jsonl"))
+        self.lines = cache(lambda study: tables.by_kind(read(self.folder(study) / "runs.jsonl")))
         self.runs = cache(
             lambda study: runs_table(
-                self.lines(study, "runs"), {run.key() for run in studies.runs(study, profile)}
+                self.lines(study).get(base.FIRST, []),
+                {run.key() for run in studies.runs(study, profile)},
             )
         )
 
@@ -339,14 +334,12 @@ class Site:
                 sections=renderer.sections,
                 origin=self.origin(page["name"]),
             )
-            if page["name"] in self.names and len(runs := self.runs(page["name"])):
-                others = {
-                    ledger: other_table(lines, kind)
-                    for ledger, kind in OTHERS.items()
-                    if (lines := self.lines(page["name"], ledger))
-                }
+            if page["name"] in self.names and (found := self.lines(page["name"])):
                 tables = {
-                    ledger: self.table(table) for ledger, table in {"runs": runs, **others}.items()
+                    kind: self.table(
+                        self.runs(page["name"]) if kind == base.FIRST else other_table(lines)
+                    )
+                    for kind, lines in found.items()
                 }
                 made[f"{page['name']}.runs.html"] = environment.get_template("runs.html").render(
                     common, page=page, tables=tables, origin=self.origin(page["name"])
@@ -367,8 +360,8 @@ class Site:
         lines = [
             line
             for name in (self.names if study == OVERVIEW else [study])
-            for ledger in ("runs", *OTHERS)
-            for line in self.lines(name, ledger)
+            for lines in self.lines(name).values()
+            for line in lines
         ]
         origins = [line["provenance"] for line in lines]
         found = {
@@ -417,9 +410,8 @@ class Site:
         )
         named = {name for name in self.names if name in text}
         (source,) = named if provenance and len(named) == 1 else (study,)
-        return None if "benchmarks" in provenance or self.runs(source).empty else source, named <= {
-            source
-        }
+        shown = "benchmarks" not in provenance and self.lines(source)
+        return source if shown else None, named <= {source}
 
     def references(
         self, study: str, file: str, table: pd.DataFrame, provenance: str = ""
@@ -431,13 +423,13 @@ class Site:
         lead to all runs.
         """
         source, sure = self.source(study, provenance)
-        if source is None:
+        if source is None or self.runs(source).empty:
             return [[None] * table.shape[1]] * len(table)
         runs = self.runs(source)
         values = {facet: set(runs[facet]) for facet in FACETS.values()}
         titles = {
             line["run"]["dataset"]: line["provenance"]["data"]["title"]
-            for line in self.lines(source, "runs")
+            for line in self.lines(source)[base.FIRST]
         }
         given = {"current": "yes"} if "current" in runs else {}
         if "order" in runs:  # a table of masks shows their usual order

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import pandas as pd
 
 from .. import ROOT
 from ..errors import UserError
-from ..experiments.ledger import Ledger
+from ..runs import base
 
 
 class Source(NamedTuple):
@@ -35,21 +36,18 @@ def _torch(origin: dict) -> str:
     return f"PyTorch {origin['versions']['torch'].partition('+')[0]}"
 
 
-def ledgers(folder: Path, lines: list[dict]) -> Source:
-    """The source of what a study shows: its runs, then the other ledgers in its folder.
+def ledger(folder: Path, lines: list[dict]) -> Source:
+    """The source of what a study shows: lines of the ledger in its ``folder``.
 
     Code is a range of commits as git writes it, oldest run first. A ``+`` says that the code had
     been changed since the commit; such commits are always named.
     """
-    paths = sorted(folder.glob("*.jsonl"), key=lambda path: (path.stem != "runs", path.stem))
-    found = {path: lines if path.stem == "runs" else Ledger(path).rows() for path in paths}
-    origins = [line["provenance"] for rows in found.values() for line in rows]
+    files = (f"{folder.name}/runs.jsonl",) if (folder / "runs.jsonl").exists() else ()
+    origins = [line["provenance"] for line in lines]
     origins.sort(key=lambda origin: origin["finished"])
-    files = tuple(f"{path.parent.name}/{path.name}" for path in found)
     if not origins:
         return Source("", files)
-    counts = [f"{len(rows)} {_counted(path.stem, len(rows))}" for path, rows in found.items()]
-    parts = [f"{', '.join(counts)} of {folder.name}", f"code {_commits(origins)}"]
+    parts = [f"{_counts(lines)} of {folder.name}", f"code {_commits(origins)}"]
     parts.append(_listed(_torch(origin) for origin in origins))
     parts.append(_listed(origin["device"] for origin in origins))
     if titles := _listed(origin["data"]["title"] for origin in origins if "data" in origin):
@@ -57,8 +55,12 @@ def ledgers(folder: Path, lines: list[dict]) -> Source:
     return Source(" · ".join(parts), files)
 
 
-def _counted(plural: str, count: int) -> str:
-    return plural.removesuffix("s") if count == 1 else plural
+def _counts(lines: list[dict]) -> str:
+    """``"1 run"``, or ``"5 runs (3 prune, 2 toy)"`` where there are several kinds."""
+    kinds = Counter(line.get("kind", base.FIRST) for line in lines)
+    words = f"{len(lines)} run{'s' * (len(lines) != 1)}"
+    parts = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
+    return words + f" ({parts})" * (len(kinds) > 1)
 
 
 def _commits(origins: list[dict]) -> str:

@@ -14,6 +14,7 @@ import seaborn as sns
 from ..analysis import statistics
 from ..errors import UserError, pick
 from ..experiments import studies
+from ..runs import base
 from . import sources, tables
 from .sources import Source
 
@@ -34,9 +35,8 @@ class Study:
     """A study inside its notebook: does the missing runs, reads the ledger, and saves what is shown.
 
     Attributes:
-        lines: the ledger's lines, in the order of the grid.
-        runs: ``tables.tidy`` of them.
-        agents: a dict for each agent that the study has trained: ``name`` of its entry in the profile, every field of its training, ``seconds``, ``metrics``.
+        lines: the ledger's lines of its pruning runs, in the order of the grid.
+        runs: ``tables.tidy`` of them; ``of`` gives the runs of another kind.
         folder: where its ledger, tables and figures lie.
     """
 
@@ -44,16 +44,28 @@ class Study:
         sns.set_theme(context="notebook", style="whitegrid")
         self.folder = studies.folder(name, profile)
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.lines = studies.sweep(name, profile, jobs, device)
+        self._lines = studies.sweep(name, profile, jobs, device)
+        self._kinds = tables.by_kind(self._lines)
+        self._names = studies.entry_names(name, profile)
+        self.lines = self._kinds.get(base.FIRST, [])
         self.runs = tables.tidy(self.lines)
-        self.agents = studies.agents(name, profile)
         self._verdicts: list[dict] = []
         self._shown: dict[str, str] = {}
 
+    def of(self, kind: str) -> pd.DataFrame:
+        """``tables.frame`` of its runs of one kind, with the ``name`` of the entry of the grid that
+        a run comes from (None where it has none).
+
+        Raises:
+            UserError: the study has no run of this kind.
+        """
+        lines = pick("kind of run in this study", kind, self._kinds)
+        return tables.frame(lines).assign(name=[self._names.get(line["key"]) for line in lines])
+
     @property
     def source(self) -> Source:
-        """The study's ledgers: the runs of its grid, and the agents and toys it has trained."""
-        return sources.ledgers(self.folder, self.lines)
+        """The study's ledger."""
+        return sources.ledger(self.folder, self._lines)
 
     def benchmark(self, part: str) -> tuple[pd.DataFrame, dict, Source]:
         """A benchmark's table, the machine it was measured on, and both as a source.

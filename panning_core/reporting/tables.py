@@ -11,6 +11,7 @@ import pandas as pd
 from ..analysis import statistics
 from ..analysis.statistics import interval
 from ..experiments import studies
+from ..runs import base
 from .names import MODELS, method_name, percent
 
 #: outcomes in tables
@@ -63,8 +64,33 @@ def fates(found: pd.Series) -> str:
     )
 
 
+def by_kind(lines: list[dict]) -> dict[str, list[dict]]:
+    """Kind -> the ledger's lines of this kind."""
+    found: dict[str, list[dict]] = {}
+    for line in lines:
+        found.setdefault(line.get("kind", base.FIRST), []).append(line)
+    return found
+
+
+def frame(lines: list[dict]) -> pd.DataFrame:
+    """One row a run of one kind: its ``key``, every field of the run, defaults filled in, every
+    metric, and the ``seconds`` that it took."""
+    return pd.DataFrame(
+        [
+            {
+                "key": line["key"],
+                **dataclasses.asdict(base.read(line)),
+                **line["metrics"],
+                "seconds": line["provenance"]["seconds"],
+            }
+            for line in lines
+        ]
+    )
+
+
 def tidy(lines: list[dict]) -> pd.DataFrame:
-    """One row a run: its key, every field of the run, defaults filled in, every single-valued metric, and its ``fate``."""
+    """One row a pruning run: its key, every field of the run, defaults filled in, every
+    single-valued metric, and its ``fate``."""
     rows = []
     for line in lines:
         run = studies.Run(**line["run"])

@@ -23,10 +23,11 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from .. import ROOT, data, plugins, results
+from .. import ROOT, plugins, results
 from ..errors import UserError, command_line
 from ..experiments import studies
 from ..experiments.ledger import Ledger
+from ..runs import base
 from . import sources
 
 BUDGET = (
@@ -38,7 +39,7 @@ COMPARED = {".csv", ".md", ".png", ".json", ".jsonl"}
 
 
 def ledger_lines(profile: str) -> dict[str, list[dict]]:
-    """Study -> the lines of its runs.
+    """Study -> the lines of its runs, of every kind.
 
     Raises:
         UserError: a ledger lacks runs of the grid that every machine does; of those that only a CUDA device does it may hold any.
@@ -164,9 +165,9 @@ def repeat(study: str, line: dict) -> bool:
     """Do a run again and say how it compares; returns whether it is equal, or as near as rounding explains."""
     torch.set_num_threads(1)  # as in a sweep
     origin, start = line["provenance"], time.perf_counter()
-    worst, place = compare(
-        line["metrics"], studies.execute(studies.Run(**line["run"]), origin["device"])
-    )
+    with tempfile.TemporaryDirectory() as scratch:
+        context = base.Context(origin["device"], Path(scratch))
+        worst, place = compare(line["metrics"], base.read(line).execute(context))
     words = "equal to the bit"
     if worst:
         words = (
@@ -193,8 +194,10 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
         and (line["provenance"]["device"] == "cpu" or torch.cuda.is_available())
     ]
     drawn = random.Random(seed).sample(pool, min(count, len(pool)))
-    for dataset in {line["run"]["dataset"] for _, line in drawn}:
-        data.load(dataset)  # a missing file is said now
+    runs = [base.read(line) for _, line in drawn]
+    for kind in set(map(type, runs)):
+        # A missing file is said now.
+        kind.prepare([run for run in runs if type(run) is kind])
     differ = tables(profile)
     print(
         f"sample: {len(drawn)} of the {len(pool)} runs that took at most {BUDGET} s each; --seed {seed} draws the same again",

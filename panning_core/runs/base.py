@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -25,6 +26,7 @@ KINDS = Table(
     __name__ + ".KINDS",
     {
         "prune": "panning_core.runs.prune.Run",
+        "agent": "panning_core.runs.agent.Agent",
         "toy": "panning_core.runs.toy.Toy",
         "emergent-convolution": "panning_core.runs.emergent_convolution.EmergentConvolution",
         "ball-indicator": "panning_core.runs.ball_indicator.BallIndicator",
@@ -38,6 +40,9 @@ KINDS = Table(
     },
 )
 
+#: The kind of a ledger line or of an entry of a grid that names none: it was the first one.
+FIRST = "prune"
+
 
 @dataclass(frozen=True)
 class Context:
@@ -46,12 +51,10 @@ class Context:
     Attributes:
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         folder: of the study, for files that a run leaves beside the ledger.
-        progress: called with the number of steps done, for kinds that take long.
     """
 
     device: str = "cpu"
     folder: Path | None = None
-    progress: Callable[[int], object] = lambda done: None
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,8 @@ class Run(ABC):
     """Everything that decides a result. Same run, same numbers (same device and thread count).
 
     A kind is a frozen dataclass of plain values with defaults, one of them ``seed``; its
-    ``__post_init__`` raises a ``UserError`` for a value that can not be right.
+    ``__post_init__`` raises a ``UserError`` for a value that can not be right. Only ``execute``
+    must be written; the rest is for kinds that need it.
     """
 
     kind: ClassVar[str]
@@ -68,13 +72,7 @@ class Run(ABC):
     def execute(self, context: Context) -> dict:
         """Do it: the ``metrics`` of a ledger line, as JSON can hold them."""
 
-    def requires(self) -> tuple[Run, ...]:
-        """The runs that must have been done before."""
-        return ()
-
-    def group(self) -> object | None:
-        """Runs with equal groups may be done together by ``execute_together``; None: alone."""
-        return None
+    # --- what it is called ---
 
     def name(self) -> str:
         """How a message calls it."""
@@ -93,6 +91,44 @@ class Run(ABC):
         """SHA-256 of the identity as JSON."""
         return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
 
+    @classmethod
+    def recorded(cls, run: dict) -> Run:
+        """The run of a ledger line."""
+        return cls(**run)
+
+    # --- how a sweep does many ---
+
+    @classmethod
+    def axes(cls, entry: dict, named: dict[str, list[Run]]) -> dict:
+        """An entry of a grid with its words replaced by values; ``named`` are the runs of earlier
+        entries with a ``name``."""
+        return entry
+
+    @classmethod
+    def prepare(cls, runs: Sequence[Run]) -> None:
+        """Raise now, as a ``UserError``, what would make all of these runs fail."""
+
+    @classmethod
+    def tasks(cls, runs: Sequence[Run], device: str) -> list[list[Run]]:
+        """What a worker does at a time; more than one run goes to ``execute_together``."""
+        return [[run] for run in runs]
+
+    @classmethod
+    def execute_together(cls, runs: Sequence[Run], context: Context) -> list[dict | Exception]:
+        """``execute`` for a task of ``tasks``; a run that fails gives its error."""
+        return [run.execute(context) for run in runs]
+
+    def origin(self) -> dict:
+        """What the provenance of its line says besides, such as the data."""
+        return {}
+
+    def files(self, folder: Path) -> list[Path]:
+        """What it leaves in the study's folder; a run whose file is missing is done again."""
+        return []
+
+    def clean(self, folder: Path) -> None:
+        """Remove what only an interrupted run needs; called when its line is recorded."""
+
 
 def kind(name: str) -> type[Run]:
     """The class of a kind.
@@ -110,3 +146,13 @@ def kind(name: str) -> type[Run]:
         return getattr(import_module(module), attribute)
     except ModuleNotFoundError as error:
         raise UserError(f"runs of the kind {name} need the package {error.name}") from error
+
+
+def read(line: dict) -> Run:
+    """The run of a ledger line of any kind."""
+    return kind(line.get("kind", FIRST)).recorded(line["run"])
+
+
+def short(value: float) -> float | None:
+    """Six significant digits, and None for what JSON has no number for."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

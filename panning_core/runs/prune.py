@@ -21,6 +21,7 @@ from ..methods import gumbel_softmax, iterative_magnitude
 from ..plugins import Table
 from ..training import stacked
 from . import base
+from .base import short
 
 #: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask, trace; ``model`` is trained then
 LEARNERS = Table(
@@ -271,8 +272,37 @@ class Run(base.Run):
         """Without the kind: pruning was the first one, and its keys stay."""
         return self.canonical()
 
+    @classmethod
+    def axes(cls, entry: dict, named: dict[str, list[base.Run]]) -> dict:
+        """``method: all`` is every pruner, and the name of an entry of agents is their policies."""
+        entry = dict(entry)
+        if entry.get("method") == "all":
+            entry["method"] = pruning.methods()
+        if "policy" in entry:
+            chosen = entry["policy"] if isinstance(entry["policy"], list) else [entry["policy"]]
+            entry["policy"] = [policy for name in chosen for policy in _policies(name, named)]
+        return entry
+
+    @classmethod
+    def prepare(cls, runs: Sequence[Run]) -> None:
+        for dataset, normalisation in {(run.dataset, run.normalisation) for run in runs}:
+            data.load(dataset, normalisation)
+        check_layers(runs)
+
+    @classmethod
+    def tasks(cls, runs: Sequence[Run], device: str) -> list[list[Run]]:
+        return tasks(runs, device)
+
+    @classmethod
+    def execute_together(cls, runs: Sequence[Run], context: base.Context) -> list[dict | Exception]:
+        return execute_together(runs, context.device)
+
     def execute(self, context: base.Context) -> dict:
         return execute(self, context.device)
+
+    def origin(self) -> dict:
+        splits = self.splits()
+        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
 
     def splits(self) -> data.Splits:
         """The data of this run, on the CPU."""
@@ -491,11 +521,6 @@ def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
     return [{**result(each, log), "stack": len(pruned)} for each, log in zip(pruned, logs)]
 
 
-def short(value: float) -> float | None:
-    """Six significant digits, and None for what JSON has no number for."""
-    return float(f"{value:.6g}") if math.isfinite(value) else None
-
-
 def _columns(rows: list[dict]) -> dict[str, list]:
     """Transfer rows of the whole network as {"metric/part": [a value a round]}."""
     columns: dict[str, list] = {}
@@ -536,6 +561,16 @@ def tasks(runs: list[Run], device: str) -> list[list[Run]]:
         )
         tasks += [group[start : start + most] for start in range(0, len(group), most)]
     return tasks
+
+
+def _policies(name: str, named: dict[str, list[base.Run]]) -> list[str]:
+    """The policies that a profile means by this name: those of an entry, or one that there is."""
+    if isinstance(name, str) and name in named:
+        return [run.name() for run in named[name]]
+    known = ["random", *policies.places()]
+    if name not in known:
+        raise unknown("policy", name, [*named, *known])
+    return [name]
 
 
 @cache

@@ -61,9 +61,6 @@ class Toy(base.Run):
     def execute(self, context: base.Context) -> dict:
         return run(self)
 
-    def name(self) -> str:
-        return repr(self)
-
 
 def points(generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(x [points, 4], y [points, 2])."""
