@@ -73,6 +73,8 @@ def test_the_subnetwork_is_the_mean_of_what_was_added():
     assert len(part.inner) == 3
     mean = functions(network.hidden(x), network.outer)[chosen].mean(0)
     assert torch.allclose(part(x), mean, atol=1e-6)
+    weighed = network.weighed(shares(chosen, 6))
+    assert torch.allclose(network.hidden(x) @ weighed, mean, atol=1e-6)
 
 
 def test_a_step_is_that_of_autograd():
@@ -124,14 +126,28 @@ def test_a_run_says_the_same_twice_and_its_lists_belong_together():
     assert found["dense_loss"][-1] < found["dense_loss"][0]
 
 
-def test_training_a_part_leaves_the_whole_network_alone():
+def test_what_is_trained_for_the_rest_leaves_the_whole_network_alone():
     run = ForwardSelection(**SMALL)
-    splits = forward.images(run, torch.Generator().manual_seed(0))
+    train, test = forward.images(run, torch.Generator().manual_seed(0))
     network = Network.drawn(12, 64, 10, torch.Generator().manual_seed(0))
     inner, outer = network.inner.clone(), network.outer.clone()
-    part = forward.subnetworks(run, network, splits[0])["greedy"]
-    forward.trained(run, part, splits[0], 3)
+    found = forward.chosen(run, network, network.hidden(train.x), train)
+    assert {arm: int((w > 0).sum()) for arm, w in found.items() if arm != "greedy"} == {
+        "random": 5,
+        "norm": 5,
+    }
+    ended, longer = (forward.rest(run, step, network, found, train, test) for step in (20, 0))
+    assert longer["greedy_loss"] < ended["greedy_loss"]
     assert torch.equal(network.inner, inner) and torch.equal(network.outer, outer)
+
+
+def test_all_neurons_with_equal_shares_are_the_dense_network():
+    run = ForwardSelection(**{**SMALL, "chosen": 12})
+    found = run.execute(base.Context())
+    assert (
+        found["random_loss"] == found["norm_loss"] == pytest.approx(found["dense_loss"], rel=1e-5)
+    )
+    assert found["random_accuracy"] == found["dense_accuracy"]
 
 
 @pytest.mark.parametrize(

@@ -104,27 +104,21 @@ class Network:
         return self.hidden(x) @ self.outer
 
     def step(self, x: Tensor, target: Tensor, lr_in: float, lr_out: float) -> None:
-        """One step of descent on ``squared``; the rates are a run's ``lr_in`` and ``lr_out``."""
+        """One step of descent on half the mean squared distance, at the rates of a run."""
         width, hidden = len(self.inner), self.hidden(x)
         slope = (hidden @ self.outer - target) / len(x)
         inner = ((slope @ self.outer.T) * (hidden > 0)).T @ x
         self.outer = self.outer - lr_out / width * (hidden.T @ slope)
         self.inner = self.inner - lr_in * width * inner
 
+    def weighed(self, weights: Tensor) -> Tensor:
+        """B [N, C] if neuron i has the share ``weights`` [N] of the mean instead of 1 / N."""
+        return len(weights) * weights[:, None].to(self.outer.dtype) * self.outer
+
     def part(self, weights: Tensor) -> Network:
-        """The sub-network of the neurons whose share of the mean, ``weights`` [N], is above 0."""
-        kept = weights.nonzero().flatten()
-        scale = len(weights) * weights[kept, None].to(self.outer.dtype)
-        return Network(self.inner[kept], self.outer[kept] * scale)
-
-
-def squared(network: Network, x: Tensor, target: Tensor) -> float:
-    """Half the mean squared distance to the targets."""
-    return float((network(x) - target).square().sum() / (2 * len(x)))
-
-
-def accuracy(network: Network, split: data.Split) -> float:
-    return float((network(split.x).argmax(1) == split.y).float().mean())
+        """The sub-network of the neurons whose share of the mean is above 0."""
+        kept = weights > 0
+        return Network(self.inner[kept], self.weighed(weights)[kept])
 
 
 def images(run: ForwardSelection, generator: torch.Generator) -> tuple[data.Split, data.Split]:
@@ -172,19 +166,25 @@ def trained(run: ForwardSelection, network: Network, train: data.Split, steps: i
     return network
 
 
-def subnetworks(run: ForwardSelection, network: Network, train: data.Split) -> dict[str, Network]:
-    """Each arm's sub-network: the greedy one of ``chosen`` additions, and for the others as many
-    different neurons of equal shares, or all of a smaller network."""
+def chosen(
+    run: ForwardSelection, network: Network, hidden: Tensor, train: data.Split
+) -> dict[str, Tensor]:
+    """Each arm's share of every neuron [N]: ``run.chosen`` additions of the greedy one, and for the
+    others as many different neurons, or all of a smaller network, with equal shares.
+
+    Args:
+        hidden: ``network.hidden(train.x)``.
+    """
     target = functional.one_hot(train.y, train.classes)
     generator = torch.Generator().manual_seed(run.seed)
     count = min(run.chosen, run.width)
     size = network.inner.norm(dim=1) * network.outer.norm(dim=1)
     found = {
-        "greedy": select(network.hidden(train.x), network.outer, target, run.chosen),
+        "greedy": select(hidden, network.outer, target, run.chosen),
         "random": torch.randperm(run.width, generator=generator)[:count],
         "norm": size.argsort(descending=True, stable=True)[:count],
     }
-    return {arm: network.part(shares(found[arm], run.width)) for arm in ARMS}
+    return {arm: shares(found[arm], run.width) for arm in ARMS}
 
 
 def trace(run: ForwardSelection) -> dict:
@@ -196,24 +196,46 @@ def trace(run: ForwardSelection) -> dict:
     at, later = set(checkpoints(run.steps)), {round(part * run.steps) for part in RETRAINED}
     supply, rows, retrained = batches(len(train), run.batch, generator), [], []
     for step in range(run.steps + 1):
-        parts = subnetworks(run, network, train) if step in at | later else {}
+        if step in at | later:
+            hidden = network.hidden(train.x), network.hidden(test.x)
+            found = chosen(run, network, hidden[0], train)
         if step in at:
-            row = measured({"dense": network, **parts}, train, test)
-            rows.append({"step": step, "distinct": len(parts["greedy"].inner), **row})
+            outer = {arm: network.weighed(found[arm]) for arm in ARMS}
+            row = measured(hidden, {"dense": network.outer, **outer}, train, test)
+            rows.append({"step": step, "distinct": int((found["greedy"] > 0).sum()), **row})
         if step in later:
-            rest = run.steps - step
-            ended = {a: trained(run, parts[a], train, rest) for a in ("greedy", "random")}
-            retrained.append({"step": step, **measured(ended, train, test)})
+            retrained.append({"step": step, **rest(run, step, network, found, train, test)})
         if step < run.steps:
             picked = next(supply)
             network.step(train.x[picked], target[picked], run.lr_in, run.lr_out)
     return {**{name: [row[name] for row in rows] for name in rows[0]}, "retrained": retrained}
 
 
-def measured(networks: dict[str, Network], train: data.Split, test: data.Split) -> dict[str, float]:
-    """Six digits of each network's training loss and test accuracy."""
-    target, found = functional.one_hot(train.y, train.classes), {}
-    for arm, network in networks.items():
-        found[f"{arm}_loss"] = float(f"{squared(network, train.x, target):.6g}")
-        found[f"{arm}_accuracy"] = float(f"{accuracy(network, test):.6g}")
-    return found
+def rest(
+    run: ForwardSelection,
+    step: int,
+    network: Network,
+    found: dict[str, Tensor],
+    train: data.Split,
+    test: data.Split,
+) -> dict[str, float]:
+    """What the sub-networks of ``found`` reach if they are trained for the rest of the steps."""
+    row = {}
+    for arm in ("greedy", "random"):
+        part = trained(run, network.part(found[arm]), train, run.steps - step)
+        hidden = part.hidden(train.x), part.hidden(test.x)
+        row |= measured(hidden, {arm: part.outer}, train, test)
+    return row
+
+
+def measured(
+    hidden: tuple[Tensor, Tensor], outer: dict[str, Tensor], train: data.Split, test: data.Split
+) -> dict[str, float]:
+    """For each arm's weights B to the outputs: half the mean squared distance to the targets on the
+    training images, and the accuracy on the test images; ``hidden`` are the activations on both."""
+    target, row = functional.one_hot(train.y, train.classes), {}
+    for arm, weights in outer.items():
+        loss = (hidden[0] @ weights - target).square().sum() / (2 * len(target))
+        right = ((hidden[1] @ weights).argmax(1) == test.y).float().mean()
+        row |= {f"{arm}_loss": float(f"{loss:.6g}"), f"{arm}_accuracy": float(f"{right:.6g}")}
+    return row
