@@ -31,9 +31,10 @@ PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
 def headline(parts: dict[str, pd.DataFrame]) -> dict[str, float | None]:
     """The ratios of the last line: key -> how many times faster, null where nothing was measured.
 
-    ``train_NETWORK_98``: a training step under SNIP's mask of 98 % sparsity, against plain PyTorch; LeNet-300-100 as a sweep
-    trains it, eight networks on the same batches, each counted once.
-    ``panning_NETWORK``, ``agent_NETWORK``: 100 rounds of staged Panning, a step of the agent's environment, against the straightforward implementation.
+    ``train_NETWORK_98``: a training step under SNIP's mask of 98 % sparsity, against plain PyTorch;
+    LeNet-300-100 as a sweep trains it, eight networks on the same batches, each counted once.
+    ``panning_NETWORK``, ``agent_NETWORK``: 100 rounds of staged Panning, a step of the agent's
+    environment, against the straightforward implementation.
     """
     method, sparsity = train.HEADLINE
     measured = {"train_lenet300_98": "shared_ratio"}
@@ -69,8 +70,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         prog="./run_all.sh bench",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Measure what is compared side by side, on one thread: medians with quartiles.\n"
-        "The last line is JSON:" + headline.__doc__.partition(":")[2],
+        description=(
+            "Measure what is compared side by side, on one thread: medians with quartiles.\n"
+            "The last line is JSON:"
+        )
+        + headline.__doc__.partition(":")[2],
     )
     parser.add_argument(
         "--quick",

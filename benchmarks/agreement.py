@@ -1,4 +1,6 @@
-"""Do the engines agree? Weights after the same steps, and test accuracies over seeds, of the sparse engine and of dense PyTorch."""
+"""Do the engines agree? Weights after the same steps, and test accuracies over seeds, of the sparse
+engine and of dense PyTorch.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ def distance(model: torch.nn.Module, exact: torch.nn.Module) -> float:
 
 
 def after_steps(name: str) -> dict[str, float]:
-    """Distances to PyTorch in float64 after ``STEPS`` steps: of the sparse engine, and of PyTorch in float32 as the yardstick."""
+    """Distances to PyTorch in float64 after ``STEPS`` steps: of the sparse engine, and of PyTorch
+    in float32 as the yardstick.
+    """
     recipe, split = training.RECIPES[NETWORKS[name].recipe], images(NETWORKS[name].shape)
     model = build(name)
     batch = data.balanced_batch(split, 10, torch.Generator().manual_seed(0))
@@ -56,7 +60,9 @@ def after_steps(name: str) -> dict[str, float]:
 
 
 def accuracies(name: str) -> dict[str, float]:
-    """Mean test accuracy of each engine over the same seeds, and the mean difference with its interval."""
+    """Mean test accuracy of each engine over the same seeds, and the mean difference with its
+    interval.
+    """
     splits, found = data.load("mnist"), {"dense": [], "sparse": []}
     for seed in range(SEEDS):
         model = models.build(name, splits.input_shape, splits.classes, seed, "panning")

@@ -1,5 +1,6 @@
-"""Does what is done here hold on networks of others? Each of them is scored, pruned and trained, and
-compared with an independent, plain version; what can not be done has to be refused in one sentence.
+"""Does what is done here hold on networks of others? Each of them is scored, pruned and trained,
+and compared with an independent, plain version; what can not be done has to be refused in one
+sentence.
 
 ``python -m benchmarks.architectures`` asks all of them, about ten minutes, and writes the table to
 ``results/benchmarks``. It needs timm 1.0.31, which nothing else here does.

@@ -1,4 +1,6 @@
-"""The agent's environment: steps a second against a straightforward implementation, and what its differences to the authors' code do."""
+"""The agent's environment: steps a second against a straightforward implementation, and what its
+differences to the authors' code do.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ MEASURED = 5  #: rounds of the straightforward environment that are run; each co
 
 
 class Straightforward:
-    """The environment as public code has it: in every step everything about the dense and the sub-network is computed anew."""
+    """The environment as public code has it: in every step everything about the dense and the
+    sub-network is computed anew.
+    """
 
     def __init__(self, model: nn.Module, batches: list[Batch]):
         self.model, self.double, self.batches = model, straightforward.linear_copy(model), batches
@@ -32,7 +36,9 @@ class Straightforward:
         self.look(0)
 
     def look(self, t: int) -> tuple[float, ...]:
-        """Scores on batch t, and loss and gTg of the dense and of the sub-network, the effective sparsity."""
+        """Scores on batch t, and loss and gTg of the dense and of the sub-network, the effective
+        sparsity.
+        """
         batch = self.batches[t % len(self.batches)]
         snip, grasp, loss, gtg = straightforward.data_products(
             self.model, batch, metrics.TEMPERATURE
@@ -64,7 +70,9 @@ class Straightforward:
 
 
 def speed(quick: bool) -> pd.DataFrame:
-    """One row a network: milliseconds a step, over a whole episode of ours and ``MEASURED`` of its steps of the straightforward environment."""
+    """One row a network: milliseconds a step, over a whole episode of ours and ``MEASURED`` of its
+    steps of the straightforward environment.
+    """
     rows = []
     for name in ("lenet5",) if quick else ("lenet300", "lenet5"):
         split, model, action = (
@@ -102,7 +110,9 @@ def speed(quick: bool) -> pd.DataFrame:
 
 
 def fixes(quick: bool) -> pd.DataFrame:
-    """One row for each departure from the authors' environment, and for what the learner makes of its end, measured with and without it."""
+    """One row for each departure from the authors' environment, and for what the learner makes of
+    its end, measured with and without it.
+    """
     if quick:
         return pd.DataFrame()
     split, model = images((1, 28, 28)), build("lenet300")
@@ -134,14 +144,22 @@ def fixes(quick: bool) -> pd.DataFrame:
         for departures in (("shares",), ())
     ]
     ends = [_returns_learned(bootstrap) for bootstrap in (False, True)]
-    alone = f"return of SynFlow alone at {100 * TARGET:g} % in the first and in the eighth episode, LeNet-300-100"
+    alone = (
+        f"return of SynFlow alone at {100 * TARGET:g} % in the first and in the eighth episode,"
+        " LeNet-300-100"
+    )
     return pd.DataFrame(
         [
             {
                 "departure": "loss",
-                "measured": "distinct losses of 32 dense batches of LeNet-300-100; range in steps of a float32",
+                "measured": (
+                    "distinct losses of 32 dense batches of LeNet-300-100; range in steps of a"
+                    " float32"
+                ),
                 "with it": f"{len(set(losses))}",
-                "authors": f"{len(set(single))}, {np.ptp(single) / np.spacing(single[0]):.0f} steps",
+                "authors": (
+                    f"{len(set(single))}, {np.ptp(single) / np.spacing(single[0]):.0f} steps"
+                ),
             },
             {
                 "departure": "extremes",
@@ -163,13 +181,19 @@ def fixes(quick: bool) -> pd.DataFrame:
             },
             {
                 "departure": "shares",
-                "measured": "rounds that a network lives if the agent always answers -1, -1, -1; target 99 %",
+                "measured": (
+                    "rounds that a network lives if the agent always answers -1, -1, -1; target"
+                    " 99 %"
+                ),
                 "with it": f"{lived[0]} of {ROUNDS}",
                 "authors": f"{lived[1]} of {ROUNDS}",
             },
             {
                 "departure": "end",
-                "measured": "mean return after 2,500 steps on the digits, 20 rounds, 3 seeds; with it: a truncated episode has a value beyond (`bootstrap`)",
+                "measured": (
+                    "mean return after 2,500 steps on the digits, 20 rounds, 3 seeds; with it: a"
+                    " truncated episode has a value beyond (`bootstrap`)"
+                ),
                 "with it": f"{ends[1]:.2f}",
                 "authors": f"{ends[0]:.2f}",
             },

@@ -27,11 +27,14 @@ JOBS = 2
 
 
 def grid(quick: bool) -> pd.DataFrame:
-    """Seconds that ``studies.sweep`` takes for 60 runs: pruning, training, testing and recording. Nothing in the quick run and without MNIST."""
+    """Seconds that ``studies.sweep`` takes for 60 runs: pruning, training, testing and recording.
+    Nothing in the quick run and without MNIST.
+    """
     if quick or not mnist_is_here():
         return pd.DataFrame()
     with tempfile.TemporaryDirectory() as folder:
-        # No profile holds this grid, and its ledger is thrown away; all else is the way that every study takes.
+        # No profile holds this grid, and its ledger is thrown away; all else is the way that every
+        # study takes.
         with (
             patch.dict(os.environ, PANNING_RESULTS=folder),
             patch.object(profiles, "section", lambda *_: {"grid": [GRID]}),

@@ -21,8 +21,9 @@ SIZES = (430_500, 1_900_000, 20_000_000)
 
 
 def scoring(quick: bool) -> pd.DataFrame:
-    """One row for each network x method: seconds to a mask of 2 % on one fixed batch of 100 images. Ours runs all its rounds; the
-    straightforward implementation ``rounds_measured`` of them, scaled up."""
+    """One row for each network x method: seconds to a mask of 2 % on one fixed batch of 100 images.
+    Ours runs all its rounds; the straightforward implementation ``rounds_measured`` of them, scaled
+    up."""
     rows = []
     for name in MEASURED:
         batch = data.balanced_batch(

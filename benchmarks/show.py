@@ -17,7 +17,9 @@ from .train import NETWORKS, crossover
 
 
 def figure(frame: pd.DataFrame, path: Path) -> None:
-    """Speed-up of a training step against sparsity: a panel a network, a line a method; dashed is compaction alone."""
+    """Speed-up of a training step against sparsity: a panel a network, a line a method; dashed is
+    compaction alone.
+    """
     sns.set_theme(context="notebook", style="whitegrid")
     networks = list(dict.fromkeys(frame.network))
     made, axes = plt.subplots(
@@ -81,16 +83,33 @@ CAPTIONS = {
 `shared_ratio`: so many networks on the same batches as a sweep trains together ({studies.SHARE}), each counted once, against plain.
 `useful_share`: FLOP/s on live weights as a share of a matrix product's in the same rounds.
 Masks of SynFlow and Panning on {", ".join(names.MODELS.get(n, n) for n, network in NETWORKS.items() if network.rounds < 100)} are of 10 rounds.""",
-    "agreement": "Do the engines agree? Distances to PyTorch in float64 (the largest relative one of a weight tensor) after so many steps of the "
-    "sparse engine, and of PyTorch in float32; test accuracy of both over the same seeds, and the mean difference with its 95 % interval.",
-    "memory": "Peak memory of training, in MiB beyond network, mask and data; each in a process of its own.",
-    "scoring": "Seconds to a mask of 2 %, one batch. `ratio`: ours against the straightforward implementation, of which "
-    "`rounds_measured` rounds were run and scaled.",
-    "selection": "Keeping the top 2 % of so many scores. `ratio`: `masks.keep_top` against a full sort.",
-    "agent": "Milliseconds a step of the agent's environment. `ratio`: a whole episode of ours against the straightforward implementation, of which "
-    "`rounds_measured` rounds were run and scaled; the pool of batches is drawn before the clock starts.",
+    "agreement": (
+        "Do the engines agree? Distances to PyTorch in float64 (the largest relative one of a"
+        " weight tensor) after so many steps of the sparse engine, and of PyTorch in float32;"
+        " test accuracy of both over the same seeds, and the mean difference with its 95 %"
+        " interval."
+    ),
+    "memory": (
+        "Peak memory of training, in MiB beyond network, mask and data; each in a process of its"
+        " own."
+    ),
+    "scoring": (
+        "Seconds to a mask of 2 %, one batch. `ratio`: ours against the straightforward"
+        " implementation, of which `rounds_measured` rounds were run and scaled."
+    ),
+    "selection": (
+        "Keeping the top 2 % of so many scores. `ratio`: `masks.keep_top` against a full sort."
+    ),
+    "agent": (
+        "Milliseconds a step of the agent's environment. `ratio`: a whole episode of ours against"
+        " the straightforward implementation, of which `rounds_measured` rounds were run and"
+        " scaled; the pool of batches is drawn before the clock starts."
+    ),
     "fixes": "Departures from the authors' environment, and what difference each makes.",
-    "grid": "A whole grid through `studies.sweep`; `seconds` on the clock, the others summed over the runs.",
+    "grid": (
+        "A whole grid through `studies.sweep`; `seconds` on the clock, the others summed over the"
+        " runs."
+    ),
 }
 HIDDEN = ["macs_dense", "flops", "matrix_peak", "effective_density", "ratio_low", "ratio_high"]
 
@@ -116,7 +135,10 @@ def tables(parts: dict[str, pd.DataFrame]) -> str:
         ]
         if name == "training" and len(found := crossover(frame)):
             text += [
-                "From which sparsity on the sparse engine is faster than compaction alone, whatever the method:",
+                (
+                    "From which sparsity on the sparse engine is faster than compaction alone,"
+                    " whatever the method:"
+                ),
                 found.to_markdown(index=False, floatfmt=".3g"),
             ]
     return "\n\n".join(text) + "\n"

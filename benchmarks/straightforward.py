@@ -1,10 +1,14 @@
-"""What scoring is measured against: the same methods as public repositories write them, in plain PyTorch.
+"""What scoring is measured against: the same methods as public repositories write them, in plain
+PyTorch.
 
-Every round computes everything anew, also what did not change: SNIP and GraSP of the dense network on the batch, SynFlow
-through a copy of the network whose weights are overwritten, a threshold from a sort of all scores. No trace is kept. One
-thing is not as they do it: SynFlow is in float64, because in float32 it loses and overflows paths and the masks could not be compared.
+Every round computes everything anew, also what did not change: SNIP and GraSP of the dense network
+on the batch, SynFlow through a copy of the network whose weights are overwritten, a threshold from
+a sort of all scores. No trace is kept. One
+thing is not as they do it: SynFlow is in float64, because in float32 it loses and overflows paths
+    and the masks could not be compared.
 
-The networks are to be freshly initialised: BatchNorm in eval mode is then the identity but for its epsilon.
+The networks are to be freshly initialised: BatchNorm in eval mode is then the identity but for its
+    epsilon.
 """
 
 from __future__ import annotations
@@ -49,7 +53,9 @@ def linear_copy(model: nn.Module) -> nn.Module:
 
 
 def synflow_products(model: nn.Module, double: nn.Module, mask: Mask, batch: Batch) -> Scores:
-    """theta * dR/d|w| of the masked network; the weights of ``double``, a ``linear_copy``, are overwritten."""
+    """theta * dR/d|w| of the masked network; the weights of ``double``, a ``linear_copy``, are
+    overwritten.
+    """
     weights, own = prunable(model), prunable(double)
     with torch.no_grad():
         for name, w in weights.items():
@@ -75,7 +81,9 @@ def normalise(scores: Scores) -> Scores:
 
 
 def panning(model: nn.Module, density: float, batch: Batch, rounds: int) -> Mask:
-    """Staged Panning (Kang et al. 2022), the sum of three metrics; means ``prune(model, "panning", density, batch, rounds)``."""
+    """Staged Panning (Kang et al. 2022), the sum of three metrics; means ``prune(model, "panning",
+    density, batch, rounds)``.
+    """
     double, stage = linear_copy(model), 0
     mask = {name: torch.ones_like(w, dtype=torch.bool) for name, w in prunable(model).items()}
     for t in range(1, rounds + 1):

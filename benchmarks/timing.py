@@ -1,4 +1,6 @@
-"""Ratios measured side by side: the contenders take turns, so that a slow moment of the machine meets them all."""
+"""Ratios measured side by side: the contenders take turns, so that a slow moment of the machine
+meets them all.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,11 @@ def interleave(
     seconds: float = 1.0,
     clock: Callable[[], float] = time.perf_counter,
 ) -> pd.DataFrame:
-    """Seconds a call of each contender takes, one row a round: in a round each has its turn (A B A B ...).
+    """Seconds a call of each contender takes, one row a round: in a round each has its turn (A B A
+    B ...).
 
-    Each is called once before, for compilers and caches, and from the second round on as often as makes a sample.
+    Each is called once before, for compilers and caches, and from the second round on as often as
+    makes a sample.
 
     Args:
         rounds, seconds: there are at least so many rounds, and they last at least so long together.
@@ -69,7 +73,9 @@ def ratio(times: pd.DataFrame, against: str, subject: str) -> Ratio:
 
 
 def matrix_product() -> None:
-    """Multiplies two float32 matrices [1024, 1024], ``PRODUCT_FLOPS``: as fast as this processor computes."""
+    """Multiplies two float32 matrices [1024, 1024], ``PRODUCT_FLOPS``: as fast as this processor
+    computes.
+    """
     with training.fast_products(MATRIX.device):
         MATRIX @ MATRIX
 

@@ -1,4 +1,6 @@
-"""Training: images a second of one SGD step, against plain PyTorch on the same mask; and the memory it takes."""
+"""Training: images a second of one SGD step, against plain PyTorch on the same mask; and the memory
+it takes.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +52,9 @@ RATE = 0.01
 
 
 class Plain:
-    """What public repositories do with a mask: hooks that multiply it into the weights, ``optim.SGD``, ``.item()`` at every step."""
+    """What public repositories do with a mask: hooks that multiply it into the weights,
+    ``optim.SGD``, ``.item()`` at every step.
+    """
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: training.Recipe):
         def multiply(module: nn.Module, _, keep: Tensor) -> None:
@@ -75,7 +79,9 @@ class Plain:
 
 
 class Ours(NamedTuple):
-    """What ``training.train`` would train, and with what: the compacted network, its mask, the engine."""
+    """What ``training.train`` would train, and with what: the compacted network, its mask, the
+    engine.
+    """
 
     model: nn.Module
     mask: Mask
@@ -88,7 +94,9 @@ def ours(model: nn.Module, mask: Mask, recipe: training.Recipe) -> Ours:
 
 
 def build(name: str) -> nn.Module:
-    """The network as the studies of ``paper.yaml`` initialise it: with PyTorch's own, SNIP at 98 % leaves VGG-16 without a path on noise."""
+    """The network as the studies of ``paper.yaml`` initialise it: with PyTorch's own, SNIP at 98 %
+    leaves VGG-16 without a path on noise.
+    """
     return models.build(name, NETWORKS[name].shape, 10, seed=0, init="panning")
 
 
@@ -152,8 +160,8 @@ def our_step(small: Ours, split: data.Split, recipe: training.Recipe) -> Callabl
 def shared_step(
     name: str, sparsity: float, split: data.Split, recipe: training.Recipe
 ) -> Callable[[], object] | None:
-    """A call is a step of ``studies.SHARE`` networks with the headline method's masks that learn from the same batch, as a sweep
-    trains them; None where they do not share."""
+    """A call is a step of ``studies.SHARE`` networks with the headline method's masks that learn
+    from the same batch, as a sweep trains them; None where they do not share."""
     trainers = []
     for seed in range(studies.SHARE):
         model = models.build(name, NETWORKS[name].shape, 10, seed, init="panning")
@@ -178,7 +186,9 @@ def shared_step(
 def measure(
     name: str, sparsity: float, methods: tuple[str, ...], rounds: int, seconds: float
 ) -> list[dict]:
-    """One row a method: plain PyTorch, the compacted network trained densely, the sparse engine and a matrix product take turns."""
+    """One row a method: plain PyTorch, the compacted network trained densely, the sparse engine and
+    a matrix product take turns.
+    """
     network, rows, work = NETWORKS[name], [], {"product": matrix_product}
     recipe, split = training.RECIPES[network.recipe], images(network.shape)
     batch = data.balanced_batch(split, 10, torch.Generator().manual_seed(0))
@@ -197,7 +207,8 @@ def measure(
             "effective_density": masks.density(mask),
             "macs_dense": int(layers.flops_dense.sum()) // 2,
             "macs": int(layers.flops_nonzero.sum()) // 2,
-            # forward, and the gradients of weights and inputs; nobody needs the first layer's input gradient
+            # forward, and the gradients of weights and inputs; nobody needs the first layer's input
+            # gradient
             "flops": int(3 * layers.flops_nonzero.sum() - layers.flops_nonzero.iloc[0]),
             **dict.fromkeys(
                 [
@@ -253,8 +264,9 @@ def measure(
 
 
 def speed(quick: bool) -> pd.DataFrame:
-    """One row for each network x sparsity x method. Every ratio is against plain PyTorch: ``ratio`` of what ``training.train`` does,
-    ``dense_ratio`` of compaction alone, ``sparse_ratio`` of the sparse engine after compaction."""
+    """One row for each network x sparsity x method. Every ratio is against plain PyTorch: ``ratio``
+    of what ``training.train`` does, ``dense_ratio`` of compaction alone, ``sparse_ratio`` of the
+    sparse engine after compaction."""
     rows = []
     for name, network in NETWORKS.items():
         for sparsity in HEADLINE[1:] if quick else SPARSITIES:
@@ -264,8 +276,9 @@ def speed(quick: bool) -> pd.DataFrame:
 
 
 def crossover(frame: pd.DataFrame) -> pd.DataFrame:
-    """For each network the least sparsity measured from which on the sparse engine beats compaction alone, whatever the method, and the
-    largest share of live multiply-adds there, which ``training.SPARSE_BELOW`` is about."""
+    """For each network the least sparsity measured from which on the sparse engine beats compaction
+    alone, whatever the method, and the largest share of live multiply-adds there, which
+    ``training.SPARSE_BELOW`` is about."""
     rows = []
     for name, part in frame.dropna(subset="sparse_ratio").groupby("network", sort=False):
         lost = part[part.sparse_ratio <= part.dense_ratio]
@@ -280,7 +293,7 @@ def crossover(frame: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-# --- memory ---------------------------------------------------------------------------------------------------------
+# --- memory ---------------------------------------------------------------------------------------
 
 
 def high_water() -> int:
@@ -295,7 +308,9 @@ def high_water() -> int:
 
 
 def extra_memory(name: str, contender: str, path: Path) -> float:
-    """MiB that two steps need at most, beyond the process that holds the network, the mask and the data. Linux; in a process of its own."""
+    """MiB that two steps need at most, beyond the process that holds the network, the mask and the
+    data. Linux; in a process of its own.
+    """
     torch.set_num_threads(1)
 
     def two_steps(
@@ -327,7 +342,9 @@ def extra_memory(name: str, contender: str, path: Path) -> float:
 
 
 def memory(quick: bool) -> pd.DataFrame:
-    """Peak memory of training the headline mask: MiB for plain PyTorch and for ours. Nothing in the quick run and outside Linux."""
+    """Peak memory of training the headline mask: MiB for plain PyTorch and for ours. Nothing in the
+    quick run and outside Linux.
+    """
     rows = []
     for name, network in (
         NETWORKS.items() if not quick and Path("/proc/self/clear_refs").exists() else ()

@@ -1,10 +1,12 @@
-"""Exact removal of what has no influence: dead units and channels and unread inputs go, a smaller network with the same outputs stays.
+"""Exact removal of what has no influence: dead units and channels and unread inputs go, a smaller
+network with the same outputs stays.
 
-Residual streams cut a network into *chains*: from the input to the first block, each block's branch, each shortcut, from the
-last block to the output. In a chain a layer is read by the next one alone. A *stream* is what chains write to and read from;
-blocks without a convolution in their shortcut write to the stream that they read, so a channel of it goes when none of its
-readers needs it. A plain network is one chain. No image size is needed: a ``Linear`` behind a ``Flatten`` has one input for
-each pixel of the first channel, then those of the second, and so on.
+Residual streams cut a network into *chains*: from the input to the first block, each block's
+branch, each shortcut, from the last block to the output. In a chain a layer is read by the next one
+alone. A *stream* is what chains write to and read from; blocks without a convolution in their
+shortcut write to the stream that they read, so a channel of it goes when none of its
+readers needs it. A plain network is one chain. No image size is needed: a ``Linear`` behind a
+``Flatten`` has one input for each pixel of the first channel, then those of the second, and so on.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ Link = tuple[Chain, int, int]
 # Tensor -> (there, here): True in the full and in the smaller one at the entries that are the same
 Ways = dict[str, tuple]
 
-#: What compaction reads besides ``Sequential`` and ``Block``: the attributes that matter, and the value that each must have.
+#: What compaction reads besides ``Sequential`` and ``Block``: the attributes that matter, and the
+#: value that each must have.
 KNOWN = {
     nn.Linear: {},
     nn.ReLU: {},
@@ -45,7 +48,9 @@ WEIGHTED = (nn.Linear, nn.Conv2d)
 
 
 class Select(nn.Module):
-    """The features ``index`` [k] of a batch [n, features]: those that the ``Linear`` behind it reads."""
+    """The features ``index`` [k] of a batch [n, features]: those that the ``Linear`` behind it
+    reads.
+    """
 
     def __init__(self, index: Tensor):
         super().__init__()
@@ -60,8 +65,9 @@ class Compact:
     """A smaller network, its mask, and the way back to the full one.
 
     Attributes:
-        model: the modules and names of the full network, and a ``Select`` named ``select_NAME`` before a ``Linear`` to which
-            features come that it does not read; own parameters, the pruned weights exactly 0.
+        model: the modules and names of the full network, and a ``Select`` named ``select_NAME``
+            before a ``Linear`` to which features come that it does not read; own parameters, the
+            pruned weights exactly 0.
         mask: of ``model``.
     """
 
@@ -73,7 +79,9 @@ class Compact:
     _shifts: dict[str, Tensor] = field(repr=False)
 
     def narrow(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The part of tensors shaped like the full network's weights that the smaller one has; 0 where that was pruned."""
+        """The part of tensors shaped like the full network's weights that the smaller one has; 0
+        where that was pruned.
+        """
         parts = {}
         for name, m in self.mask.items():
             there, here = self._ways[name]
@@ -82,8 +90,8 @@ class Compact:
         return parts
 
     def widen(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """A mask, or tensors shaped like parameters of the smaller network, as of the full one; 0 at
-        what was removed."""
+        """A mask, or tensors shaped like parameters of the smaller network, as of the full one; 0
+        at what was removed."""
         whole = {}
         for name, tensor in tensors.items():
             there, here = self._ways[name]
@@ -93,16 +101,21 @@ class Compact:
 
     @torch.no_grad()
     def restore(self, model: nn.Module) -> None:
-        """Write parameters and BatchNorm statistics into ``model``, the full network; a pruned weight becomes exactly 0.
+        """Write parameters and BatchNorm statistics into ``model``, the full network; a pruned
+        weight becomes exactly 0.
 
-        What was removed without being pruned, such as a dead unit's bias, stays as it is there; what folding added is
-        taken off again. ``model`` then computes what the smaller network computes, in the modes in which compaction is exact.
+        What was removed without being pruned, such as a dead unit's bias, stays as it is there;
+        what folding added is taken off again. ``model`` then computes what the smaller network
+        computes, in the modes in which compaction is exact.
 
         Raises:
             UserError: another network.
         """
         masks.check(model, self._whole)
-        full, small = model.state_dict(), self.model.state_dict()  # they share the networks' memory
+        full, small = (
+            model.state_dict(),
+            self.model.state_dict(),
+        )  # they share the networks' memory
         for name, (there, here) in self._ways.items():
             full[name][there] = (
                 small[name] - self._shifts[name] if name in self._shifts else small[name]
@@ -113,23 +126,28 @@ class Compact:
 
 @torch.no_grad()
 def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
-    """The smaller network that computes what ``model`` computes under ``mask``; ``model`` is only read.
+    """The smaller network that computes what ``model`` computes under ``mask``; ``model`` is only
+    read.
 
-    A unit or channel goes when no path of kept weights leads from it to the output; so does a feature that a ``Linear`` does
-    not read. The outputs and the network's input channels stay; where nothing of a layer would be left, one unit without
-    weights is.
+    A unit or channel goes when no path of kept weights leads from it to the output; so does a
+    feature that a ``Linear`` does not read. The outputs and the network's input channels stay;
+    where nothing of a layer would be left, one unit without weights is.
 
     Args:
-        model: an ``nn.Sequential``, nested or not, of the modules in ``KNOWN`` and ``models.Block``.
-        fold: False removes nothing else, and both networks train alike: a step of SGD does the same to all that they share.
-            True, for a network as it stands, also removes what no path of kept weights reaches. Its constant goes into the
-            next layer's bias, or where there is none into the running mean of the BatchNorm behind. A constant other than 0
-            stays if neither is there, and before a convolution that pads with zeros, whose border would tell it from the
-            padding. Exact in eval mode. In train mode BatchNorm makes its bias of every constant; folding is exact there where
-            eval mode does so too: without BatchNorm, or with running means equal to the constants, as in a fresh network.
+        model: an ``nn.Sequential``, nested or not, of the modules in ``KNOWN`` and
+            ``models.Block``.
+        fold: False removes nothing else, and both networks train alike: a step of SGD does the same
+            to all that they share. True, for a network as it stands, also removes what no path of
+            kept weights reaches. Its constant goes into the next layer's bias, or where there is
+            none into the running mean of the BatchNorm behind. A constant other than 0 stays if
+            neither is there, and before a convolution that pads with zeros, whose border would tell
+            it from the padding. Exact in eval mode. In train mode BatchNorm makes its bias of every
+            constant; folding is exact there where eval mode does so too: without BatchNorm, or with
+            running means equal to the constants, as in a fresh network.
 
     Raises:
-        UserError: a mask of another network, or a network that compaction cannot read, such as one with hooks.
+        UserError: a mask of another network, or a network that compaction cannot read, such as one
+            with hooks.
     """
     masks.check(model, mask)
     if reason := faithful.altered(model):
@@ -173,7 +191,8 @@ def chains(model: nn.Module) -> list[Link]:
     """
     if type(model) is not nn.Sequential:
         raise UserError(
-            f"compaction cannot read a {type(model).__name__}; it reads an nn.Sequential, nested or not"
+            f"compaction cannot read a {type(model).__name__}; it reads an nn.Sequential, nested"
+            " or not"
         )
     links: list[Link] = []
     chain, source, streams = [], 0, 0
@@ -205,7 +224,8 @@ def chains(model: nn.Module) -> list[Link]:
         unread = f"compaction cannot read {name}, a {type(module).__name__}"
         if type(module) not in KNOWN:
             raise UserError(
-                f"{unread}; it knows {', '.join(kind.__name__ for kind in KNOWN)}, Sequential and Block"
+                f"{unread}; it knows {', '.join(kind.__name__ for kind in KNOWN)}, Sequential and"
+                " Block"
             )
         for attribute, value in KNOWN[type(module)].items():
             if getattr(module, attribute) != value:
@@ -221,7 +241,9 @@ def chains(model: nn.Module) -> list[Link]:
 
 
 def _fold(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
-    """Takes out of ``used`` what carries a constant to a tensor that can hold it; ``shifts`` says what to add there."""
+    """Takes out of ``used`` what carries a constant to a tensor that can hold it; ``shifts`` says
+    what to add there.
+    """
     # Of each channel, nan where it varies; what a chain begins with varies.
     value = torch.tensor(nan)
     for (name, module), (after, following) in pairwise([*chain, ("", None)]):
@@ -258,7 +280,9 @@ def _fold(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
 
 
 def _trim(links: list[Link], used: Mask) -> tuple[dict[str, Tensor], list[Tensor]]:
-    """Takes out of ``used`` what leads to no output; returns which units [outputs] of each layer, and which channels of each stream, lead to one."""
+    """Takes out of ``used`` what leads to no output; returns which units [outputs] of each layer,
+    and which channels of each stream, lead to one.
+    """
     weighted = [
         [name for name, module in chain if isinstance(module, WEIGHTED)] for chain, _, _ in links
     ]
@@ -292,7 +316,9 @@ def _trim(links: list[Link], used: Mask) -> tuple[dict[str, Tensor], list[Tensor
 
 
 def _each(read: Tensor, count: int) -> Tensor:
-    """Which of ``count`` units are read: ``read`` has one entry for all of them, or one or several for each."""
+    """Which of ``count`` units are read: ``read`` has one entry for all of them, or one or several
+    for each.
+    """
     return read.expand(count) if len(read) == 1 else read.view(count, -1).any(1)
 
 
@@ -304,7 +330,9 @@ def _cut(
     used: Mask,
     shifts: dict[str, Tensor],
 ) -> Ways:
-    """Makes the tensors of the chain smaller in place, and ``shifts`` with them; ``live`` channels come to it."""
+    """Makes the tensors of the chain smaller in place, and ``shifts`` with them; ``live`` channels
+    come to it.
+    """
     ways: Ways = {}
     kept = _some(live, torch.ones_like(live))
     for name, module in chain:
@@ -350,7 +378,9 @@ def _some(chosen: Tensor, among: Tensor) -> Tensor:
 
 
 def _select(model: nn.Module, name: str, index: Tensor) -> None:
-    """Puts a ``Select`` before the layer ``name``, or narrows the one that an earlier compaction put there."""
+    """Puts a ``Select`` before the layer ``name``, or narrows the one that an earlier compaction
+    put there.
+    """
     path, _, leaf = name.rpartition(".")
     parent = model.get_submodule(path)
     earlier = parent._modules.pop(f"select_{leaf}", None)

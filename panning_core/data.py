@@ -1,7 +1,8 @@
 """Name -> tensors: whole data sets in memory, standardised, with a fixed validation split.
 
-Every set is read from the folder ``$PANNING_DATA`` (default: ``data/`` in the checkout); digits come with scikit-learn.
-The scale of the input decides comparisons at extreme sparsity, so it has a name: ``NORMALISATIONS``.
+Every set is read from the folder ``$PANNING_DATA`` (default: ``data/`` in the checkout); digits
+come with scikit-learn. The scale of the input decides comparisons at extreme sparsity, so it has a
+name: ``NORMALISATIONS``.
 """
 
 from __future__ import annotations
@@ -59,7 +60,9 @@ class Split:
 
 @dataclass(frozen=True)
 class Splits:
-    """A data set: ``train``, ``validation`` (cut from the official training set) and ``test`` (for reporting only)."""
+    """A data set: ``train``, ``validation`` (cut from the official training set) and ``test`` (for
+    reporting only).
+    """
 
     name: str
     title: str  #: what tables and figures call it; says so when the copy is not the official one
@@ -136,13 +139,15 @@ def _download(make, name: str, train: bool):
             with suppress(OSError):
                 path.rmdir()
         raise UserError(
-            f"{name} is missing or damaged in {folder()} and could not be downloaded ({' '.join(str(error).split())}); "
-            "set PANNING_DATA to a folder that holds it"
+            f"{name} is missing or damaged in {folder()} and could not be downloaded"
+            f" ({' '.join(str(error).split())}); set PANNING_DATA to a folder that holds it"
         ) from error
 
 
 def _parquet(path: Path) -> Raw:
-    """``train.parquet`` and ``test.parquet`` with the hub's schema: image column (struct of bytes, path) and label column."""
+    """``train.parquet`` and ``test.parquet`` with the hub's schema: image column (struct of bytes,
+    path) and label column.
+    """
     import pandas as pd
     from PIL import Image
 
@@ -161,11 +166,13 @@ def _parquet(path: Path) -> Raw:
             )
         except StopIteration:
             raise UserError(
-                f"{file} has columns {list(table)}; it needs an image column (img or image) and a label column"
+                f"{file} has columns {list(table)}; it needs an image column (img or image) and a"
+                " label column"
             ) from None
         except Exception as error:  # pyarrow and PIL raise many kinds for a missing or damaged file
             raise UserError(
-                f"{file} is missing or damaged: {' '.join(str(error).split())}; a data set of this kind is a folder in PANNING_DATA with train.parquet and test.parquet"
+                f"{file} is missing or damaged: {' '.join(str(error).split())}; a data set of"
+                " this kind is a folder in PANNING_DATA with train.parquet and test.parquet"
             ) from error
         arrays += [
             images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2),
@@ -210,7 +217,9 @@ TITLES = {
 
 
 def names() -> list[str]:
-    """What ``load`` takes: the keys of ``DATASETS``, and every sub-folder of the data folder with a train.parquet."""
+    """What ``load`` takes: the keys of ``DATASETS``, and every sub-folder of the data folder with a
+    train.parquet.
+    """
     return [
         *DATASETS,
         *sorted({path.parent.name for path in folder().glob("*/train.parquet")} - DATASETS.keys()),
@@ -218,13 +227,16 @@ def names() -> list[str]:
 
 
 def load(name: str, normalisation: str = "standardised") -> Splits:
-    """The data set ``name``: a key of ``DATASETS``, or a sub-folder of the data folder with train.parquet and test.parquet.
+    """The data set ``name``: a key of ``DATASETS``, or a sub-folder of the data folder with
+    train.parquet and test.parquet.
 
     Args:
-        normalisation: ``"standardised"``, as in ``from_arrays``, or ``"authors"``: as ``AUTHORS`` says for this data set.
+        normalisation: ``"standardised"``, as in ``from_arrays``, or ``"authors"``: as ``AUTHORS``
+            says for this data set.
 
     Raises:
-        UserError: an unknown name, a missing or damaged file, or a data set that ``AUTHORS`` does not have.
+        UserError: an unknown name, a missing or damaged file, or a data set that ``AUTHORS`` does
+            not have.
     """
     if name not in names():
         raise unknown("data set", name, names())
@@ -308,7 +320,8 @@ def from_arrays(
             int64.
 
     Raises:
-        UserError: shapes that do not match, labels that are not 0, 1, 2, ..., or values that are not finite.
+        UserError: shapes that do not match, labels that are not 0, 1, 2, ..., or values that are
+            not finite.
     """
     try:
         raw = [np.asarray(a) for a in (x_train, y_train, x_test, y_test)]
@@ -317,16 +330,19 @@ def from_arrays(
     for part, x, y in (("train", *raw[:2]), ("test", *raw[2:])):
         if x.ndim not in (2, 3, 4) or x.shape[1:] != raw[0].shape[1:] or 0 in x.shape[1:]:
             raise UserError(
-                f"{name}: {part} images have shape {x.shape}; they must be [n, channels, height, width], [n, height, width] "
-                f"or [n, features], alike in train {raw[0].shape} and test {raw[2].shape}"
+                f"{name}: {part} images have shape {x.shape}; they must be [n, channels, height,"
+                f" width], [n, height, width] or [n, features], alike in train {raw[0].shape} and"
+                f" test {raw[2].shape}"
             )
         if y.shape != (len(x),) or not len(y):
             raise UserError(
-                f"{name}: {part} labels have shape {y.shape} for {len(x)} images; there must be one label for each image"
+                f"{name}: {part} labels have shape {y.shape} for {len(x)} images; there must be"
+                " one label for each image"
             )
         if y.dtype.kind not in "iu" or y.min() < 0:
             raise UserError(
-                f"{name}: {part} labels must be integers from 0, got {y.dtype} such as {y.min() if y.dtype.kind == 'i' else y[0]}"
+                f"{name}: {part} labels must be integers from 0, got {y.dtype} such as"
+                f" {y.min() if y.dtype.kind == 'i' else y[0]}"
             )
         if x.dtype.kind not in "biuf":
             raise UserError(f"{name}: {part} images are {x.dtype}; they must be numbers")
@@ -354,7 +370,8 @@ def from_arrays(
     if len(found := labels[0].unique()) != classes:
         absent = next(label for label, seen in enumerate([*found.tolist(), None]) if label != seen)
         raise UserError(
-            f"{name}: labels go up to {classes - 1} and no training image has label {absent}; they must be 0, 1, 2, ... without a gap"
+            f"{name}: labels go up to {classes - 1} and no training image has label {absent};"
+            " they must be 0, 1, 2, ... without a gap"
         )
 
     kept, validation = validation_split(labels[0])
@@ -493,8 +510,8 @@ def _collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor
     """All inputs and labels of a loader."""
     if not isinstance(loader, Iterable) or isinstance(loader, Tensor | dict | str):
         raise UserError(
-            f"{name}: {part} is {shown(loader)}; it must be a DataLoader that gives pairs (inputs, "
-            "labels)"
+            f"{name}: {part} is {shown(loader)}; it must be a DataLoader that gives pairs"
+            " (inputs, labels)"
         )
     inputs, labels, bytes_ = [], [], 0
     with torch.random.fork_rng(devices=[]):
@@ -602,7 +619,7 @@ def balanced_batch(
     """
     if not isinstance(split, Split):
         raise UserError(
-            f"a balanced batch is drawn from a Split, such as splits.train, not from "
+            "a balanced batch is drawn from a Split, such as splits.train, not from "
             f"{shown(split)}; "
             "data.from_loaders makes splits of loaders"
         )
@@ -613,7 +630,8 @@ def balanced_batch(
         members = (labels == label).nonzero().flatten()
         if len(members) < per_class:
             raise UserError(
-                f"class {label} has {len(members)} images; a scoring batch needs {per_class} of every class"
+                f"class {label} has {len(members)} images; a scoring batch needs {per_class} of"
+                " every class"
             )
         chosen.append(members[torch.randperm(len(members), generator=generator)[:per_class]])
     index = torch.cat(chosen).to(split.x.device)

@@ -18,7 +18,9 @@ class UserError(ValueError):
 
 
 def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
-    """The error for a name that is not among ``known``: it offers the near names, or else all of them."""
+    """The error for a name that is not among ``known``: it offers the near names, or else all of
+    them.
+    """
     known = sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.51)
     offer = (
@@ -38,7 +40,8 @@ def fraction(kind: str, value: float) -> float:
     """``value`` if it lies in [0, 1), else a ``UserError``; for sparsities."""
     if not is_number(value) or not 0 <= value < 1:
         raise UserError(
-            f"{kind} is {value!r}; it must be a fraction in [0, 1), for example 0.9 for nine tenths removed"
+            f"{kind} is {value!r}; it must be a fraction in [0, 1), for example 0.9 for nine"
+            " tenths removed"
         )
     return float(value)
 
@@ -47,16 +50,20 @@ def fraction_kept(density: float) -> float:
     """``density`` if it lies in [0, 1], else a ``UserError``."""
     if not is_number(density) or not 0 <= density <= 1:
         raise UserError(
-            f"density is {density!r}; it is the fraction kept, in [0, 1], for example 0.1 for one tenth"
+            f"density is {density!r}; it is the fraction kept, in [0, 1], for example 0.1 for one"
+            " tenth"
         )
     return float(density)
 
 
 def whole(kind: str, value: int, least: int = 0) -> int:
-    """``value`` if it is a whole number from ``least``, else a ``UserError``; what no 64-bit machine can count to is none."""
+    """``value`` if it is a whole number from ``least``, else a ``UserError``; what no 64-bit
+    machine can count to is none.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value < 2**62:
         raise UserError(
-            f"{kind} is {value!r}; it must be a whole number from {least}{' to 2^62' if isinstance(value, Integral) and value > least else ''}"
+            f"{kind} is {value!r}; it must be a whole number from"
+            f" {least}{' to 2^62' if isinstance(value, Integral) and value > least else ''}"
         )
     return int(value)
 
@@ -88,8 +95,8 @@ def keywords(function: Callable) -> dict[str, object]:
 def settle(
     method: str, known: Mapping[str, object], options: Mapping[str, object]
 ) -> dict[str, object]:
-    """``options`` of ``method`` without those at their default in ``known``, in the order of their names; a ``UserError`` for an
-    unknown name, or a value of another kind than the default's."""
+    """``options`` of ``method`` without those at their default in ``known``, in the order of their
+    names; a ``UserError`` for an unknown name, or a value of another kind than the default's."""
     if not isinstance(options, Mapping) or not all(isinstance(name, str) for name in options):
         raise UserError(
             f"options of {method} are {options!r}; they must be names and values, like {{steps: 3}}"
@@ -109,7 +116,8 @@ def settle(
             and not is_number(value)
         ):
             raise UserError(
-                f"option {name} of {method} is {value!r}; it must be {kind.__name__}, like {known[name]!r}"
+                f"option {name} of {method} is {value!r}; it must be {kind.__name__}, like"
+                f" {known[name]!r}"
             )
         if value != known[name]:
             settled[name] = kind(value)

@@ -1,6 +1,8 @@
-"""What a mask is: ``{"conv1.weight": bool tensor, ...}`` with one entry for each prunable weight tensor; True is kept.
+"""What a mask is: ``{"conv1.weight": bool tensor, ...}`` with one entry for each prunable weight
+tensor; True is kept.
 
-A parameter that is not prunable is simply absent. ``Scores`` have the same keys and shapes; larger means keep.
+A parameter that is not prunable is simply absent. ``Scores`` have the same keys and shapes; larger
+means keep.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ from .plugins import Table
 Mask = dict[str, Tensor]
 Scores = dict[str, Tensor]
 LARGEST = 2**30  #: weights of a mask in a file, a byte each
-_STRIDE = 61  # of the sample that tells where a threshold lies; a prime, not to fall in step with the rows of a layer
+# of the sample that tells where a threshold lies; a prime, not to fall in step with the rows of a
+# layer
+_STRIDE = 61
 
 
 def ones(model: nn.Module) -> Mask:
@@ -41,7 +45,8 @@ def check(model: nn.Module, mask: Mask) -> None:
     weights = prunable(model)
     if not isinstance(mask, Mapping) or not all(isinstance(m, Tensor) for m in mask.values()):
         raise UserError(
-            f"a mask is a dict from names such as {next(iter(weights))} to boolean tensors, not {shown(mask)}"
+            f"a mask is a dict from names such as {next(iter(weights))} to boolean tensors, not"
+            f" {shown(mask)}"
         )
     if missing := weights.keys() - mask.keys():
         raise UserError(f"the mask is of another network: it lacks {', '.join(sorted(missing))}")
@@ -52,13 +57,15 @@ def check(model: nn.Module, mask: Mask) -> None:
     for name, weight in weights.items():
         if mask[name].shape != weight.shape:
             raise UserError(
-                f"the mask is of another network: {name} is {tuple(mask[name].shape)} in the mask, {tuple(weight.shape)} in the network"
+                f"the mask is of another network: {name} is {tuple(mask[name].shape)} in the"
+                f" mask, {tuple(weight.shape)} in the network"
             )
         if mask[name].dtype != torch.bool:
             raise UserError(f"the mask's {name} is {mask[name].dtype}; a mask is boolean")
         if mask[name].device != weight.device:
             raise UserError(
-                f"the mask's {name} is on {mask[name].device} and the network on {weight.device}; both must be on one device"
+                f"the mask's {name} is on {mask[name].device} and the network on {weight.device};"
+                " both must be on one device"
             )
 
 
@@ -82,7 +89,9 @@ def places(vector: Tensor) -> Tensor:
 
 
 def numbers(mask: Tensor, dtype: torch.dtype = torch.double) -> Tensor:
-    """1 for what is kept and 0 for the rest. By way of int8: PyTorch converts from bool four times more slowly."""
+    """1 for what is kept and 0 for the rest. By way of int8: PyTorch converts from bool four times
+    more slowly.
+    """
     return mask.view(torch.int8).to(dtype)
 
 
@@ -94,7 +103,8 @@ def _check_numbers(largest: float) -> None:
 def _top(values: np.ndarray, keep: int) -> np.ndarray:
     """True for exactly the ``keep`` largest of a flat array; among equals the earlier index wins.
 
-    A sample tells about where the threshold lies, so that only what is near is searched for it (after Floyd & Rivest 1975).
+    A sample tells about where the threshold lies, so that only what is near is searched for it
+    (after Floyd & Rivest 1975).
     """
     _check_numbers(values.max(initial=-np.inf))  # NaN with a NaN anywhere
     sample = np.concatenate([[-np.inf], values[::_STRIDE], [np.inf]])
@@ -180,8 +190,8 @@ def _units(vector: Tensor, like: Mask | Scores, density: float, least: Least | N
     for name, part, stays in zip(like, parts, first.split(lengths)):
         if least and 0 < least[name] < part.numel():
             raise UserError(
-                "a floor counts weights, and the scope 'units' keeps whole units, the best of each "
-                "layer always; leave out floor"
+                "a floor counts weights, and the scope 'units' keeps whole units, the best of"
+                " each layer always; leave out floor"
             )
         if least and least[name]:
             stays[:] = True
@@ -189,7 +199,8 @@ def _units(vector: Tensor, like: Mask | Scores, density: float, least: Least | N
     room = round(density * len(vector))
     if (least := int(cost[first].sum())) > room:
         raise UserError(
-            f"density {density} keeps {room:,} weights, and the outputs and one unit of every other layer take {least:,}"
+            f"density {density} keeps {room:,} weights, and the outputs and one unit of every"
+            f" other layer take {least:,}"
         )
     kept = torch.zeros_like(first)
     kept[order] = cost[order].cumsum(0) <= room
@@ -216,7 +227,8 @@ SCOPES = Table(
 def keep_top(
     scores: Scores, density: float, scope: str = "global", least: Least | None = None
 ) -> Mask:
-    """Keep exactly round(density * N) weights with the largest scores; ties go to the earlier weight in the order of the dict.
+    """Keep exactly round(density * N) weights with the largest scores; ties go to the earlier
+    weight in the order of the dict.
 
     Args:
         scope: ``"global"`` compares all weights together. ``"uniform"`` keeps the same fraction of
@@ -242,7 +254,8 @@ def keep_top(
         )
     ):
         raise UserError(
-            "scores are a dict of float tensors (float16, float32 or float64), one for each layer; metrics.snip, for example, gives such"
+            "scores are a dict of float tensors (float16, float32 or float64), one for each"
+            " layer; metrics.snip, for example, gives such"
         )
     keep = pick("scope", scope, SCOPES)
     if least is None:
@@ -281,12 +294,15 @@ def paths(model: nn.Module, mask: Mask) -> Mask:
 
 
 def effective(model: nn.Module, mask: Mask) -> Mask:
-    """The kept weights that lie on at least one path from an input to an output through kept weights."""
+    """The kept weights that lie on at least one path from an input to an output through kept
+    weights.
+    """
     return {name: mask[name] & p for name, p in paths(model, mask).items()}
 
 
 def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str = "global") -> Mask:
-    """Keep what is effective of the largest scores: as many of them as leave at most round(density * N) effective weights; -inf is never kept.
+    """Keep what is effective of the largest scores: as many of them as leave at most round(density
+    * N) effective weights; -inf is never kept.
 
     Raises:
         UserError: as ``keep_top``, or not even one path has so few weights.
@@ -308,7 +324,8 @@ def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str 
     mask = living(kept)
     if not count(mask):
         raise UserError(
-            f"density {density} leaves {round(density * total)} of {total:,} weights, too few for a path where these scores are largest"
+            f"density {density} leaves {round(density * total)} of {total:,} weights, too few for"
+            " a path where these scores are largest"
         )
     return mask
 
@@ -320,9 +337,11 @@ def flops(model: nn.Module, mask: Mask) -> int:
 
 
 def table(model: nn.Module, mask: Mask) -> pd.DataFrame:
-    """One row a layer: shape, weights, kept, density, effective (kept on a path), effective_density, flops_dense, flops_nonzero.
+    """One row a layer: shape, weights, kept, density, effective (kept on a path),
+    effective_density, flops_dense, flops_nonzero.
 
-    FLOPs are those of one input's forward pass, 2 for a multiply-add; ``flops_nonzero`` counts effective weights only.
+    FLOPs are those of one input's forward pass, 2 for a multiply-add; ``flops_nonzero`` counts
+    effective weights only.
     """
     live, times = effective(model, mask), uses(model)
     rows = []
@@ -378,10 +397,12 @@ def save(mask: Mask, path: str | Path) -> None:
 
 
 def arrays(path: str | Path, most: int) -> dict[str, np.ndarray]:
-    """The arrays of a NumPy archive that unpacks to at most ``most`` bytes, whatever it says of itself; nothing in it is unpickled.
+    """The arrays of a NumPy archive that unpacks to at most ``most`` bytes, whatever it says of
+    itself; nothing in it is unpickled.
 
     Raises:
-        Exception: of many kinds, zipfile's, zlib's and NumPy's, for a file that is damaged or something else.
+        Exception: of many kinds, zipfile's, zlib's and NumPy's, for a file that is damaged or
+            something else.
     """
     with zipfile.ZipFile(path) as archive:
         if sum(member.file_size for member in archive.infolist()) > most:
@@ -401,10 +422,12 @@ def arrays(path: str | Path, most: int) -> dict[str, np.ndarray]:
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Mask:
-    """Read a mask that ``save`` wrote; with ``model`` also check that it is one of that network, and put it where the network is.
+    """Read a mask that ``save`` wrote; with ``model`` also check that it is one of that network,
+    and put it where the network is.
 
     Raises:
-        UserError: a missing or damaged file, something that is not a mask, or another network's mask.
+        UserError: a missing or damaged file, something that is not a mask, or another network's
+            mask.
     """
     try:
         mask = {name: torch.from_numpy(array) for name, array in arrays(path, LARGEST).items()}

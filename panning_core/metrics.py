@@ -1,14 +1,16 @@
-"""One short pure function per metric: (model, mask, batch) -> one score for each prunable weight; larger = keep.
+"""One short pure function per metric: (model, mask, batch) -> one score for each prunable weight;
+larger = keep.
 
-Pure: afterwards the weights, the mode, BatchNorm's statistics, every ``.grad`` and the global random state are as before.
-Each function takes
+Pure: afterwards the weights, the mode, BatchNorm's statistics, every ``.grad`` and the global
+random state are as before. Each function takes
 
 - ``model``: its current weights are the *dense* weights theta;
 - ``mask``: the sub-network theta * M that is scored;
 - ``batch``: (x [n, c, h, w], y [n]); a metric that needs no data takes shape and device from it;
 - ``generator``: source of noise for a metric, or a network, that draws some.
 
-A new metric is one function and one entry in ``METRICS``; every study, the test battery and the benchmarks then see it.
+A new metric is one function and one entry in ``METRICS``; every study, the test battery and the
+benchmarks then see it.
 """
 
 from __future__ import annotations
@@ -39,17 +41,22 @@ TEMPERATURE = (
 
 
 def check(model: nn.Module, mask: Mask, batch: Batch) -> None:
-    """Raise a ``UserError`` unless ``mask`` is one of ``model``'s and ``batch`` is images and labels for it."""
+    """Raise a ``UserError`` unless ``mask`` is one of ``model``'s and ``batch`` is images and
+    labels for it.
+    """
     masks.check(model, mask)
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise UserError(
-            f"a batch is a pair (images, labels), such as data.balanced_batch gives, not {type(batch).__name__}"
+            "a batch is a pair (images, labels), such as data.balanced_batch gives, not"
+            f" {type(batch).__name__}"
         )
     models.check_batch(model, *batch)
 
 
 def _checked(score: Callable) -> Callable:
-    """``score`` of (model, mask, batch, ...), with a sentence for bad input; that is looked for when it has failed, so that it costs nothing."""
+    """``score`` of (model, mask, batch, ...), with a sentence for bad input; that is looked for
+    when it has failed, so that it costs nothing.
+    """
 
     @wraps(score)
     def checked(model: nn.Module, mask: Mask, batch: Batch, *others, **options):
@@ -75,9 +82,10 @@ def _subnetwork(
     generator: torch.Generator | None = None,
     layout: torch.memory_format = torch.contiguous_format,
 ) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
-    """The network theta * M as (forward, leaves): a function, which takes other parameters too, and the masked weights to differentiate by;
-    train mode, own BN buffers, and float32 in place of float16 and bfloat16. What it draws itself, as dropout does, follows from
-    ``generator``, which moves on then."""
+    """The network theta * M as (forward, leaves): a function, which takes other parameters too, and
+    the masked weights to differentiate by; train mode, own BN buffers, and float32 in place of
+    float16 and bfloat16. What it draws itself, as dropout does, follows from ``generator``, which
+    moves on then."""
     theta = {name: _wide(w) for name, w in prunable(model).items()}
     leaves = {name: w * numbers(mask[name], w.dtype) for name, w in theta.items()}
     leaves = {
@@ -146,10 +154,12 @@ def products(
     hessian: bool = False,
     generator: torch.Generator | None = None,
 ) -> Products:
-    """theta * g and, with ``hessian``, theta * Hg, of the sub-network theta * M, logits divided by ``temperature``.
+    """theta * g and, with ``hessian``, theta * Hg, of the sub-network theta * M, logits divided by
+    ``temperature``.
 
-    g is the gradient of the mean cross-entropy with respect to every prunable weight, kept or not; Hg is the Hessian
-    times the kept weights' part of g, by double backward: the derivative of g . stop(g M).
+    g is the gradient of the mean cross-entropy with respect to every prunable weight, kept or not;
+    Hg is the Hessian times the kept weights' part of g, by double backward: the derivative of g .
+    stop(g M).
     """
     x, y = batch
     theta = {name: _wide(w) for name, w in prunable(model).items()}
@@ -170,9 +180,12 @@ def products(
 def gradient_flow(
     model: nn.Module, mask: Mask, batch: Batch, temperature: float = 1.0, kept_only: bool = True
 ) -> tuple[Tensor, float]:
-    """The logits [n, classes] of the sub-network theta * M, and g . g over its kept weights (``gtg`` of ``products`` without the products) or over all."""
+    """The logits [n, classes] of the sub-network theta * M, and g . g over its kept weights
+    (``gtg`` of ``products`` without the products) or over all.
+    """
     x, y = batch
-    # The layout in which convolutions are fastest; the products keep another, because their committed masks hang on the last bit.
+    # The layout in which convolutions are fastest; the products keep another, because their
+    # committed masks hang on the last bit.
     with _subnetwork(model, mask, layout=torch.channels_last) as (forward, leaves):
         logits = forward(x)
         gradient = _gradient(nn.functional.cross_entropy(logits / temperature, y), leaves)
@@ -185,10 +198,11 @@ def gradient_flow(
 
 @_checked
 def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores, float]:
-    """Signed theta * dR/d|w| at |theta * M|, and R: the sum of the linearised network's outputs on an all-ones input.
+    """Signed theta * dR/d|w| at |theta * M|, and R: the sum of the linearised network's outputs on
+    an all-ones input.
 
-    float64, because a product over many layers leaves float32 on both sides: R overflows on ResNet-32 and live paths
-    of VGG-19 underflow to dead ones.
+    float64, because a product over many layers leaves float32 on both sides: R overflows on
+    ResNet-32 and live paths of VGG-19 underflow to dead ones.
 
     Raises:
         UserError: R is not a finite number even so.
@@ -198,7 +212,9 @@ def synflow_products(model: nn.Module, mask: Mask, batch: Batch) -> tuple[Scores
 
 
 def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]]:
-    """``synflow_products`` of the weights as they are now, for one mask after another: (mask, batch) -> (products [weights], R)."""
+    """``synflow_products`` of the weights as they are now, for one mask after another: (mask,
+    batch) -> (products [weights], R).
+    """
     theta = flatten(prunable(model)).double()
     # |theta * M| and M of the mask before
     masked, last = (
@@ -212,7 +228,9 @@ def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]
         flat = flatten({name: mask[name] for name in layers})
         moved = places(flat ^ last)
         masked.index_copy_(
-            0, moved, theta.index_select(0, moved).abs_().mul_(numbers(flat.index_select(0, moved)))
+            0,
+            moved,
+            theta.index_select(0, moved).abs_().mul_(numbers(flat.index_select(0, moved))),
         )
         last.copy_(flat)
         with torch.enable_grad(), linearised(model, weights):
@@ -221,8 +239,9 @@ def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]
         total = float(out.detach())
         if not math.isfinite(total):
             raise UserError(
-                f"SynFlow's R is {total} in float64 for this {type(model).__name__} of {len(layers)} prunable layers; "
-                "its weights must be finite, and smaller the deeper it is"
+                f"SynFlow's R is {total} in float64 for this {type(model).__name__} of"
+                f" {len(layers)} prunable layers; its weights must be finite, and smaller the"
+                " deeper it is"
             )
         products = torch.empty_like(theta)
         for out, w, g in zip(unflatten(products, layers).values(), layers.values(), gradient):
@@ -233,10 +252,11 @@ def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]
 
 
 def sees_every_path(model: nn.Module) -> bool:
-    """Whether SynFlow's product is 0 at a kept weight only if no path leads through it: then the same pass gives ``masks.effective``.
+    """Whether SynFlow's product is 0 at a kept weight only if no path leads through it: then the
+    same pass gives ``masks.effective``.
 
-    Not so where a weight is 0 or the product of a path's weights could underflow, nor where max-pooling picks the largest of a plane that
-    padding has made uneven.
+    Not so where a weight is 0 or the product of a path's weights could underflow, nor where
+    max-pooling picks the largest of a plane that padding has made uneven.
     """
     weights = prunable(model).values()
     if any(type(module) not in TRANSPARENT for module in model.modules()):
@@ -288,21 +308,27 @@ def magnitude(
 def snip(
     model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
 ) -> Scores:
-    """|theta M g(theta M)|: how much the loss moves when the weight goes (Lee et al. 2019, eq. 6); in rounds, Iterative SNIP."""
+    """|theta M g(theta M)|: how much the loss moves when the weight goes (Lee et al. 2019, eq. 6);
+    in rounds, Iterative SNIP.
+    """
     return _absolute(products(model, mask, batch, generator=generator).snip, mask)
 
 
 def force(
     model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
 ) -> Scores:
-    """|theta g(theta M)|: the gradient of the pruned network, the weight of the dense one (de Jorge et al. 2021, section 4)."""
+    """|theta g(theta M)|: the gradient of the pruned network, the weight of the dense one (de Jorge
+    et al. 2021, section 4).
+    """
     return _absolute(products(model, mask, batch, generator=generator).snip)
 
 
 def grasp(
     model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
 ) -> Scores:
-    """theta Hg, signed: goes first what lowers the gradient flow g.g least, or raises it (Wang et al. 2020, eq. 8)."""
+    """theta Hg, signed: goes first what lowers the gradient flow g.g least, or raises it (Wang et
+    al. 2020, eq. 8).
+    """
     return products(model, mask, batch, TEMPERATURE, True, generator).grasp
 
 
@@ -316,7 +342,8 @@ def grasp_abs(
 def synflow(
     model: nn.Module, mask: Mask, batch: Batch, generator: torch.Generator | None = None
 ) -> Scores:
-    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section 6).
+    """|theta M dR/d|w||, data-free: the weight's share of all paths (Tanaka et al. 2020, section
+    6).
 
     It is float64.
 
@@ -348,26 +375,30 @@ def prospr(
     first_order: bool = False,
     units: bool = False,
 ) -> Scores:
-    """|theta M dL(phi_K)/dphi_0|: how much the loss *after* K steps of SGD moves when the weight goes (Alizadeh et al. 2022, section 3).
+    """|theta M dL(phi_K)/dphi_0|: how much the loss *after* K steps of SGD moves when the weight
+    goes (Alizadeh et al. 2022, section 3).
 
-    phi_0 = theta M is trained on the batch by K differentiable steps, biases and BatchNorm with it, and the gradient goes back through all of
-    them; the mask enters at phi_0 alone. K = 0 is SNIP.
+    phi_0 = theta M is trained on the batch by K differentiable steps, biases and BatchNorm with it,
+    and the gradient goes back through all of them; the mask enters at phi_0 alone. K = 0 is SNIP.
 
     Args:
         steps: K.
         lr, momentum: of the steps.
-        parts: the batch is dealt into so many, each with its share of every class; the steps and then the last loss take them in turn.
-            1 is the same images every time, K + 1 are fresh ones each time.
+        parts: the batch is dealt into so many, each with its share of every class; the steps and
+            then the last loss take them in turn. 1 is the same images every time, K + 1 are fresh
+            ones each time.
         first_order: do not differentiate through the steps: theta M g(phi_K).
-        units: one mask entry for each output unit or channel instead, |sum of its weights' products|, spread evenly over its weights: the
-            structured form, for the scope ``"units"``.
+        units: one mask entry for each output unit or channel instead, |sum of its weights'
+            products|, spread evenly over its weights: the structured form, for the scope
+            ``"units"``.
 
     Raises:
         UserError: ``steps`` below 0, ``parts`` that are not from 1 to the number of images.
     """
     if steps < 0 or not 1 <= parts <= len(batch[0]):
         raise UserError(
-            f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of {len(batch[0])} images, got {steps} and {parts}"
+            f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of"
+            f" {len(batch[0])} images, got {steps} and {parts}"
         )
     with _subnetwork(model, mask, generator) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
@@ -407,18 +438,21 @@ def ntk_sap(
     repeats: int = 5,
     deviation: float = 0.01,
 ) -> Scores:
-    """|d/dm sum ||f(Z; theta m) - f(Z; (theta + D) m)||^2|: how much the outputs' answer to a change of the weights, the nuclear norm of the
-    neural tangent kernel, moves when the weight goes (Wang et al. 2023). Data-free: Z is Gaussian noise of the batch's shape.
+    """|d/dm sum ||f(Z; theta m) - f(Z; (theta + D) m)||^2|: how much the outputs' answer to a
+    change of the weights, the nuclear norm of the neural tangent kernel, moves when the weight goes
+    (Wang et al. 2023). Data-free: Z is Gaussian noise of the batch's shape.
 
-    The sum is over the images and over ``repeats`` draws of Z, of D ~ N(0, ``deviation``^2), and of theta: a layer's own weights in random
-    places, so that the score is of the architecture and not of one draw of its weights.
+    The sum is over the images and over ``repeats`` draws of Z, of D ~ N(0, ``deviation``^2), and of
+    theta: a layer's own weights in random places, so that the score is of the architecture and not
+    of one draw of its weights.
 
     Raises:
         UserError: no repeats, or a deviation that is not above 0.
     """
     if repeats < 1 or not deviation > 0:
         raise UserError(
-            f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and {deviation}"
+            f"NTK-SAP takes at least 1 repeat and a deviation above 0, got {repeats} and"
+            f" {deviation}"
         )
     if not batch[0].is_floating_point():
         raise UserError("NTK-SAP feeds a network noise, and this one reads tokens")

@@ -24,8 +24,8 @@ Shape = tuple[int, ...]  # (channels, height, width), or (features,) of rows
 def _image(shape: Shape) -> Shape:
     if len(shape) != 3:
         raise UserError(
-            f"convolutions need images (channels, height, width), got rows {list(shape)}; lenet300 "
-            "takes them"
+            f"convolutions need images (channels, height, width), got rows {list(shape)};"
+            " lenet300 takes them"
         )
     return shape
 
@@ -47,13 +47,15 @@ def lenet300(shape: Shape, classes: int) -> nn.Module:
 def lenet5(shape: Shape, classes: int) -> nn.Module:
     """LeNet-5-Caffe (20-50-500): 430,500 prunable weights on 28x28 grey images.
 
-    Unlike Caffe's it has a ReLU after each convolution (behind the pool, where it costs a quarter and gives the same):
-    without them SGD at the published rate of 0.1 diverges within an epoch from either initialisation.
+    Unlike Caffe's it has a ReLU after each convolution (behind the pool, where it costs a quarter
+    and gives the same): without them SGD at the published rate of 0.1 diverges within an epoch from
+    either initialisation.
     """
     channels, height, width = _image(shape)
     if min(height, width) < 16:
         raise UserError(
-            f"lenet5 needs images of at least 16x16 pixels, got {height}x{width}; lenet300 takes any size"
+            f"lenet5 needs images of at least 16x16 pixels, got {height}x{width}; lenet300 takes"
+            " any size"
         )
     side = [((size - 4) // 2 - 4) // 2 for size in (height, width)]
     return nn.Sequential(
@@ -78,7 +80,8 @@ def vgg(plan: list[int | str]):
     def build(shape: Shape, classes: int) -> nn.Module:
         if min(_image(shape)[1:]) < 32:
             raise UserError(
-                f"VGG halves its input five times and needs images of at least 32x32 pixels, got {shape[1]}x{shape[2]}"
+                "VGG halves its input five times and needs images of at least 32x32 pixels, got"
+                f" {shape[1]}x{shape[2]}"
             )
         layers, channels = [], shape[0]
         for width in plan:
@@ -104,7 +107,9 @@ def vgg(plan: list[int | str]):
 
 
 class Block(nn.Module):
-    """Basic residual block; a change of width or stride gets a 1x1 convolution with BatchNorm as its shortcut (He et al. 2016, option B)."""
+    """Basic residual block; a change of width or stride gets a 1x1 convolution with BatchNorm as
+    its shortcut (He et al. 2016, option B).
+    """
 
     def __init__(self, inside: int, outside: int, stride: int):
         super().__init__()
@@ -129,7 +134,9 @@ class Block(nn.Module):
 
 
 def resnet(widths: list[int], blocks: int):
-    """A ResNet with a 3x3 stem; one group of ``blocks`` basic blocks for every width (He et al. 2016, section 4.2)."""
+    """A ResNet with a 3x3 stem; one group of ``blocks`` basic blocks for every width (He et al.
+    2016, section 4.2).
+    """
 
     def build(shape: Shape, classes: int) -> nn.Module:
         groups, inside, (channels, *_) = [], widths[0], _image(shape)
@@ -198,7 +205,9 @@ MODELS = Table(
 
 
 def _panning_init(model: nn.Module) -> None:
-    """Convolutions Kaiming-normal (fan-out), Linear N(0, 0.01), biases 0, BatchNorm 1 and 0 (the authors' code)."""
+    """Convolutions Kaiming-normal (fan-out), Linear N(0, 0.01), biases 0, BatchNorm 1 and 0 (the
+    authors' code).
+    """
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
@@ -214,7 +223,8 @@ INITS = Table(__name__ + ".INITS", {"pytorch": lambda model: None, "panning": _p
 def build(
     name: str, input_shape: Shape, classes: int, seed: int, init: str = "pytorch"
 ) -> nn.Module:
-    """The network ``name`` in train mode, its weights a function of ``seed`` alone; the global random state is left as it was.
+    """The network ``name`` in train mode, its weights a function of ``seed`` alone; the global
+    random state is left as it was.
 
     Args:
         name: a key of ``MODELS``.
@@ -231,8 +241,8 @@ def build(
     make, initialise = pick("model", name, MODELS), pick("initialisation", init, INITS)
     if not isinstance(input_shape, Sequence) or len(input_shape) not in (1, 3):
         raise UserError(
-            f"input_shape is {input_shape!r}; it must be (channels, height, width), or (features,) "
-            "for rows"
+            f"input_shape is {input_shape!r}; it must be (channels, height, width), or"
+            " (features,) for rows"
         )
     sizes = ("channels", "height", "width") if len(input_shape) == 3 else ("features",)
     numbers = [*zip(sizes, input_shape), ("classes", classes)]
@@ -271,7 +281,9 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
-    """Raise a ``UserError`` unless ``model`` answers images ``x`` [n, ...] with a number for each class that is among the labels ``y`` [n]."""
+    """Raise a ``UserError`` unless ``model`` answers images ``x`` [n, ...] with a number for each
+    class that is among the labels ``y`` [n].
+    """
     if not (
         isinstance(x, Tensor)
         and isinstance(y, Tensor)
@@ -280,11 +292,16 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
         and len(y)
     ):
         found = " and ".join(
-            f"{each.dtype} {list(each.shape)}" if isinstance(each, Tensor) else type(each).__name__
+            (
+                f"{each.dtype} {list(each.shape)}"
+                if isinstance(each, Tensor)
+                else type(each).__name__
+            )
             for each in (x, y)
         )
         raise UserError(
-            f"images and labels are {found}; they must be tensors [n, channels, height, width] and int64 [n]"
+            f"images and labels are {found}; they must be tensors [n, channels, height, width]"
+            " and int64 [n]"
         )
     if not x.isfinite().all():
         raise UserError("the images hold values that are not finite numbers")
@@ -294,11 +311,13 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
     except Exception as error:  # another shape, dtype or device: PyTorch raises many kinds
         wanted = f", it takes {list(model.input_shape)}" if hasattr(model, "input_shape") else ""
         raise UserError(
-            f"the network ({next(model.parameters()).dtype} on {next(model.parameters()).device}{wanted}) can not read images {list(x.shape[1:])} "
-            f"of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}"
+            f"the network ({next(model.parameters()).dtype} on"
+            f" {next(model.parameters()).device}{wanted}) can not read images"
+            f" {list(x.shape[1:])} of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}"
         ) from error
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(
-            f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to {classes - 1}"
+            f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to"
+            f" {classes - 1}"
         )
     remember(model, x)

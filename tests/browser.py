@@ -1,4 +1,6 @@
-"""A real browser without a window for the tests: ``with chromium() as browser`` or the fixture ``browser``."""
+"""A real browser without a window for the tests: ``with chromium() as browser`` or the fixture
+``browser``.
+"""
 
 import os
 import shutil
@@ -15,7 +17,8 @@ def chromium():
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip(
-            f"no browser on PATH, looked for {', '.join(NAMES)}; on Debian 'apt install chromium' adds one"
+            f"no browser on PATH, looked for {', '.join(NAMES)}; on Debian 'apt install chromium'"
+            " adds one"
         )
     from playwright.sync_api import sync_playwright
 

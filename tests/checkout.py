@@ -1,4 +1,6 @@
-"""A small checkout in a temporary folder: a copy of the core with a profile and notebooks of the test's own."""
+"""A small checkout in a temporary folder: a copy of the core with a profile and notebooks of the
+test's own.
+"""
 
 import json
 import os
@@ -48,18 +50,22 @@ class Checkout:
         (self.root / "notebooks" / "profiles" / f"{name}.yaml").write_text(text)
 
     def notebook(self, name: str, *cells: str, tags=("parameters",)) -> Path:
-        """A notebook of code cells; the first carries ``tags``, and a cell that begins with # is Markdown."""
+        """A notebook of code cells; the first carries ``tags``, and a cell that begins with # is
+        Markdown.
+        """
         made = [
-            {"cell_type": "markdown", "id": f"c{i}", "metadata": {}, "source": cell}
-            if cell.startswith("#")
-            else {
-                "cell_type": "code",
-                "id": f"c{i}",
-                "metadata": {},
-                "source": cell,
-                "outputs": [],
-                "execution_count": None,
-            }
+            (
+                {"cell_type": "markdown", "id": f"c{i}", "metadata": {}, "source": cell}
+                if cell.startswith("#")
+                else {
+                    "cell_type": "code",
+                    "id": f"c{i}",
+                    "metadata": {},
+                    "source": cell,
+                    "outputs": [],
+                    "execution_count": None,
+                }
+            )
             for i, cell in enumerate(cells)
         ]
         next(cell for cell in made if cell["cell_type"] == "code")["metadata"] = {
@@ -78,7 +84,9 @@ class Checkout:
         return self.root / "results" / "tiny" / study / "runs.jsonl"
 
     def command(self, *arguments: str) -> dict:
-        """What ``subprocess`` needs to run ``python arguments`` in this checkout, in a process group of its own."""
+        """What ``subprocess`` needs to run ``python arguments`` in this checkout, in a process
+        group of its own.
+        """
         environment = {k: v for k, v in os.environ.items() if not k.startswith("PANNING_")}
         return {
             "args": [sys.executable, *arguments],

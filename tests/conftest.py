@@ -29,9 +29,11 @@ def digits_batch(digits):
 
 
 def make_residual(seed: int = 0) -> nn.Module:
-    """Convolution, BatchNorm, max-pooling and a residual block with a shortcut on 2x6x6 images, in float64.
+    """Convolution, BatchNorm, max-pooling and a residual block with a shortcut on 2x6x6 images, in
+    float64.
 
-    One BatchNorm is in eval mode and all hold statistics of their own, so that nothing can restore them by guessing.
+    One BatchNorm is in eval mode and all hold statistics of their own, so that nothing can restore
+    them by guessing.
     """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -74,7 +76,9 @@ def case(request):
 
 @contextmanager
 def _unchanged(model: nn.Module):
-    """Fails if weights, buffers, ``.grad``, requires_grad, a module's mode or forward, or the global random state are not as before."""
+    """Fails if weights, buffers, ``.grad``, requires_grad, a module's mode or forward, or the
+    global random state are not as before.
+    """
     for index, parameter in enumerate(
         model.parameters()
     ):  # half of the gradients stand, half are None

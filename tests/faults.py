@@ -1,10 +1,12 @@
-"""Fault injection: a small sweep is disturbed at random moments, started again, and compared with an undisturbed one.
+"""Fault injection: a small sweep is disturbed at random moments, started again, and compared with
+an undisturbed one.
 
     python -m tests.faults --moments 200
 
-Every fault of ``FAULTS`` takes its turn, on pruning runs, toys or agents. What must hold after the restart: every
-line that was whole is there byte for byte; every wanted run is there once; none that was recorded before the fault was begun again; the
-metrics are those of the undisturbed sweep; no process is left.
+Every fault of ``FAULTS`` takes its turn, on pruning runs, toys or agents. What must hold after the
+restart: every line that was whole is there byte for byte; every wanted run is there once; none that
+was recorded before the fault was begun again; the metrics are those of the undisturbed sweep; no
+process is left.
 """
 
 import argparse
@@ -65,7 +67,7 @@ SUBJECTS = {"prune": GRID, "toys": TOYS, "agents": AGENTS}
 ORIGINAL = sweep._work
 
 
-# --- in the processes that sweep ------------------------------------------------------------------------------------
+# --- in the processes that sweep ------------------------------------------------------------------
 
 
 def counted(items: list, *others, **named) -> list[dict]:
@@ -114,7 +116,7 @@ def limit(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
 
 
-# --- a disturbed sweep ----------------------------------------------------------------------------------------------
+# --- a disturbed sweep ----------------------------------------------------------------------------
 
 
 class Broken(AssertionError):
@@ -148,7 +150,9 @@ class Moment:
     def start(
         self, jobs: int, prepare=lambda: None, call=None, **environment: str
     ) -> psutil.Process:
-        """A sweep in a process, and process group, of its own; a fork, which spares it the seconds of the imports."""
+        """A sweep in a process, and process group, of its own; a fork, which spares it the seconds
+        of the imports.
+        """
         call = call or (lambda: studies.sweep(STUDY, self.subject, jobs) and 0)
         if pid := os.fork():
             return psutil.Process(pid)
@@ -214,7 +218,9 @@ class Moment:
         self.seen = self.whole()
 
     def restart(self, before: bytes, jobs: int = 1, call=None) -> None:
-        """The same again, undisturbed; then everything must hold. ``before`` are the lines that were whole at the fault."""
+        """The same again, undisturbed; then everything must hold. ``before`` are the lines that
+        were whole at the fault.
+        """
         done, begun = self.recorded(), len(self.begun())
         check(self.content().startswith(before), "a line that was whole is lost at the fault")
         code = self.end(self.start(jobs, call=call))
@@ -267,7 +273,7 @@ def metrics(path: Path) -> dict[str, dict]:
     }
 
 
-# --- faults ---------------------------------------------------------------------------------------------------------
+# --- faults ---------------------------------------------------------------------------------------
 
 
 def runner_killed(moment: Moment, jobs: int) -> str:
@@ -374,7 +380,9 @@ def poisoned(moment: Moment, _: int) -> str:
 
 
 def disk_full(moment: Moment, jobs: int) -> str:
-    """A tiny disk where one may be mounted, else a limit to the length of a file; or a write that fails."""
+    """A tiny disk where one may be mounted, else a limit to the length of a file; or a write that
+    fails.
+    """
     size = moment.chance.randrange(1, LENGTH[moment.subject])
     way = moment.chance.choice(["tmpfs", "write"])
     place = moment.path.parent
@@ -425,7 +433,8 @@ def two_at_once(moment: Moment, jobs: int) -> str:
         first.kill()
         moment.end(first, *family)
         check(moment.end(second) == 0, "the sweep that was not killed fails")
-        # What it had drawn when the first recorded the same run is not begun after that: one task of slack for the moment between the two.
+        # What it had drawn when the first recorded the same run is not begun after that: one task
+        # of slack for the moment between the two.
         again = set(moment.begun()[begun:]) & set(done)
         check(len(again) <= 2, f"{len(again)} recorded runs are begun again by the other sweep")
         moment.compare(before)
@@ -506,7 +515,10 @@ def main() -> int:
         prog="python -m tests.faults", description=__doc__.partition("\n")[0]
     )
     parser.add_argument(
-        "--moments", type=int, default=len(FAULTS), help="how many faults; each kind takes its turn"
+        "--moments",
+        type=int,
+        default=len(FAULTS),
+        help="how many faults; each kind takes its turn",
     )
     parser.add_argument("--seed", type=int, default=None, help="of all chance; it is printed")
     parser.add_argument("--only", choices=[fault.__name__ for fault in FAULTS])
@@ -553,11 +565,13 @@ def main() -> int:
         else:
             shutil.rmtree(moment.folder)
         print(
-            f"{number:>3} {fault.__name__:<14} {subject:<12} {jobs} job{'s' * (jobs > 1):<1}  {time.monotonic() - began:4.0f} s  {told}",
+            f"{number:>3} {fault.__name__:<14} {subject:<12} {jobs} job{'s' * (jobs > 1):<1} "
+            f" {time.monotonic() - began:4.0f} s  {told}",
             flush=True,
         )
     print(
-        f"{options.moments} moments in {time.monotonic() - start:.0f} s, {len(broken)} broken{': ' if broken else ''}{', '.join(map(str, broken))}"
+        f"{options.moments} moments in {time.monotonic() - start:.0f} s,"
+        f" {len(broken)} broken{': ' if broken else ''}{', '.join(map(str, broken))}"
     )
     if not broken:
         shutil.rmtree(root)

@@ -30,7 +30,9 @@ def flat(tensors):
 
 
 def taps(source, target, weight, stride=1, padding=0):
-    """(from, to, weight) of every use of a weight: a convolution of the units ``source`` [c, h, w] into ``target`` [c, h, w]."""
+    """(from, to, weight) of every use of a weight: a convolution of the units ``source`` [c, h, w]
+    into ``target`` [c, h, w].
+    """
     found = []
     for (o, c, down, right), w in np.ndenumerate(weight):
         for y, x in np.ndindex(target.shape[1:]):
@@ -188,9 +190,11 @@ def small_lenet():
 
 
 def replay(network, pool, batches, actions, sparsity, departures):
-    """(observation, reward, mask, terminated, truncated) of reset and of each step; ``batches`` are those that the environment drew.
+    """(observation, reward, mask, terminated, truncated) of reset and of each step; ``batches`` are
+    those that the environment drew.
 
-    Without departures: the authors' environment. Its extremes take in every look, dense and sub, from the first batch on.
+    Without departures: the authors' environment. Its extremes take in every look, dense and sub,
+        from the first batch on.
     """
     model, _, forward, positive, weights, graph = network
     theta, rounds, everything = (
@@ -374,7 +378,9 @@ def test_the_checkers_find_nothing(check, env):
 
 
 def test_what_each_part_can_do_without(tmp_path):
-    """Pruning with an agent needs neither gymnasium nor stable-baselines3, its environment not the latter."""
+    """Pruning with an agent needs neither gymnasium nor stable-baselines3, its environment not the
+    latter.
+    """
     done = subprocess.run(
         [
             sys.executable,
@@ -819,7 +825,9 @@ def test_a_recorded_training_that_names_no_departures_had_them_all():
 
 @pytest.fixture
 def learned(monkeypatch, tmp_path_factory):
-    """What the tiny training gives when nothing interrupts it, and its learner; made once. Its legs and its exploration are short."""
+    """What the tiny training gives when nothing interrupts it, and its learner; made once. Its legs
+    and its exploration are short.
+    """
     monkeypatch.setattr(learning, "LEG", 50)
     monkeypatch.setattr(learning, "EXPLORING", 70)
     if not LEARNED:
@@ -875,7 +883,9 @@ def test_what_learning_gives(learned):
 
 
 def test_a_last_round_ends_all_unless_it_is_told_to_bootstrap(learned, tmp_path):
-    """In the replay buffer a round that ends an episode is one after which nothing comes, or one that was cut short."""
+    """In the replay buffer a round that ends an episode is one after which nothing comes, or one
+    that was cut short.
+    """
     (_, told), learner = learned
     buffer = learner.replay_buffer
     assert buffer.dones.sum() >= len(told["episodes"]) and not buffer.timeouts.any()

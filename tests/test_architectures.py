@@ -1,4 +1,6 @@
-"""The small networks of the battery of architectures; ``python -m benchmarks.architectures`` asks all."""
+"""The small networks of the battery of architectures; ``python -m benchmarks.architectures`` asks
+all.
+"""
 
 import pytest
 

@@ -1,7 +1,9 @@
-"""Everything that can be said to bad input, in one place: what is done, and a part of the sentence that it gives.
+"""Everything that can be said to bad input, in one place: what is done, and a part of the sentence
+that it gives.
 
-In Python it is a ``UserError``; a command prints it as its last line on stderr and ends with exit code 2. Never a traceback, and never silence.
-Each module's own tests say more about its own sentences.
+In Python it is a ``UserError``; a command prints it as its last line on stderr and ends with exit
+code 2. Never a traceback, and never silence. Each module's own tests say more about its own
+sentences.
 """
 
 import json
@@ -43,7 +45,9 @@ LINE = {
 
 
 class Desk:
-    """What the rows of the tables work with, in a folder of its own: a network, a batch, a checkout with a study."""
+    """What the rows of the tables work with, in a folder of its own: a network, a batch, a checkout
+    with a study.
+    """
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.patch = folder, monkeypatch
@@ -66,8 +70,10 @@ class Desk:
     def file(self, name, content=None):
         """A file with this content; a folder without."""
         path = self.folder / name
-        path.mkdir() if content is None else path.write_bytes(
-            content if isinstance(content, bytes) else content.encode()
+        (
+            path.mkdir()
+            if content is None
+            else path.write_bytes(content if isinstance(content, bytes) else content.encode())
         )
         return path
 
@@ -205,7 +211,10 @@ IN_PYTHON = {
         "a data set of this kind is a folder in PANNING_DATA",
     ),
     "no data folder": (
-        lambda d: (d.environment("PANNING_DATA", d.folder / "nowhere"), data.load("cifar10-jpeg")),
+        lambda d: (
+            d.environment("PANNING_DATA", d.folder / "nowhere"),
+            data.load("cifar10-jpeg"),
+        ),
         "train.parquet is missing or damaged",
     ),
     "a parquet file of other columns": (
@@ -246,7 +255,10 @@ IN_PYTHON = {
     ),
     "labels from 1": (
         lambda d: d.arrays(y_train=np.arange(20) % 4 + 1),
-        "labels go up to 4 and no training image has label 0; they must be 0, 1, 2, ... without a gap",
+        (
+            "labels go up to 4 and no training image has label 0; they must be 0, 1, 2, ..."
+            " without a gap"
+        ),
     ),
     "a huge label": (
         lambda d: d.arrays(y_test=np.full(20, 10**12)),
@@ -388,7 +400,10 @@ IN_PYTHON = {
     ),
     "the mask of another network": (
         lambda d: metrics.snip(d.model, masks.ones(d.other), d.batch),
-        "the mask is of another network: fc1.weight is (300, 36) in the mask, (300, 64) in the network",
+        (
+            "the mask is of another network: fc1.weight is (300, 36) in the mask, (300, 64) in"
+            " the network"
+        ),
     ),
     "half a mask": (
         lambda d: metrics.force(d.model, {"fc1.weight": d.mask["fc1.weight"]}, d.batch),
@@ -432,7 +447,10 @@ IN_PYTHON = {
     # --- batches, metrics and options ---
     "an empty batch": (
         lambda d: d.prune(batches=(d.batch[0][:0], d.batch[1][:0])),
-        "images and labels are torch.float32 [0, 1, 8, 8] and torch.int64 [0]; they must be tensors [n, channels",
+        (
+            "images and labels are torch.float32 [0, 1, 8, 8] and torch.int64 [0]; they must be"
+            " tensors [n, channels"
+        ),
     ),
     "labels before images": (
         lambda d: metrics.snip(d.model, d.mask, d.batch[::-1]),
@@ -440,7 +458,10 @@ IN_PYTHON = {
     ),
     "images without labels": (
         lambda d: d.prune(batches=d.batch[0]),
-        "batches are a pair (images, labels), a list of such pairs or an iterator of them, not Tensor",
+        (
+            "batches are a pair (images, labels), a list of such pairs or an iterator of them,"
+            " not Tensor"
+        ),
     ),
     "a pair as a list": (
         lambda d: d.prune(batches=list(d.batch)),
@@ -448,7 +469,10 @@ IN_PYTHON = {
     ),
     "a data set for a batch": (
         lambda d: d.prune(batches=d.digits.train),
-        "batches are a pair (images, labels), a list of such pairs or an iterator of them, not Split",
+        (
+            "batches are a pair (images, labels), a list of such pairs or an iterator of them,"
+            " not Split"
+        ),
     ),
     "arrays for a batch": (
         lambda d: d.prune(batches=tuple(t.numpy() for t in d.batch)),
@@ -518,7 +542,10 @@ IN_PYTHON = {
     ),
     "a mix of one": (
         lambda d: d.prune(method="panning", mix=1),
-        "mix is 1; it needs three coefficients of at least 0, not all 0, for synflow, snip, grasp",
+        (
+            "mix is 1; it needs three coefficients of at least 0, not all 0, for synflow, snip,"
+            " grasp"
+        ),
     ),
     "a mix with infinity": (
         lambda d: d.prune(method="panning", mix=(1, INF, 0)),
@@ -559,7 +586,10 @@ IN_PYTHON = {
     ),
     "half a policy file": (
         lambda d: policies.load(d.saved(lambda content: content[: len(content) // 2])),
-        "given.npz is not a policy: File is not a zip file; a policy is a file that Actor.save wrote",
+        (
+            "given.npz is not a policy: File is not a zip file; a policy is a file that"
+            " Actor.save wrote"
+        ),
     ),
     "a mask for a policy": (
         lambda d: policies.load(d.archive(**{"fc1.weight": np.ones((3, 7), bool)})),
@@ -595,15 +625,24 @@ IN_PYTHON = {
     ),
     "a network of billions": (
         lambda d: d.card(input_shape=[1, 30_000, 30_000]),
-        "this is not a network that was recorded here: ValueError it would have 270,000,031,000 weights",
+        (
+            "this is not a network that was recorded here: ValueError it would have"
+            " 270,000,031,000 weights"
+        ),
     ),
     "a network for no classes": (
         lambda d: d.card(classes=0),
-        "this is not a network that was recorded here: classes is 0; it must be a whole number from 1",
+        (
+            "this is not a network that was recorded here: classes is 0; it must be a whole"
+            " number from 1"
+        ),
     ),
     "a network of another name": (
         lambda d: d.card(model="lenet30"),
-        "this is not a network that was recorded here: unknown model 'lenet30'; did you mean 'lenet300'",
+        (
+            "this is not a network that was recorded here: unknown model 'lenet30'; did you mean"
+            " 'lenet300'"
+        ),
     ),
     # --- training and learners ---
     "a name for a data set": (
@@ -705,7 +744,10 @@ IN_PYTHON = {
     # --- a run ---
     "a sparsity in percent": (
         lambda d: d.grid(method="snip", sparsity=98),
-        "sparsity is 98; it must be a fraction in [0, 1), for example 0.9 for nine tenths removed",
+        (
+            "sparsity is 98; it must be a fraction in [0, 1), for example 0.9 for nine tenths"
+            " removed"
+        ),
     ),
     "a sparsity with its sign": (
         lambda d: d.grid(method="snip", sparsity="90%"),
@@ -885,7 +927,10 @@ IN_PYTHON = {
             d.checkout.profile({"01_tiny": {"parameters": {"device": "cuda"}}}),
             notebooks.reproduce("tiny"),
         ),
-        "device is a parameter that the runner itself sets; take it out of the parameters of 01_tiny",
+        (
+            "device is a parameter that the runner itself sets; take it out of the parameters of"
+            " 01_tiny"
+        ),
     ),
     # --- ledgers ---
     "a ledger that is a folder": (
@@ -894,7 +939,10 @@ IN_PYTHON = {
     ),
     "a ledger in a file": (
         lambda d: Ledger(d.file("a", "text") / "runs.jsonl").append(LINE),
-        "runs.jsonl (File exists); what is recorded is kept: make room there, or set PANNING_RESULTS to a folder that can",
+        (
+            "runs.jsonl (File exists); what is recorded is kept: make room there, or set"
+            " PANNING_RESULTS to a folder that can"
+        ),
     ),
     "a damaged line": (
         lambda d: d.ledger(b'{"key": ', LINE).rows(),
@@ -959,19 +1007,41 @@ COMMANDS = {
         {
             "": "error: the following arguments are required: study",
             "01_tiny": "error: unknown profile 'quick'; known: tiny",
-            "01_tin --profile tiny": "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?",
-            "01_tiny.ipynb --profile tiny": "error: unknown study in profile tiny '01_tiny.ipynb'; did you mean '01_tiny'?",
+            "01_tin --profile tiny": (
+                "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?"
+            ),
+            "01_tiny.ipynb --profile tiny": (
+                "error: unknown study in profile tiny '01_tiny.ipynb'; did you mean '01_tiny'?"
+            ),
             "01_tiny --profile": "error: argument --profile: expected one argument",
             "01_tiny --profile tiny --jobs 0": "error: jobs is 0; it must be at least 1",
-            "01_tiny --profile tiny --jobs two": "error: argument --jobs: invalid int value: 'two'",
-            "01_tiny --profile tiny --device gpu": "error: unknown device 'gpu'; did you mean 'cpu'?",
-            "01_tiny --profile tiny --device cuda": "error: device is cuda but PyTorch sees no CUDA device here; use --device cpu",
-            "01_tiny --profile tiny --device cuda:x": "error: unknown device 'cuda:x'; did you mean 'cuda'?",
-            "01_tiny --profile tiny --device cpu:7": "error: unknown device 'cpu:7'; did you mean 'cpu'?",
-            "01_tiny --profile tiny --merge nowhere.jsonl": "error: nowhere.jsonl: no such ledger",
-            "01_tiny --profile tiny --merge .": "error: . can not be read (Is a directory); a ledger is a file of runs, one a line",
-            "01_tiny --profile tiny --merge requirements.txt": "error: requirements.txt, line 1: not a run; ",
-            "01_tiny --profile tiny --merge results/paper/04_panning_agent/runs.jsonl": "runs.jsonl holds no run of 01_tiny in the profile tiny",
+            "01_tiny --profile tiny --jobs two": (
+                "error: argument --jobs: invalid int value: 'two'"
+            ),
+            "01_tiny --profile tiny --device gpu": (
+                "error: unknown device 'gpu'; did you mean 'cpu'?"
+            ),
+            "01_tiny --profile tiny --device cuda": (
+                "error: device is cuda but PyTorch sees no CUDA device here; use --device cpu"
+            ),
+            "01_tiny --profile tiny --device cuda:x": (
+                "error: unknown device 'cuda:x'; did you mean 'cuda'?"
+            ),
+            "01_tiny --profile tiny --device cpu:7": (
+                "error: unknown device 'cpu:7'; did you mean 'cpu'?"
+            ),
+            "01_tiny --profile tiny --merge nowhere.jsonl": (
+                "error: nowhere.jsonl: no such ledger"
+            ),
+            "01_tiny --profile tiny --merge .": (
+                "error: . can not be read (Is a directory); a ledger is a file of runs, one a line"
+            ),
+            "01_tiny --profile tiny --merge requirements.txt": (
+                "error: requirements.txt, line 1: not a run; "
+            ),
+            "01_tiny --profile tiny --merge results/paper/04_panning_agent/runs.jsonl": (
+                "runs.jsonl holds no run of 01_tiny in the profile tiny"
+            ),
             "01_tiny 02_other --profile tiny": "error: unrecognized arguments: 02_other",
         },
     ),
@@ -979,12 +1049,18 @@ COMMANDS = {
         notebooks.main,
         {
             "papper": "error: unknown profile 'papper'; known: tiny",
-            "tiny --only 01_tin": "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?",
+            "tiny --only 01_tin": (
+                "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?"
+            ),
             "tiny --only ''": "error: unknown study in profile tiny ''; known: 01_tiny",
-            "tiny --only notebooks/01_tiny.ipynb": "error: unknown study in profile tiny 'notebooks/01_tiny.ipynb'",
+            "tiny --only notebooks/01_tiny.ipynb": (
+                "error: unknown study in profile tiny 'notebooks/01_tiny.ipynb'"
+            ),
             "tiny --jobs 0": "error: jobs is 0; it must be at least 1",
             "tiny --device gpu": "error: unknown device 'gpu'; did you mean 'cpu'?",
-            "tiny --device cuda": "error: device is cuda but PyTorch sees no CUDA device here; use --device cpu",
+            "tiny --device cuda": (
+                "error: device is cuda but PyTorch sees no CUDA device here; use --device cpu"
+            ),
             "tiny quick": "error: unrecognized arguments: quick",
         },
     ),
@@ -992,12 +1068,20 @@ COMMANDS = {
         networks.main,
         {
             "": "error: the following arguments are required: file",
-            "nowhere.json": "error: nowhere.json is not a readable network: [Errno 2] No such file or directory",
+            "nowhere.json": (
+                "error: nowhere.json is not a readable network: [Errno 2] No such file or directory"
+            ),
             ".": "error: . is not a readable network: [Errno 21] Is a directory",
-            "requirements.txt": "error: requirements.txt is not a readable network: Expecting value: line 1 column 1 (char 0); a network is JSON",
+            "requirements.txt": (
+                "error: requirements.txt is not a readable network: Expecting value: line 1"
+                " column 1 (char 0); a network is JSON"
+            ),
             "NETWORK --dataset digit": "error: unknown data set 'digit'; did you mean 'digits'?",
             "NETWORK --dataset ''": "error: unknown data set ''; known: ",
-            "NETWORK --dataset digits": "error: the network reads images [1, 28, 28] of 10 classes; scikit-learn digits has [1, 8, 8] of 10",
+            "NETWORK --dataset digits": (
+                "error: the network reads images [1, 28, 28] of 10 classes; scikit-learn digits"
+                " has [1, 8, 8] of 10"
+            ),
         },
     ),
     "python -m panning_core.experiments.ledger": (
@@ -1057,7 +1141,10 @@ def test_misuse_of_a_command_is_one_sentence_and_exit_code_2(desk, capsys, comma
     [
         (
             ["./run_all.sh", "papper"],
-            "run_all.sh: unknown argument 'papper', it can be quick, paper, verify, bench, test or lab; see ./run_all.sh --help",
+            (
+                "run_all.sh: unknown argument 'papper', it can be quick, paper, verify, bench,"
+                " test or lab; see ./run_all.sh --help"
+            ),
         ),
         (
             ["./run_all.sh", "--only="],
@@ -1073,11 +1160,17 @@ def test_misuse_of_a_command_is_one_sentence_and_exit_code_2(desk, capsys, comma
         ),
         (
             [sys.executable, "-m", "panning_core.analysis.networks", "nowhere.json"],
-            "error: nowhere.json is not a readable network: [Errno 2] No such file or directory: 'nowhere.json'",
+            (
+                "error: nowhere.json is not a readable network: [Errno 2] No such file or"
+                " directory: 'nowhere.json'"
+            ),
         ),
         (
             [sys.executable, "-m", "panning_core.experiments.studies", "03_sparsity_sweeep"],
-            "error: unknown study in profile quick '03_sparsity_sweeep'; did you mean '03_sparsity_sweep'?",
+            (
+                "error: unknown study in profile quick '03_sparsity_sweeep'; did you mean"
+                " '03_sparsity_sweep'?"
+            ),
         ),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",

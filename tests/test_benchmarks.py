@@ -1,4 +1,6 @@
-"""The benchmarks: a known ratio is found whatever the machine does meanwhile, both sides do the same work, and the last line is the promised JSON."""
+"""The benchmarks: a known ratio is found whatever the machine does meanwhile, both sides do the
+same work, and the last line is the promised JSON.
+"""
 
 import json
 import sys
@@ -88,7 +90,7 @@ def test_a_ratio_has_quartiles_over_the_rounds():
     assert timing.ratio(times, "a", "b") == (3, 2, 4)
 
 
-# --- training -------------------------------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -225,12 +227,14 @@ def test_the_straightforward_environment_sees_the_same():
         )
 
 
-# --- the command ----------------------------------------------------------------------------------------------------
+# --- the command ----------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def faked(monkeypatch, tmp_path):
-    """Every part returns a literal table; returns the function that runs the command and gives its last line."""
+    """Every part returns a literal table; returns the function that runs the command and gives its
+    last line.
+    """
 
     def cell(network, sparsity, ratio, method="snip"):
         return {
@@ -287,7 +291,9 @@ def faked(monkeypatch, tmp_path):
     }
     assert parts.keys() == command.PARTS.keys()
     monkeypatch.setattr(
-        command, "PARTS", {name: lambda quick, table=table: table for name, table in parts.items()}
+        command,
+        "PARTS",
+        {name: lambda quick, table=table: table for name, table in parts.items()},
     )
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path))
 

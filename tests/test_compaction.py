@@ -1,4 +1,6 @@
-"""Compaction against the masked full network: the same outputs, the same training, nothing left that could go."""
+"""Compaction against the masked full network: the same outputs, the same training, nothing left
+that could go.
+"""
 
 import copy
 import io
@@ -26,7 +28,9 @@ BOTH = pytest.mark.parametrize("fold", [False, True])
 
 
 def randomise(model, generator):
-    """In float64, biases and BatchNorm's parameters and statistics too, so that a constant that is lost shows."""
+    """In float64, biases and BatchNorm's parameters and statistics too, so that a constant that is
+    lost shows.
+    """
     model.double()
     for name, tensor in model.state_dict().items():
         if name.endswith("running_var"):
@@ -278,7 +282,9 @@ def test_in_train_mode_folding_is_exact_as_long_as_running_means_are_the_constan
 
 
 def survivors(mask, fold):
-    """Units left of every layer but the last, by taking away one layer after the other what has no edge on one side, until nothing does."""
+    """Units left of every layer but the last, by taking away one layer after the other what has no
+    edge on one side, until nothing does.
+    """
     edges = []
     for m in mask.values():
         edges.append(m.reshape(len(m), len(edges[-1]) if edges else m.shape[1], -1).any(2))
@@ -301,7 +307,9 @@ def test_as_small_as_taking_away_by_hand_until_nothing_goes(name, density, fold)
 
 
 def chain():
-    """Unit 2 of fc2 is read by nothing; unit 2 of fc1 then leads nowhere, nor does input 2. Unit 0 of fc1 reads nothing."""
+    """Unit 2 of fc2 is read by nothing; unit 2 of fc1 then leads nowhere, nor does input 2. Unit 0
+    of fc1 reads nothing.
+    """
     model = sequential(
         nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 3), nn.ReLU(), nn.Linear(3, 2), shape=(3,)
     )
@@ -437,7 +445,9 @@ def test_an_empty_mask_leaves_constants(name, fold):
 
 
 def channels_read(mask):
-    """Channels of the three residual streams of a ResNet-20 that lead to its output, block by block until no more are found."""
+    """Channels of the three residual streams of a ResNet-20 that lead to its output, block by block
+    until no more are found.
+    """
     live = [torch.zeros(16).bool(), torch.zeros(32).bool(), mask["fc.weight"].any(0)]
     while True:
         before = [one.clone() for one in live]
@@ -481,7 +491,9 @@ def test_a_channel_of_a_residual_stream_goes_when_none_of_its_readers_needs_it(d
 
 
 def blocks_and_others():
-    """Streams that begin at the input, go through layers without weights, or end at the output without any."""
+    """Streams that begin at the input, go through layers without weights, or end at the output
+    without any.
+    """
     block = lambda inside, outside, stride=1: models.Block(inside, outside, stride)
     return {
         "block first": sequential(

@@ -1,4 +1,6 @@
-"""What is trained is the user's network: an engine or a smaller network does the same or is not used."""
+"""What is trained is the user's network: an engine or a smaller network does the same or is not
+used.
+"""
 
 import copy
 import math
@@ -63,7 +65,9 @@ def plain(model, mask, splits=SPLITS, recipe=RECIPE):
 
 
 def assert_trained_alike(make, density=0.3, splits=SPLITS, engine=None):
-    """``training.train`` makes of a network what the loop does; returns the engine and the warnings."""
+    """``training.train`` makes of a network what the loop does; returns the engine and the
+    warnings.
+    """
     model, other = make(), make()
     mask = some_mask(model, density)
     with warnings.catch_warnings(record=True) as told:
@@ -698,7 +702,8 @@ def test_a_last_batch_of_one_that_a_norm_can_not_take_is_refused_before_the_firs
     splits = data.Splits("s", "s", part, part, part, 4, "0")
     model, fresh = make(6), make(6)
     with pytest.raises(
-        UserError, match=r"^33 images in batches of 32 leave a batch of one image, which .* choose"
+        UserError,
+        match=r"^33 images in batches of 32 leave a batch of one image, which .* choose",
     ):
         training.train(model, some_mask(model), splits, RECIPE, engine=engine)
     assert all(map(torch.equal, model.state_dict().values(), fresh.state_dict().values()))
@@ -727,7 +732,10 @@ class Auxiliary(nn.Module):
 def test_more_than_one_output_in_train_mode_is_a_sentence():
     model = Auxiliary()
     mask, batch = masks.ones(model), (SPLITS.train.x[:8], SPLITS.train.y[:8])
-    says = r"^in train mode the network answers with a tuple and not with one tensor \[n, classes\]; build it"
+    says = (
+        r"^in train mode the network answers with a tuple and not with one tensor \[n, classes\];"
+        r" build it"
+    )
     for engine in (None, "dense", "sparse"):
         with pytest.raises(UserError, match=says):
             training.train(model, mask, SPLITS, RECIPE, engine=engine)

@@ -63,7 +63,10 @@ def test_the_authors_input_is_pixels_from_minus_one_to_one():
         (
             "cifar100",
             "authors",
-            "the authors' normalisation is known for digits, mnist, .*, not for cifar100; use standardised",
+            (
+                "the authors' normalisation is known for digits, mnist, .*, not for cifar100; use"
+                " standardised"
+            ),
         ),
     ],
 )

@@ -1,4 +1,5 @@
-"""Readers of files under random bytes: what they read was written so, or they say in a sentence that it was not.
+"""Readers of files under random bytes: what they read was written so, or they say in a sentence
+that it was not.
 
 ``FUZZ=20000 pytest tests/test_fuzz.py`` tries as many examples of each.
 """
@@ -126,7 +127,10 @@ def checkout(tmp_path_factory):
         yield made
 
 
-GRID = "01_tiny:\n  parameters: {seeds: 3}\n  grid:\n  - {dataset: digits, model: lenet300, method: [snip, panning], sparsity: [0.5, 0.9], mix: null, seed: &s [0, 1], per_class: *s}\n"
+GRID = (
+    "01_tiny:\n  parameters: {seeds: 3}\n  grid:\n  - {dataset: digits, model: lenet300, method:"
+    " [snip, panning], sparsity: [0.5, 0.9], mix: null, seed: &s [0, 1], per_class: *s}\n"
+)
 PIECES = st.sampled_from(
     [
         "01_tiny",
@@ -202,7 +206,9 @@ VALUES = st.recursive(
     lambda inner: st.one_of(
         st.lists(inner, max_size=3),
         st.dictionaries(
-            st.one_of(st.text(max_size=3), st.sampled_from(["steps", "lr", "a"])), inner, max_size=3
+            st.one_of(st.text(max_size=3), st.sampled_from(["steps", "lr", "a"])),
+            inner,
+            max_size=3,
         ),
     ),
     max_leaves=6,

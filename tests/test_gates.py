@@ -1,4 +1,6 @@
-"""Gates: their odds and gradients against PyTorch's own Gumbel-softmax, exact numbers under a budget, and the network that is left."""
+"""Gates: their odds and gradients against PyTorch's own Gumbel-softmax, exact numbers under a
+budget, and the network that is left.
+"""
 
 import copy
 import itertools
@@ -417,9 +419,11 @@ def test_a_budget_is_of_gates_that_do_something(widths, structure, budget, seed)
     for n in range(found.count + 1):
         opened = {name: gate.logits.detach() > order[n] for name, gate in found.gates.items()}
         mask = {
-            name: opened[name].expand(shape)
-            if name in opened
-            else torch.ones(shape, dtype=torch.bool)
+            name: (
+                opened[name].expand(shape)
+                if name in opened
+                else torch.ones(shape, dtype=torch.bool)
+            )
             for name, shape in found.shapes.items()
         }
         live = masks.effective(model, {name: m.clone() for name, m in mask.items()})
@@ -603,7 +607,9 @@ def test_the_number_of_open_gates_falls_from_all_to_the_budget(structure, steps,
 
 
 def test_a_budget_learns_which_inputs_matter():
-    """Of two outputs each looks at one of six inputs: twelve gates, two of them needed. Chance finds both in 1 of 66 seeds."""
+    """Of two outputs each looks at one of six inputs: twelve gates, two of them needed. Chance
+    finds both in 1 of 66 seeds.
+    """
     x = torch.randn((200, 6), generator=seeded(0), dtype=torch.double)
     y, recovered = torch.stack([2 * x[:, 1], -x[:, 4]], 1), 0
     for seed in range(8):

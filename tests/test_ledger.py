@@ -83,7 +83,10 @@ def test_a_torn_last_line_is_dropped_with_a_warning_and_mended(ledger):
         assert keys(ledger) == ["a"]
     ledger.append(line("c"))
     assert keys(ledger) == ["a", "c"]
-    assert [json.loads(text)["key"] for text in ledger.path.read_text().splitlines()] == ["a", "c"]
+    assert [json.loads(text)["key"] for text in ledger.path.read_text().splitlines()] == [
+        "a",
+        "c",
+    ]
 
 
 def test_a_whole_last_line_that_only_lacks_its_newline_is_kept(ledger):
@@ -176,7 +179,10 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_line_is_one_sentence_and_costs_
         Full.room = room
         with pytest.raises(
             UserError,
-            match=r"can not be written to .*runs.jsonl \(No space left on device\); what is recorded is kept",
+            match=(
+                r"can not be written to .*runs.jsonl \(No space left on device\); what is"
+                r" recorded is kept"
+            ),
         ):
             ledger.append(line("b"), line("c"), line("d"))
         Full.room = 10_000

@@ -71,7 +71,8 @@ def rows_of(*layers):
 @pytest.mark.parametrize(
     "layers, density, expected",
     [
-        # sums 3, 5, 4 of two weights each, and a last layer of three: the last layer and the best row take 5
+        # sums 3, 5, 4 of two weights each, and a last layer of three: the last layer and the best
+        # row take 5
         (
             ([[1.0, 2.0], [0.0, 5.0], [2.0, 2.0]], [[0.0, 0.0, 0.0]]),
             5 / 9,
@@ -128,7 +129,10 @@ def test_keep_top_of_whole_units(layers, density, expected):
     [
         (
             4 / 9,
-            "density 0.444.* keeps 4 weights, and the outputs and one unit of every other layer take 5",
+            (
+                "density 0.444.* keeps 4 weights, and the outputs and one unit of every other"
+                " layer take 5"
+            ),
         ),
         (0.0, "keeps 0 weights"),
     ],
@@ -296,7 +300,9 @@ class Graph:
         self.edges += [((source, i), (target, i), None) for i in range(np.prod(size))]
 
     def effective(self, mask, first, last):
-        """Weights of ``mask`` on an edge whose source an input reaches and whose target reaches an output."""
+        """Weights of ``mask`` on an edge whose source an input reaches and whose target reaches an
+        output.
+        """
         edges = [e for e in self.edges if e[2] is None or mask[e[2][0]][e[2][1:]]]
         ends = [
             {unit for edge in self.edges for unit in edge[:2] if unit[0] == layer}
@@ -355,7 +361,9 @@ def test_effective_weights_of_an_mlp(widths, density, seed):
 
 
 def conv_graph():
-    """Padding, stride, pooling that drops a row, and a 3x3 kernel on a 1x1 image, of which only the middle is ever used."""
+    """Padding, stride, pooling that drops a row, and a 3x3 kernel on a 1x1 image, of which only the
+    middle is ever used.
+    """
     model = nn.Sequential(
         nn.Conv2d(2, 3, 3, stride=2, padding=1),
         nn.ReLU(),
@@ -406,7 +414,9 @@ def identity_graph():
 
 
 def border_graph():
-    """On 2x2 pixels each corner of the kernel is used at another pixel of the same pooling window: all are paths, not just the largest."""
+    """On 2x2 pixels each corner of the kernel is used at another pixel of the same pooling window:
+    all are paths, not just the largest.
+    """
     model = nn.Sequential(
         nn.Conv2d(1, 3, 3, padding=1), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(3, 2)
     )
@@ -491,7 +501,9 @@ def test_keep_effective_against_every_count(widths, scope, density, tied, seed):
 
 
 def test_keep_effective_passes_over_what_is_on_no_path():
-    """2-2-1: the best two weights end at different hidden units, so that the third makes the first path, of two weights."""
+    """2-2-1: the best two weights end at different hidden units, so that the third makes the first
+    path, of two weights.
+    """
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
     ranked = {
         "0.weight": torch.tensor([[6.0, 1.0], [2.0, 3.0]]),
@@ -507,7 +519,10 @@ def test_keep_effective_passes_over_what_is_on_no_path():
         assert bits(masks.keep_effective(model, ranked, count / 6)) == expected
     with pytest.raises(
         UserError,
-        match="density 0.16.* leaves 1 of 6 weights, too few for a path where these scores are largest",
+        match=(
+            "density 0.16.* leaves 1 of 6 weights, too few for a path where these scores are"
+            " largest"
+        ),
     ):
         masks.keep_effective(model, ranked, 1 / 6)
 
@@ -522,7 +537,9 @@ def test_keep_effective_passes_over_what_is_on_no_path():
 def test_what_has_a_score_of_minus_infinity_is_never_kept_for_being_effective(
     scope, density, share, seed
 ):
-    """Such scores are of weights that may not return. Without them there may be fewer effective weights than the density allows."""
+    """Such scores are of weights that may not return. Without them there may be fewer effective
+    weights than the density allows.
+    """
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(3, 2))
     generator, left = torch.Generator().manual_seed(seed), random_mask(model, share, seed)
     ranked = {
@@ -546,7 +563,9 @@ def test_what_has_a_score_of_minus_infinity_is_never_kept_for_being_effective(
 def test_keep_effective_only_reads_the_network(residual, unchanged):
     with unchanged(residual):
         masks.keep_effective(
-            residual, {name: w.detach().abs() for name, w in models.prunable(residual).items()}, 0.1
+            residual,
+            {name: w.detach().abs() for name, w in models.prunable(residual).items()},
+            0.1,
         )
 
 
@@ -585,7 +604,13 @@ def test_table(residual):
     assert (table.effective_density * table.weights).tolist() == pytest.approx(
         table.effective.tolist()
     )
-    assert table.flops_dense.tolist() == [2 * 36 * 72, 2 * 4 * 180, 2 * 4 * 225, 2 * 4 * 20, 2 * 60]
+    assert table.flops_dense.tolist() == [
+        2 * 36 * 72,
+        2 * 4 * 180,
+        2 * 4 * 225,
+        2 * 4 * 20,
+        2 * 60,
+    ]
     assert table.flops_nonzero.tolist() == [
         2 * uses * n for uses, n in zip((36, 4, 4, 4, 1), table.effective)
     ]

@@ -1,4 +1,6 @@
-"""Metrics: one battery for all of them, then each formula against a slow one of its own, in float64."""
+"""Metrics: one battery for all of them, then each formula against a slow one of its own, in
+float64.
+"""
 
 import copy
 import itertools
@@ -202,7 +204,9 @@ def test_grasp_is_half_the_flows_derivative_by_the_mask_with_its_sign(residual, 
 
 @pytest.mark.parametrize("partial", [False, True])
 def test_grasp_against_the_whole_hessian(partial):
-    """On a sub-network: the Hessian at theta * M by all weights, times the kept weights' gradient, times the dense theta."""
+    """On a sub-network: the Hessian at theta * M by all weights, times the kept weights' gradient,
+    times the dense theta.
+    """
     model = mlp(3, 5, 4, 3)
     mask = half(model, seed=3) if partial else masks.ones(model)
     batch = (
@@ -267,7 +271,8 @@ def test_the_temperature_divides_the_logits_of_grasp_but_not_of_snip(residual, r
     colder = copy.deepcopy(residual)
     with torch.no_grad():
         colder[-1].weight.div_(200), colder[-1].bias.div_(200)
-    # Logits / 200 through the last layer instead: a product of weight and gradient does not see where the 200 stands.
+    # Logits / 200 through the last layer instead: a product of weight and gradient does not see
+    # where the 200 stands.
     same = metrics.products(colder, mask, residual_batch, 1.0)
     asked = metrics.products(residual, mask, residual_batch, 200.0)
     assert same.loss == pytest.approx(asked.loss, rel=1e-12)
@@ -292,7 +297,9 @@ def dealt(batch, parts, k):
 
 
 def trained(model, gate, batch, steps, lr=0.1, momentum=0.0, parts=1):
-    """theta * gate after K steps of plain SGD on all parameters, and its loss on the next part; ``gate`` is used once, at the start."""
+    """theta * gate after K steps of plain SGD on all parameters, and its loss on the next part;
+    ``gate`` is used once, at the start.
+    """
     model = copy.deepcopy(model).train()
     with torch.no_grad():
         for name, weight in models.prunable(model).items():
@@ -445,7 +452,9 @@ def test_prospr_of_units_is_the_derivative_by_one_mask_entry_for_a_unit_spread_o
 )
 @pytest.mark.parametrize("per_class, parts", [(8, 4), (6, 4), (5, 2), (4, 3)])
 def test_prospr_deals_every_class_evenly(order, per_class, parts):
-    """Each part has its share of every class, whatever the order of the batch; the parts are disjoint and are all of it."""
+    """Each part has its share of every class, whatever the order of the batch; the parts are
+    disjoint and are all of it.
+    """
     labels = torch.arange(10).repeat(per_class)
     labels, seen = labels[order(labels)], []
     images = torch.arange(len(labels), dtype=torch.double)[:, None] / 100
@@ -482,8 +491,9 @@ def test_prospr_refuses(how, says, residual, residual_batch):
 
 @pytest.mark.parametrize("repeats, deviation", [(200, 0.01), (100, 0.03)])
 def test_ntk_sap_of_one_layer_is_what_can_be_worked_out(repeats, deviation):
-    """f(Z; theta m) - f(Z; (theta + D) m) = -Z (D m)^T, so the derivative is 2 Z^2 D^2 m and noise: on average 2 n repeats deviation^2 for every weight
-    that is kept, whatever theta and the bias are."""
+    """f(Z; theta m) - f(Z; (theta + D) m) = -Z (D m)^T, so the derivative is 2 Z^2 D^2 m and noise:
+    on average 2 n repeats deviation^2 for every weight that is kept, whatever theta and the bias
+    are."""
     n, model = 400, nn.Sequential(nn.Linear(5, 6)).double()
     with torch.no_grad():
         model[0].weight.copy_(torch.logspace(-3, 3, 30).view(6, 5)), model[0].bias.fill_(100)
@@ -559,7 +569,9 @@ def test_ntk_sap_needs_the_shape_of_a_batch_and_nothing_else_of_it(case):
 
 
 def test_ntk_sap_is_of_the_architecture_and_not_of_one_draw_of_the_weights():
-    """A weight a hundred times as large as others is elsewhere in every repeat. Where it stands now shows in the score of its own place only if it stays."""
+    """A weight a hundred times as large as others is elsewhere in every repeat. Where it stands now
+    shows in the score of its own place only if it stays.
+    """
     model = mlp(6, 8, 4)
     with torch.no_grad():
         for w in models.prunable(model).values():

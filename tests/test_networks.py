@@ -227,9 +227,10 @@ def test_the_command_measures_a_network_again(recorded, monkeypatch, capsys):
     model = models.build("lenet300", (1, 8, 8), 10, 0)
     assert command(monkeypatch, path) == 0
     told = capsys.readouterr().out
-    assert told == (
-        f"lenet300 on scikit-learn digits: {masks.count(mask)} of 50,200 weights kept, {masks.count(masks.effective(model, mask))} effective; "
-        f"test accuracy {100 * accuracy:.2f} % (n = 360 images)\n"
+    assert (
+        told == f"lenet300 on scikit-learn digits: {masks.count(mask)} of 50,200 weights kept,"
+        f" {masks.count(masks.effective(model, mask))} effective; test accuracy"
+        f" {100 * accuracy:.2f} % (n = 360 images)\n"
     )
     assert masks.count(mask) - masks.count(masks.effective(model, mask)) >= 5 and accuracy > 0.3
     assert (

@@ -1,4 +1,6 @@
-"""Noise of a network: a function of the seed, another one in every round, and the global random state stays."""
+"""Noise of a network: a function of the seed, another one in every round, and the global random
+state stays.
+"""
 
 import copy
 import dataclasses

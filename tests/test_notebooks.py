@@ -1,4 +1,6 @@
-"""Every notebook also runs in JupyterLab as it stands: with its own parameters, from its own folder, in under two minutes."""
+"""Every notebook also runs in JupyterLab as it stands: with its own parameters, from its own
+folder, in under two minutes.
+"""
 
 import ast
 import os
@@ -35,7 +37,9 @@ def test_by_itself_a_study_is_the_quick_profile(name):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_the_folder_in_which_a_notebook_runs_does_not_matter(name):
-    """No file is named by a path of its own: all of them begin at the package's root or at a study's folder."""
+    """No file is named by a path of its own: all of them begin at the package's root or at a
+    study's folder.
+    """
     code = "\n".join(
         cell.source
         for cell in nbformat.read(NOTEBOOKS[name], as_version=4).cells

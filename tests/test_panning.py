@@ -1,4 +1,6 @@
-"""What an agent sees and earns, the smallest living network, and that pruning with an agent never kills one."""
+"""What an agent sees and earns, the smallest living network, and that pruning with an agent never
+kills one.
+"""
 
 from functools import lru_cache
 
@@ -38,7 +40,8 @@ def small_lenet():
     return model
 
 
-#: name -> (network, weights of its shortest path); a path passes the blocks of a residual network, but not where they change the shape
+#: name -> (network, weights of its shortest path); a path passes the blocks of a residual network,
+#: but not where they change the shape
 SMALL = {
     "lenet300": (lambda: models.build("lenet300", (1, 8, 8), 10, seed=0), 3),
     "small lenet": (small_lenet, 4),
@@ -208,7 +211,9 @@ def test_a_look_is_that_of_the_products(name, density, dense_engine, monkeypatch
 def test_the_sparse_engine_looks_where_few_multiply_adds_are_left(
     removed, sparse_enough, monkeypatch
 ):
-    """An image takes 36 * 36 + 96 * 4 + 480 + 200 = 2360 of them, because a convolution uses a weight at every place; three quarters are 1770."""
+    """An image takes 36 * 36 + 96 * 4 + 480 + 200 = 2360 of them, because a convolution uses a
+    weight at every place; three quarters are 1770.
+    """
     model, batch, _ = network("small lenet")
     flows = []
     monkeypatch.setattr(observations, "SPARSE_BELOW", 0.75)
@@ -401,7 +406,9 @@ def test_no_density_kills(name, more, rounds, policy):
 
 
 def test_the_guard_acts_where_the_mix_would_kill_and_nowhere_else():
-    """Panning with the same mix and no guard is the same network until it dies; then the trace of the agent's says so."""
+    """Panning with the same mix and no guard is the same network until it dies; then the trace of
+    the agent's says so.
+    """
     died = 0
     for name, kept in (
         ("lenet300", 3),
@@ -447,7 +454,9 @@ def test_a_scope_in_which_none_can_live_is_named():
 
 
 def test_a_policy_sees_what_the_environment_would_show():
-    """Zeros first; then the mask of the round before, on the batch of this one. The units are those of draws from the first batch."""
+    """Zeros first; then the mask of the round before, on the batch of this one. The units are those
+    of draws from the first batch.
+    """
     model, batch, _ = network("lenet300")
     for batches in (batch, [batch, (batch[0].flip(0), batch[1])]):
         shown, seen = [], []

@@ -43,7 +43,9 @@ def random_mask(model, density, seed):
 
 
 def paths_of(model, mask):
-    """Every path through kept weights: its units from input to output, and the product of its weights."""
+    """Every path through kept weights: its units from input to output, and the product of its
+    weights.
+    """
     weights = [(w.detach() * mask[name]).tolist() for name, w in models.prunable(model).items()]
     kept = [m.tolist() for m in mask.values()]
     for units in itertools.product(range(len(weights[0][0])), *(range(len(w)) for w in weights)):
@@ -195,7 +197,9 @@ CONVS = pytest.mark.parametrize(
 
 
 def outputs_by_pixel(model, mask):
-    """[classes, *input shape]: whether a path leads from the pixel to the output, found by lighting one pixel after another in a network of ones and zeros."""
+    """[classes, *input shape]: whether a path leads from the pixel to the output, found by lighting
+    one pixel after another in a network of ones and zeros.
+    """
     shape, forwards = models.input_shape(model), {}
     pixels = torch.eye(math.prod(shape), dtype=torch.double).view(-1, *shape)
     for name, module in model.named_modules():

@@ -29,7 +29,9 @@ WATCH = """() => {
 
 @contextmanager
 def jupyterlab(checkout, folder):
-    """The address of a JupyterLab of its own, with ``checkout`` as its root; it and its kernels are gone afterwards, whatever happens."""
+    """The address of a JupyterLab of its own, with ``checkout`` as its root; it and its kernels are
+    gone afterwards, whatever happens.
+    """
     command = checkout.command(
         "-m",
         "jupyterlab",
@@ -43,7 +45,12 @@ def jupyterlab(checkout, folder):
     )
     own = {
         name: str(folder / name)
-        for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")
+        for name in (
+            "JUPYTER_CONFIG_DIR",
+            "JUPYTER_DATA_DIR",
+            "JUPYTER_RUNTIME_DIR",
+            "IPYTHONDIR",
+        )
     }
     own |= {
         "PYTHONPATH": str(ROOT),

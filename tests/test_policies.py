@@ -156,7 +156,10 @@ DAMAGED = {
         changed(lambda arrays: arrays.update(weight1=arrays["weight1"][:, :15])),
         "where 16 numbers come in",
     ),
-    "bias": (changed(lambda arrays: arrays.update(bias0=arrays["bias0"][:15])), r"\(15,\) where 7"),
+    "bias": (
+        changed(lambda arrays: arrays.update(bias0=arrays["bias0"][:15])),
+        r"\(15,\) where 7",
+    ),
     "a scalar": (
         changed(lambda arrays: arrays.update(weight0=np.float32(1))),
         "where 7 numbers come in",
@@ -220,7 +223,10 @@ def test_a_file_that_is_none_is_named(write, says, tmp_path):
     write(path)
     with pytest.raises(
         UserError,
-        match=f"(?s)^{re.escape(str(path))} is not a policy: .*; a policy is a file that Actor.save wrote",
+        match=(
+            f"(?s)^{re.escape(str(path))} is not a policy: .*; a policy is a file that Actor.save"
+            " wrote"
+        ),
     ) as error:
         policies.load(path)
     assert re.search(says, str(error.value)) and not (tmp_path / "harm").exists()

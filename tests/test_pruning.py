@@ -132,7 +132,9 @@ def test_one_round_is_keep_top_of_the_metric_and_inverted_keeps_the_lowest(
 
 
 def test_rounds_score_the_sub_network_of_the_round_before(residual, residual_batch):
-    """FORCE, SynFlow, Iterative SNIP, NTK-SAP and an iterative ProsPr as three lines of plain code. Noise goes on from round to round."""
+    """FORCE, SynFlow, Iterative SNIP, NTK-SAP and an iterative ProsPr as three lines of plain code.
+    Noise goes on from round to round.
+    """
     for method, metric, nested in (
         ("force", metrics.force, False),
         ("synflow", metrics.synflow, True),
@@ -457,7 +459,9 @@ def test_every_method_can_count_effective_weights(method, density, scope, residu
     "method, inverted", [("magnitude", False), ("snip", True), ("random", False)]
 )
 def test_effective_weights_are_all_that_fit(method, inverted, residual, residual_batch):
-    """One more of the weights in their order would be too many; what is kept of them is the effective part, and nothing else."""
+    """One more of the weights in their order would be too many; what is kept of them is the
+    effective part, and nothing else.
+    """
     scores = metrics.METRICS[method](
         residual, masks.ones(residual), residual_batch, torch.Generator().manual_seed(0)
     )
@@ -488,7 +492,9 @@ def test_effective_weights_are_all_that_fit(method, inverted, residual, residual
 
 @pytest.mark.parametrize("method", ["iterative-snip", "synflow", "magnitude"])
 def test_what_may_not_return_does_not_return_for_being_effective(method, residual, residual_batch):
-    """Among the weights of the round before there may be too few that are effective: then fewer are kept, and none that were removed."""
+    """Among the weights of the round before there may be too few that are effective: then fewer are
+    kept, and none that were removed.
+    """
     for density, rounds in ((0.05, 100), (0.1, 60), (0.03, 20)):
         seen = []
         mask, trace = pruning.prune(
@@ -616,7 +622,9 @@ def z_score(flat):
 
 
 def reference_panning(model, batches, density, form, stages, masked=False):
-    """Masks of Panning, one a round: plain loops, one long vector for all weights, a full stable sort."""
+    """Masks of Panning, one a round: plain loops, one long vector for all weights, a full stable
+    sort.
+    """
     state = model.state_dict()
     w = [state[f"{layer}.weight"].clone() for layer in ("conv1", "conv2", "fc1", "fc2")]
     b = [state[f"{layer}.bias"].clone() for layer in ("conv1", "conv2", "fc1", "fc2")]
@@ -796,7 +804,9 @@ def test_a_mix_replaces_the_table():
 def test_synflow_without_spread_is_reported_and_leaves_the_other_metrics_to_decide(
     method, residual, residual_batch
 ):
-    """No path is left when a whole layer's weights are 0: SynFlow is 0 everywhere, and 0/0 must not empty the mask."""
+    """No path is left when a whole layer's weights are 0: SynFlow is 0 everywhere, and 0/0 must not
+    empty the mask.
+    """
     with torch.no_grad():
         residual[-1].weight.zero_()
     mask, trace = pruning.prune(residual, method, 0.1, residual_batch, rounds=3)
@@ -806,7 +816,9 @@ def test_synflow_without_spread_is_reported_and_leaves_the_other_metrics_to_deci
 
 
 def test_metrics_without_spread_contribute_zeros(lenet300, digits_batch):
-    """Pixels that are all 0 and biases that are 0: no gradient, no curvature; SynFlow alone decides."""
+    """Pixels that are all 0 and biases that are 0: no gradient, no curvature; SynFlow alone
+    decides.
+    """
     with torch.no_grad():
         for name, parameter in lenet300.named_parameters():
             if name.endswith("bias"):
@@ -838,7 +850,9 @@ def test_deviations_are_absolute_and_in_units_of_the_standard_deviation():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Counts the passes on data (and whether they were with curvature), over the mask alone, and for SynFlow."""
+    """Counts the passes on data (and whether they were with curvature), over the mask alone, and
+    for SynFlow.
+    """
     made = []
 
     def counted(name, function):
@@ -889,7 +903,9 @@ def test_passes_through_the_network(how, expected, lenet300, digits_batch, calls
 
 
 def bordered():
-    """Padding makes the plane uneven and pooling picks one pixel of it: SynFlow sees 4 of the 9 weights of a kernel, and all 9 are on a path."""
+    """Padding makes the plane uneven and pooling picks one pixel of it: SynFlow sees 4 of the 9
+    weights of a kernel, and all 9 are on a path.
+    """
     model = torch.nn.Sequential(
         torch.nn.Conv2d(1, 3, 3, padding=1),
         torch.nn.MaxPool2d(2),

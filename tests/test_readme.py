@@ -1,4 +1,6 @@
-"""The README's commands and code run, and the guide works: a reader finds out before we do otherwise."""
+"""The README's commands and code run, and the guide works: a reader finds out before we do
+otherwise.
+"""
 
 import dataclasses
 import re
@@ -91,7 +93,9 @@ COMMANDS = [line for block in blocks("bash") for line in block.splitlines()]
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("./run_all.sh")])
 def test_shell_commands_are_understood(command):
-    """With --help added the command is parsed up to there and nothing runs; what follows `test` is pytest's."""
+    """With --help added the command is parsed up to there and nothing runs; what follows `test` is
+    pytest's.
+    """
     script, *arguments = command.split()
     if arguments[:1] == ["test"]:
         return
@@ -102,7 +106,9 @@ def test_shell_commands_are_understood(command):
 
 
 def test_sweep_command_is_understood():
-    """Its study is in the profile; with no jobs allowed it is refused at the last check before the work."""
+    """Its study is in the profile; with no jobs allowed it is refused at the last check before the
+    work.
+    """
     commands = [
         c[c.index("python") :]
         for c in COMMANDS
@@ -159,7 +165,8 @@ def test_the_tally_of_claims_is_that_of_the_report():
         [pd.read_csv(path) for path in (ROOT / "results" / "paper").glob("*/verdicts.csv")]
     ).verdict.value_counts()
     told = re.search(
-        r"Of (\d+) that are judged, (\d+) hold, (\d+) hold in part, (\d+) are no worse, (\d+) fail and (\d+) are undecided",
+        r"Of (\d+) that are judged, (\d+) hold, (\d+) hold in part, (\d+) are no worse, (\d+)"
+        r" fail and (\d+) are undecided",
         README,
     )
     words = ("holds", "holds in part", "no worse", "fails", "undecided")

@@ -36,14 +36,16 @@ def study(tmp_path, monkeypatch):
 
     def made(*origins):
         lines = [
-            origin
-            if "provenance" in origin
-            else {
-                "key": str(i),
-                "run": {"dataset": "digits", "model": "lenet300", "seed": i},
-                "metrics": {},
-                "provenance": origin,
-            }
+            (
+                origin
+                if "provenance" in origin
+                else {
+                    "key": str(i),
+                    "run": {"dataset": "digits", "model": "lenet300", "seed": i},
+                    "metrics": {},
+                    "provenance": origin,
+                }
+            )
             for i, origin in enumerate(origins)
         ]
         monkeypatch.setattr(studies, "sweep", lambda *_: lines)
@@ -138,7 +140,10 @@ def test_a_benchmark_of_your_own_goes_before_the_committed_one(study, tmp_path, 
     frame, told, source = study(LINE).benchmark("speed")
     assert frame.ratio.item() == 1 and told == machine["speed"]
     assert source == (
-        "benchmarks/speed.csv, measured on 2026-01-01 · code aaaaaaa · PyTorch 2.15.0 · a processor",
+        (
+            "benchmarks/speed.csv, measured on 2026-01-01 · code aaaaaaa · PyTorch 2.15.0 · a"
+            " processor"
+        ),
         ("../benchmarks/speed.csv",),
     )
     monkeypatch.setenv("PANNING_RESULTS", "elsewhere")
@@ -241,7 +246,8 @@ def test_many_cells_are_counted_and_the_least_favourable_are_told():
     compared = statistics.compare(accuracies(lead), "panning", ["snip", "random"])
     text = tables.tally(compared, most=2)
     assert text.startswith(
-        "Of 8 comparisons better in 4, not worse by what matters in 2, worse in 2; n = 6 seeds. Least favourable: -2.98 points"
+        "Of 8 comparisons better in 4, not worse by what matters in 2, worse in 2; n = 6 seeds."
+        " Least favourable: -2.98 points"
     )
     assert text.count("against") == 2 and text.count("at 99.9 %") == 2
     few = statistics.compare(accuracies(lead, seeds=3), "panning", ["snip"])

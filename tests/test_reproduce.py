@@ -1,4 +1,6 @@
-"""The batch runner: bad notebooks are named before any work, a failure is never taken for success, and report and site follow."""
+"""The batch runner: bad notebooks are named before any work, a failure is never taken for success,
+and report and site follow.
+"""
 
 import json
 import re
@@ -68,7 +70,10 @@ def test_a_notebook_without_a_parameters_cell_is_named(checkout, tags):
     path = checkout.notebook("01_a", PARAMETERS, tags=tags)
     with pytest.raises(
         UserError,
-        match="01_a.ipynb has no cell tagged 'parameters'; tag the cell that assigns device, jobs, profile",
+        match=(
+            "01_a.ipynb has no cell tagged 'parameters'; tag the cell that assigns device, jobs,"
+            " profile"
+        ),
     ):
         notebooks.check_notebook(path, GIVEN)
 
@@ -129,7 +134,9 @@ def test_a_fault_of_the_last_study_shows_before_the_first_has_run(
 
 
 def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
-    """The command as a user types it, twice: one study fails; mended, it succeeds, and nothing of the other is done again."""
+    """The command as a user types it, twice: one study fails; mended, it succeeds, and nothing of
+    the other is done again.
+    """
     made = Checkout(tmp_path / "check out").core()
     made.notebook("00_fails", "# A study that fails", PARAMETERS, "# Here it comes", "1 / 0")
     made.notebook("01_works", "# A study that works", PARAMETERS, SHOWN)
@@ -211,7 +218,10 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
 
 @pytest.mark.parametrize(
     "cell, reason",
-    [("1 / 0", "in cell 3: ZeroDivisionError"), ("import os; os._exit(1)", "failed: Kernel died")],
+    [
+        ("1 / 0", "in cell 3: ZeroDivisionError"),
+        ("import os; os._exit(1)", "failed: Kernel died"),
+    ],
 )
 def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
     """Nor does a dead kernel escape as a traceback."""

@@ -1,4 +1,6 @@
-"""run_all.sh: what it refuses, which Python it takes, what it installs. No network: Python is played by a shell script."""
+"""run_all.sh: what it refuses, which Python it takes, what it installs. No network: Python is
+played by a shell script.
+"""
 
 import os
 import shutil
@@ -11,7 +13,8 @@ import pytest
 CHECKOUT = Path(__file__).resolve().parent.parent
 PYTHONS = ["python3", "python3.14", "python3.13", "python3.12", "python3.11"]
 
-# Notes its arguments in calls.txt, gives itself on into a new .venv, and fails where the test wants it to.
+# Notes its arguments in calls.txt, gives itself on into a new .venv, and fails where the test wants
+# it to.
 FAKE_PYTHON = r"""#!/bin/sh
 echo "$@" >>"$CALLS"
 case "$*" in
@@ -45,7 +48,12 @@ class Checkout:
         inherited = {
             k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")
         }
-        fake = {"FAKE_VERSION": "3.12.1", "FAKE_ROOT": "", "FAKE_VENV": "true", "FAKE_PIP": "true"}
+        fake = {
+            "FAKE_VERSION": "3.12.1",
+            "FAKE_ROOT": "",
+            "FAKE_VENV": "true",
+            "FAKE_PIP": "true",
+        }
         fake |= {
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
             "CALLS": str(self.calls_file),
@@ -225,7 +233,10 @@ def test_an_interrupted_install_is_done_again_from_nothing(checkout, stop):
     ("arguments", "started"),
     [
         ([], "-m panning_core.reporting.notebooks quick"),
-        (["paper", "--device", "cuda"], "-m panning_core.reporting.notebooks paper --device cuda"),
+        (
+            ["paper", "--device", "cuda"],
+            "-m panning_core.reporting.notebooks paper --device cuda",
+        ),
         (["verify"], "-m panning_core.reporting.verify quick"),
         (
             ["verify", "--seed=0", "paper", "--sample", "2"],

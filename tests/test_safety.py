@@ -1,6 +1,8 @@
-"""What a user can be handed (a mask, a policy, a checkpoint, a network, a ledger, a profile, a data set) is data: nothing in it runs.
+"""What a user can be handed (a mask, a policy, a checkpoint, a network, a ledger, a profile, a data
+set) is data: nothing in it runs.
 
-First the text of the project is searched for calls that could run what a file says; then hostile files are loaded.
+First the text of the project is searched for calls that could run what a file says; then hostile
+files are loaded.
 """
 
 import ast
@@ -31,7 +33,7 @@ from panning_core.errors import UserError
 from panning_core.experiments import profiles, studies
 from panning_core.experiments.ledger import Ledger
 
-# --- the text -------------------------------------------------------------------------------------------------------
+# --- the text -------------------------------------------------------------------------------------
 
 MODULES = {
     "pickle",
@@ -78,11 +80,13 @@ SAFE = {
 }  #: with this argument, written out
 #: file -> what stands there all the same, and why
 ALLOWED = {
-    # Its loader is yaml's SafeLoader, which makes plain values only, and refuses keys that are there twice.
+    # Its loader is yaml's SafeLoader, which makes plain values only, and refuses keys that are
+    # there twice.
     "panning_core/experiments/profiles.py": {"yaml.load"},
     # A kind of run is looked up in the table of kinds alone, which is code.
     "panning_core/runs/base.py": {"importlib.import_module"},
-    # No file is read: what the starting process itself registers goes to its own workers, as joblib's tasks do.
+    # No file is read: what the starting process itself registers goes to its own workers, as
+    # joblib's tasks do.
     "panning_core/plugins.py": {"cloudpickle", "importlib.import_module", "pickle"},
 }
 
@@ -93,9 +97,9 @@ def risks(text):
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             known |= {
-                alias.asname or alias.name.split(".")[0]: alias.name
-                if alias.asname
-                else alias.name.split(".")[0]
+                alias.asname or alias.name.split(".")[0]: (
+                    alias.name if alias.asname else alias.name.split(".")[0]
+                )
                 for alias in node.names
             }
             yield from (
@@ -123,9 +127,14 @@ def risks(text):
         ):  # a name that is passed on is as good as a call
             name, given = (
                 dotted(node),
-                {each.arg: getattr(each.value, "value", None) for each in called[id(node)].keywords}
-                if id(node) in called
-                else {},
+                (
+                    {
+                        each.arg: getattr(each.value, "value", None)
+                        for each in called[id(node)].keywords
+                    }
+                    if id(node) in called
+                    else {}
+                ),
             )
             argument, value = SAFE.get(name, (None, None))
             if (name in CALLS or name.split(".")[-1] in METHODS) and (
@@ -218,7 +227,7 @@ def test_no_notebook_starts_a_shell():
     ]
 
 
-# --- hostile files --------------------------------------------------------------------------------------------------
+# --- hostile files --------------------------------------------------------------------------------
 
 
 class Harm:
@@ -299,7 +308,9 @@ ARCHIVES = {
 def test_a_hostile_archive_is_refused_and_nothing_in_it_runs(
     monkeypatch, tmp_path, canary, kind, attack
 ):
-    """Nor is room made for what it claims: a mask may have a gigabyte and a policy 50 MB, for the bomb both have ten."""
+    """Nor is room made for what it claims: a mask may have a gigabyte and a policy 50 MB, for the
+    bomb both have ten.
+    """
     monkeypatch.setattr(masks, "LARGEST", 10**7) if attack == "a bomb" else None
     monkeypatch.setattr(policies, "LARGEST", 10**7) if attack == "a bomb" else None
     folder = tmp_path / "some" / "where"
@@ -402,7 +413,10 @@ def bomb(depth, width=10):
         bomb(12),
         "[" * 1000,
         "01_tiny: {grid: [{dataset: ../../digits, model: lenet300}]}",
-        "01_tiny: {grid: [{dataset: digits, model: lenet300, method: panning-agent, policy: ../x.npz}]}",
+        (
+            "01_tiny: {grid: [{dataset: digits, model: lenet300, method: panning-agent, policy:"
+            " ../x.npz}]}"
+        ),
         "01_tiny: {grid: [{dataset: digits, model: lenet300, seed: "
         + str(list(range(2000)))
         + ", per_class: "
@@ -508,11 +522,13 @@ def test_a_hostile_data_set_is_refused_and_nothing_in_it_runs(monkeypatch, tmp_p
         data.load("given")
 
 
-# --- downloads ------------------------------------------------------------------------------------------------------
+# --- downloads ------------------------------------------------------------------------------------
 
 
 def test_what_was_downloaded_is_used_only_with_the_right_checksum(monkeypatch, tmp_path):
-    """A mirror that serves other files, whole and well-formed: torchvision knows the MD5 sum of every file it downloads."""
+    """A mirror that serves other files, whole and well-formed: torchvision knows the MD5 sum of
+    every file it downloads.
+    """
     (tmp_path / "mirror").mkdir()
     for part, n in {"train": 1000, "t10k": 500}.items():
         for name, content in (
@@ -529,7 +545,10 @@ def test_what_was_downloaded_is_used_only_with_the_right_checksum(monkeypatch, t
     monkeypatch.setenv("PANNING_DATA", str(tmp_path / "data"))
     with pytest.raises(
         UserError,
-        match=r"MNIST is missing or damaged .* could not be downloaded \(.* got: File not found or corrupted",
+        match=(
+            r"MNIST is missing or damaged .* could not be downloaded \(.* got: File not found or"
+            r" corrupted"
+        ),
     ):
         data.load("mnist")
     monkeypatch.setattr(

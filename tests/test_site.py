@@ -1,4 +1,6 @@
-"""The site: every number leads to its runs, text stays text, equations need no network, and a real browser shows it on a desk and a phone."""
+"""The site: every number leads to its runs, text stays text, equations need no network, and a real
+browser shows it on a desk and a phone.
+"""
 
 import io
 import json
@@ -33,7 +35,10 @@ CSV = {
     "accuracy": "method,dense,90 %,98 %\nSNIP,97.00,95.00,91.00\nrandom,97.00,93.00,\n",
     "rivals": "rival,all sparsities,90 %\nrandom,+2.00,+2.00*\n",
     "elsewhere": "method,90 %,99 %\nSNIP,95.01,80.00\n",
-    "sorted": f'name,value\nlast,"1,000"\n"{EVIL.replace(chr(34), chr(34) * 2)}",9.5 %\nempty,\nfirst,"-2.0 [-3, -1]"\nword,dead\n',
+    "sorted": (
+        f'name,value\nlast,"1,000"\n"{EVIL.replace(chr(34), chr(34) * 2)}",9.5'
+        ' %\nempty,\nfirst,"-2.0 [-3, -1]"\nword,dead\n'
+    ),
 }
 
 
@@ -78,9 +83,11 @@ def executed(*cells):
     return json.dumps(
         {
             "cells": [
-                {"cell_type": "markdown", "source": cell}
-                if isinstance(cell, str)
-                else {"cell_type": "code", "source": 'print("some code")', "outputs": cell}
+                (
+                    {"cell_type": "markdown", "source": cell}
+                    if isinstance(cell, str)
+                    else {"cell_type": "code", "source": 'print("some code")', "outputs": cell}
+                )
                 for cell in cells
             ]
         }
@@ -94,12 +101,20 @@ def picture():
 
 
 def write(made: Checkout) -> None:
-    """The results of a profile with an overview, a study of everything there is to show, and one without its own runs."""
+    """The results of a profile with an overview, a study of everything there is to show, and one
+    without its own runs.
+    """
     for name in ("00_overview", "01_tiny", "02_mixed"):
         made.notebook(name, f"# {name}", PARAMETERS)
     made.notebook(site.GUIDE, "# Add your own", "x = 1")
     grid = [
-        {"dataset": "digits", "model": "lenet300", "method": "dense", "seed": [0, 1], "epochs": 1},
+        {
+            "dataset": "digits",
+            "model": "lenet300",
+            "method": "dense",
+            "seed": [0, 1],
+            "epochs": 1,
+        },
         {
             "dataset": "digits",
             "model": "lenet300",
@@ -180,9 +195,10 @@ def write(made: Checkout) -> None:
         executed("# Another\n\nWhy?", [shown("table", **table)]).replace("some code", "01_tiny")
     )
     (results / "00_overview" / "claims.csv").write_text(
-        "claim,verdict,shown in\nIt works.,✔ holds,[figure](01_tiny/picture.png) [01](01_tiny)\n"
-        'It works.,? undecided,"[picture](../01_tiny/picture.png), [study 02](../README.md#02_mixed)"\n'
-        f"{EVIL.replace(chr(34), '')},✘ fails,[x](javascript:alert) [gone](09_gone)\n"
+        "claim,verdict,shown in\nIt works.,✔ holds,[figure](01_tiny/picture.png)"
+        ' [01](01_tiny)\nIt works.,? undecided,"[picture](../01_tiny/picture.png), [study'
+        f' 02](../README.md#02_mixed)"\n{EVIL.replace(chr(34), "")},✘'
+        " fails,[x](javascript:alert) [gone](09_gone)\n"
     )
     (results / "00_overview" / "00_overview.ipynb").write_text(
         executed(
@@ -277,7 +293,8 @@ def test_an_equation_that_can_not_be_read_is_shown_as_written():
 
 
 @pytest.mark.parametrize(
-    "text", ["from $5 to $6", "$5-$10", "US$5 or 6$ more", "\\$x\\$", "`$x$`", "a $ b $ c", "100 $"]
+    "text",
+    ["from $5 to $6", "$5-$10", "US$5 or 6$ more", "\\$x\\$", "`$x$`", "a $ b $ c", "100 $"],
 )
 def test_a_dollar_that_is_no_equation_stays_one(text):
     html = site.markdown(text)
@@ -320,7 +337,9 @@ def test_a_number_leads_to_the_runs_that_its_row_and_column_name(pages):
 
 
 def test_what_cannot_be_read_off_leads_to_all_runs(pages):
-    """Row and column disagree on the method; a difference is of two methods; a sparsity that the study has no runs of makes the whole table another's."""
+    """Row and column disagree on the method; a difference is of two methods; a sparsity that the
+    study has no runs of makes the whole table another's.
+    """
     links = numbers(pages["01_tiny.html"])
     assert {href for words, href in links if words == "97.00"} == {"01_tiny.runs.html"}
     assert {
@@ -514,7 +533,9 @@ DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 @pytest.fixture
 def visit(browser, folder):
-    """``visit(page, ...)`` opens a page of the site; at the end, that nothing was asked of a network and nothing went wrong."""
+    """``visit(page, ...)`` opens a page of the site; at the end, that nothing was asked of a
+    network and nothing went wrong.
+    """
     contexts, faults = [], []
 
     def visit(page, viewport=DESK, **options):
@@ -573,7 +594,11 @@ def test_a_header_sorts_numbers_as_numbers(visit, press):
         ("descending", ["last", EVIL, "first"]),
     ):
         button.click() if press == "click" else button.press("Enter")
-        assert table.locator("tbody td:first-child").all_inner_texts() == [*order, "word", "empty"]
+        assert table.locator("tbody td:first-child").all_inner_texts() == [
+            *order,
+            "word",
+            "empty",
+        ]
         assert table.locator("th").nth(1).get_attribute("aria-sort") == direction
 
 

@@ -62,7 +62,9 @@ class Reference:
 
 
 def compare(model, mask, sizes, lr=0.05, classes=10, **settings):
-    """Trains both over batches of the given sizes, lr falling half-way; every tensor must agree, relative to its norm."""
+    """Trains both over batches of the given sizes, lr falling half-way; every tensor must agree,
+    relative to its norm.
+    """
     settings = {"momentum": 0.9, "weight_decay": 5e-4, **settings}
     reference, engine, shape = (
         Reference(model, mask),
@@ -93,9 +95,11 @@ def distance(tensors, exact):
 
 
 def compare_normalised(model, mask, sizes, lr, classes=10, seeds=(0,)):
-    """As ``compare``, with batch normalisation: float64 says what is right, because PyTorch's own float32 is no nearer to it.
+    """As ``compare``, with batch normalisation: float64 says what is right, because PyTorch's own
+    float32 is no nearer to it.
 
-    In a deep network rounding now and then switches a ReLU, in PyTorch's float32 too, and then one distance tells nothing: one of ``seeds`` must be near.
+    In a deep network rounding now and then switches a ReLU, in PyTorch's float32 too, and then one
+        distance tells nothing: one of ``seeds`` must be near.
     """
     distances = []
     for seed in seeds:
@@ -125,7 +129,10 @@ def compare_normalised(model, mask, sizes, lr, classes=10, seeds=(0,)):
         with torch.no_grad():
             if distances[-1] <= 1e-5:
                 torch.testing.assert_close(
-                    engine.logits(x).double(), exact.model.eval()(x.double()), rtol=1e-4, atol=1e-5
+                    engine.logits(x).double(),
+                    exact.model.eval()(x.double()),
+                    rtol=1e-4,
+                    atol=1e-5,
                 )
     assert min(distances) <= 1e-5
 
@@ -191,7 +198,9 @@ def test_starts_with_a_pool_and_ends_with_a_convolution():
 
 
 def test_pools_on_either_side_of_a_relu():
-    """A pool's gradient may take the place of what it read, but not where a ReLU or another pool still needs that."""
+    """A pool's gradient may take the place of what it read, but not where a ReLU or another pool
+    still needs that.
+    """
     model = small(
         nn.Conv2d(2, 6, 3),
         nn.ReLU(),
@@ -256,7 +265,9 @@ def test_forks_that_meet_again(network):
 
 
 class Drawn(nn.Module):
-    """A network put together at random of what the engine knows: odd sizes, strides, pools, and forks that meet again."""
+    """A network put together at random of what the engine knows: odd sizes, strides, pools, and
+    forks that meet again.
+    """
 
     def __init__(self, draw):
         super().__init__()
@@ -599,7 +610,9 @@ def test_networks_together_learn_the_same_bits_as_alone():
 
 
 def test_a_network_that_diverges_harms_no_other():
-    """They work in the same memory, and of a batch that fills no whole block old numbers remain beside the samples."""
+    """They work in the same memory, and of a batch that fills no whole block old numbers remain
+    beside the samples.
+    """
 
     def nets():
         for seed in range(4):

@@ -68,7 +68,9 @@ def alone(found, pruned, splits, wanted):
 
 
 def distance(one, two, mask):
-    """The largest difference of a tensor of weights, relative to its norm. What is on no path decays in one and stays in the other."""
+    """The largest difference of a tensor of weights, relative to its norm. What is on no path
+    decays in one and stays in the other.
+    """
     pairs = zip(
         masks.effective(one, mask).values(),
         models.prunable(one).values(),
@@ -130,7 +132,9 @@ def test_a_stack_trains_as_each_network_alone(name, shape, augment):
 
 
 def test_the_same_with_batchnorm_and_shortcuts():
-    """In float64, because 20 layers of BatchNorm make of any rounding a difference that can be seen. In eval mode its statistics count."""
+    """In float64, because 20 layers of BatchNorm make of any rounding a difference that can be
+    seen. In eval mode its statistics count.
+    """
     splits, (found, pruned) = (
         images((3, 8, 8), torch.double),
         networks("resnet20", (3, 8, 8), torch.double),

@@ -69,7 +69,9 @@ def test_holm_by_hand():
 
 @given(st.lists(st.integers(0, 1024), max_size=6), st.integers(1, 1023))
 def test_holm_rejects_what_the_step_down_procedure_rejects(numbers, level):
-    """From the smallest p on: reject while p <= alpha / (hypotheses left). In 1024ths, so that nothing is rounded."""
+    """From the smallest p on: reject while p <= alpha / (hypotheses left). In 1024ths, so that
+    nothing is rounded.
+    """
     p, rejected = [n / 1024 for n in numbers], set()
     for step, index in enumerate(sorted(range(len(p)), key=p.__getitem__)):
         if numbers[index] * (len(p) - step) > level:
@@ -86,7 +88,9 @@ def frame(rows):
 
 
 def test_compare_pairs_by_seed_where_means_would_mislead():
-    """``ours`` is ahead in every seed that both have; the rival's extra seed, an easy one, gives it the better mean."""
+    """``ours`` is ahead in every seed that both have; the rival's extra seed, an easy one, gives it
+    the better mean.
+    """
     rows = [
         ("ours", 0.9, seed, base + lead)
         for seed, (base, lead) in enumerate(zip([0.1, 0.3, 0.5, 0.7], [0.01, 0.02, 0.03, 0.02]))
@@ -163,7 +167,9 @@ def test_differences_without_any_spread(lead, outcome):
 
 
 def test_errors_are_compared_by_their_logarithms_so_that_no_sparsity_decides_alone():
-    """Half the errors at 90 %, a third more at 99.9 %: the mean accuracy is far lower, the mean log error better."""
+    """Half the errors at 90 %, a third more at 99.9 %: the mean accuracy is far lower, the mean log
+    error better.
+    """
     rows = [("ours", 0.9, seed, 0.99) for seed in range(5)] + [
         ("ours", 0.999, seed, 0.2) for seed in range(5)
     ]
@@ -228,7 +234,9 @@ TIMES = 150
 
 
 def simulated(lead, seeds, rivals, sparsities, noise="normal", every=True):
-    """Verdicts on a subject that is ahead of all rivals by ``lead`` everywhere; 1 is the deviation of a paired difference, and what matters."""
+    """Verdicts on a subject that is ahead of all rivals by ``lead`` everywhere; 1 is the deviation
+    of a paired difference, and what matters.
+    """
     draw, words = np.random.default_rng(0), []
     for _ in range(TIMES):
         subject, others = (NOISE[noise](draw, (seeds, n, sparsities)) / 2**0.5 for n in (1, rivals))
@@ -258,7 +266,9 @@ def test_among_equal_methods_at_most_five_in_a_hundred_verdicts_are_wrong(
     "seeds, rivals, sparsities, lead", [(5, 4, 1, 2.5), (10, 4, 1, 1.5), (10, 12, 6, 2)]
 )
 def test_four_of_five_true_differences_are_seen(seeds, rivals, sparsities, lead):
-    """In deviations of a paired difference: these are the effects that a verdict can be relied on to see."""
+    """In deviations of a paired difference: these are the effects that a verdict can be relied on
+    to see.
+    """
     assert simulated(lead, seeds, rivals, sparsities)["holds"] >= 0.8
     assert simulated(-lead, seeds, rivals, sparsities)["fails"] >= 0.8
 

@@ -1,4 +1,6 @@
-"""Runs, grids and sweeps: a run is done once, a bad one is named early, and no failure or kill -9 costs another run's result."""
+"""Runs, grids and sweeps: a run is done once, a bad one is named early, and no failure or kill -9
+costs another run's result.
+"""
 
 import dataclasses
 import json
@@ -35,8 +37,10 @@ STUDY = "01_tiny"
 def test_the_key_of_a_run_never_changes():
     """If this fails, every result that anyone has recorded is computed again."""
     run = Run("digits", "lenet300", "panning", 0.95, seed=3, mix=(1, 0.5, 0))
-    assert json.dumps(run.canonical(), sort_keys=True) == (
-        '{"dataset": "digits", "method": "panning", "mix": [1, 0.5, 0], "model": "lenet300", "seed": 3, "sparsity": 0.95}'
+    assert (
+        json.dumps(run.canonical(), sort_keys=True)
+        == '{"dataset": "digits", "method": "panning", "mix": [1, 0.5, 0], "model": "lenet300",'
+        ' "seed": 3, "sparsity": 0.95}'
     )
     assert run.key() == "18e05f87d9d7b77b81b5f0a0a1296834850f38840cff724571573717471111c5"
 
@@ -125,8 +129,9 @@ def test_options_are_names_and_values_in_any_form():
         and Run(**recorded).key() == run.key()
         and Run(**Run(**recorded).canonical()).key() == run.key()
     )
-    assert json.dumps(run.canonical(), sort_keys=True) == (
-        '{"dataset": "digits", "epochs": 2, "method": "prospr", "model": "lenet300", '
+    assert (
+        json.dumps(run.canonical(), sort_keys=True)
+        == '{"dataset": "digits", "epochs": 2, "method": "prospr", "model": "lenet300", '
         '"options": {"lr": 0.5, "momentum": 0.9}, "sparsity": 0.5}'
     )
 
@@ -190,7 +195,9 @@ def test_an_effective_run_keeps_what_is_on_a_path():
 
 
 def test_a_policy_is_named_in_the_key():
-    """So that results of the policy that comes with the package are not taken for those of its successor."""
+    """So that results of the policy that comes with the package are not taken for those of its
+    successor.
+    """
     run = dataclasses.replace(RUN, method="panning-agent")
     assert (
         run.canonical()["policy"] == prune.policies.SHIPPED
@@ -241,7 +248,8 @@ def test_a_learner_has_no_fields_of_pruning_before_training(learner, field, valu
         Run(**TINY, method=learner, sparsity=0.9, **{field: value})
     assert (
         str(error.value)
-        == f"{learner} learns weights and mask together; {field} {value!r} belongs to pruning before training"
+        == f"{learner} learns weights and mask together; {field} {value!r} belongs to pruning"
+        " before training"
     )
 
 
@@ -341,7 +349,10 @@ def test_a_run_of_two_entries_is_done_once():
             {"method": "prospr", "options": "steps"},
             "options are 'steps'; they must be names and values",
         ),
-        ({"method": "prospr", "options": None}, "options are None; they must be names and values"),
+        (
+            {"method": "prospr", "options": None},
+            "options are None; they must be names and values",
+        ),
         (
             {"method": "prospr", "options": {"step": 1}},
             "unknown option of prospr 'step'; did you mean 'steps'",
@@ -367,11 +378,17 @@ def test_a_run_of_two_entries_is_done_once():
         ),
         (
             {"method": "gumbel-softmax", "rounds": 5},
-            "gumbel-softmax learns weights and mask together; rounds 5 belongs to pruning before training",
+            (
+                "gumbel-softmax learns weights and mask together; rounds 5 belongs to pruning"
+                " before training"
+            ),
         ),
         (
             {"method": "gumbel-softmax", "mix": (1, 0, 0)},
-            "a mix belongs to panning or panning-product or panning-masked, not to gumbel-softmax",
+            (
+                "a mix belongs to panning or panning-product or panning-masked, not to"
+                " gumbel-softmax"
+            ),
         ),
     ],
 )
@@ -609,7 +626,9 @@ TOGETHER = [
 
 
 def test_runs_done_together_are_the_runs_done_alone():
-    """On the CPU. The orders of the images, the tables and the accuracies are those of each run; the last has its transfer too."""
+    """On the CPU. The orders of the images, the tables and the accuracies are those of each run;
+    the last has its transfer too.
+    """
     runs = [*TOGETHER, dataclasses.replace(TOGETHER[-1], rounds=3, transfer=True)]
     for run, found in zip(runs, studies.execute_together(runs, "cpu"), strict=True):
         alone = studies.execute(run)
@@ -919,7 +938,10 @@ def test_a_run_that_fails_is_recorded_stops_no_other_and_is_tried_again(checkout
             [TOY, {"kind": "toy", "lr": "fast"}],
             "lr of a toy is 'fast'; it must be a number above 0",
         ),
-        ([AGENT, AGENT], "the name of an entry of a grid is 'mine'; it must be a text, and no two"),
+        (
+            [AGENT, AGENT],
+            "the name of an entry of a grid is 'mine'; it must be a text, and no two",
+        ),
         ([{**AGENT, "name": 3}], "the name of an entry of a grid is 3; it must be a text"),
         ([{**AGENT, "seed": []}], "seed of a run of the kind agent is an empty list"),
         ([{"kind": "agent", "name": "mine"}], "a run of the kind agent lacks networks, got"),
@@ -995,7 +1017,9 @@ def test_a_study_may_say_its_runs_beside_its_notebook(checkout):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """The runs that were executed, in their order; instant, and sparsity 0.66 fails. One job works in this process."""
+    """The runs that were executed, in their order; instant, and sparsity 0.66 fails. One job works
+    in this process.
+    """
     done = []
 
     def execute(run, device):
@@ -1043,7 +1067,11 @@ def test_what_another_sweep_has_finished_meanwhile_is_left_out(checkout, counted
         if run.seed == 0:
             Ledger(checkout.ledger(STUDY)).append(
                 *(
-                    {"key": each.key(), "run": each.canonical(), "metrics": {"test_accuracy": 1.0}}
+                    {
+                        "key": each.key(),
+                        "run": each.canonical(),
+                        "metrics": {"test_accuracy": 1.0},
+                    }
                     for each in wanted[2:]
                 )
             )
@@ -1059,7 +1087,9 @@ def test_what_another_sweep_has_finished_meanwhile_is_left_out(checkout, counted
 
 
 def test_a_run_that_kills_its_worker_is_recorded_and_stops_no_other(checkout, counted, monkeypatch):
-    """What the workers really do is told in test_workers.py; here two jobs would be two processes that know no ``counted``."""
+    """What the workers really do is told in test_workers.py; here two jobs would be two processes
+    that know no ``counted``.
+    """
 
     def spread(work, tasks, jobs):
         for number, task in enumerate(tasks):
@@ -1181,7 +1211,10 @@ def test_a_grid_for_cuda_is_left_to_it_and_its_lines_are_read_everywhere(
     }
     assert len(studies.sweep(STUDY, "tiny", 1, "cuda")) == 4 and [
         run.method for run in counted[2:]
-    ] == ["snip", "snip"]  # random was done
+    ] == [
+        "snip",
+        "snip",
+    ]  # random was done
     assert [row["run"]["method"] for row in studies.sweep(STUDY, "tiny", 1)] == [
         "random",
         "random",

@@ -1,4 +1,6 @@
-"""Masks of trained networks: exact counts, nested rounds, and weights that go back to exactly what they were."""
+"""Masks of trained networks: exact counts, nested rounds, and weights that go back to exactly what
+they were.
+"""
 
 import copy
 import dataclasses
@@ -26,7 +28,9 @@ def equal(one, two):
 
 
 def largest_on_paths(model, weights, among, room):
-    """The effective ones of the largest weights of the mask ``among``: ever more of them, until more than ``room`` are effective or there are no more."""
+    """The effective ones of the largest weights of the mask ``among``: ever more of them, until
+    more than ``room`` are effective or there are no more.
+    """
     flat, allowed = (
         masks.flatten({name: weights[name].abs() for name in among}),
         masks.flatten(among),
@@ -145,7 +149,11 @@ def test_learning_is_a_function_of_its_seed(digits):
             model, digits, 0.1, seed, rounds=2, epochs=1
         ), state(model)
 
-    ((mask, trace), weights), ((again, told), same), ((other, _), _) = found(0), found(0), found(1)
+    ((mask, trace), weights), ((again, told), same), ((other, _), _) = (
+        found(0),
+        found(0),
+        found(1),
+    )
     assert equal(mask, again) and trace == told and equal(weights, same) and not equal(mask, other)
 
 

@@ -1,4 +1,6 @@
-"""Topologies: exact counts, literal tables for the smart ratio, and for PHEW whole paths with the published odds."""
+"""Topologies: exact counts, literal tables for the smart ratio, and for PHEW whole paths with the
+published odds.
+"""
 
 import itertools
 
@@ -173,7 +175,9 @@ def test_smart_ratio_of_a_vgg_and_of_other_convolutions(norm, count, expected):
 
 
 def test_smart_ratio_of_a_residual_network(residual):
-    """Layers of 72, 180, 225, 20 and 60 weights, 30 : 20 : 12 : 6 in order; it has BatchNorm and is no VGG."""
+    """Layers of 72, 180, 225, 20 and 60 weights, 30 : 20 : 12 : 6 in order; it has BatchNorm and is
+    no VGG.
+    """
     assert counts(kept_by(topologies.smart_ratio, residual, 18 + 143)) == [36, 60, 45, 2, 18]
 
 
@@ -216,7 +220,9 @@ def test_smart_ratio_refuses_a_count_that_there_is_not(count):
     ],
 )
 def test_phew_keeps_exactly_so_many_and_all_of_them_on_paths(name, shape, count):
-    """The deep ones at few weights leave many walks over channels without a pixel: 2x2 maps in VGG-11, ResNet-20 on the digits."""
+    """The deep ones at few weights leave many walks over channels without a pixel: 2x2 maps in
+    VGG-11, ResNet-20 on the digits.
+    """
     model = built(name, shape)
     mask = kept_by(topologies.phew, model, count)
     assert masks.count(mask) == count and equal(masks.effective(model, mask), mask)
@@ -233,7 +239,9 @@ def test_phew_of_a_residual_network(weights, share, seed):
 
 
 def test_the_weights_reached_first_are_whole_paths():
-    """So the scores fall in the order of the walks: any number of first walks is effective by itself."""
+    """So the scores fall in the order of the walks: any number of first walks is effective by
+    itself.
+    """
     model = mlp(30, 40, 20, 10)
     scores = topologies.phew(model, 300, seeded(0))
     sizes = [
@@ -382,7 +390,9 @@ def test_walks_take_branch_and_shortcut_alike(recorded, residual):
 
 
 def test_forward_and_backward_walks_take_turns():
-    """Half of the inputs are avoided by backward walks, half of the outputs by forward walks; a walk that begins there brings one of their weights."""
+    """Half of the inputs are avoided by backward walks, half of the outputs by forward walks; a
+    walk that begins there brings one of their weights.
+    """
     model = mlp(60, 50, 60)
     with torch.no_grad():
         model[0].weight[:, 30:] = 1e-9
@@ -428,7 +438,9 @@ def test_what_walks_never_bring_is_filled_in_proportion_to_the_weights():
 
 @pytest.mark.parametrize("seed", range(8))
 def test_phew_begins_anew_where_walks_leave_no_room(seed):
-    """Two walks through 1-2-2-1 that share a weight hold 5; no sixth alone completes a path, yet two that share none are 6."""
+    """Two walks through 1-2-2-1 that share a weight hold 5; no sixth alone completes a path, yet
+    two that share none are 6.
+    """
     model = mlp(1, 2, 2, 1)
     mask = kept_by(topologies.phew, model, 6, seed)
     assert masks.count(masks.effective(model, mask)) == 6

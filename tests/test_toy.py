@@ -113,7 +113,9 @@ def test_the_constant_error_is_that_of_the_best_constants():
 
 @pytest.fixture
 def made(monkeypatch):
-    """``made(first, second, last)``: run the toy, and training gives these weights; a gate is open where a weight is not 0."""
+    """``made(first, second, last)``: run the toy, and training gives these weights; a gate is open
+    where a weight is not 0.
+    """
 
     def add(*tensors, biases=0.0):
         def fit(model, gates, batches, *how):

@@ -1,4 +1,6 @@
-"""Training: pruned weights stay exactly 0, a seed is all that matters, and the test set decides nothing."""
+"""Training: pruned weights stay exactly 0, a seed is all that matters, and the test set decides
+nothing.
+"""
 
 import copy
 import dataclasses
@@ -20,7 +22,9 @@ SHORT = Recipe(epochs=2, batch_size=128, weight_decay=5e-4)
 
 @pytest.fixture(scope="module")
 def small():
-    """Three classes of 2x6x6 images in float64, for the residual network; 57 to train on, so that a step of 1 is left over."""
+    """Three classes of 2x6x6 images in float64, for the residual network; 57 to train on, so that a
+    step of 1 is left over.
+    """
     x = (
         np.random.default_rng(0).normal(size=(93, 2, 6, 6))
         + (np.arange(93) % 3)[:, None, None, None] * 0.7
@@ -134,7 +138,9 @@ def test_biases_and_batchnorm_are_trained(small, residual):
 
 
 def test_a_step_is_sgd_as_it_is_written_down(small, residual):
-    """v <- momentum v + g + decay w; w <- w - lr (g + decay w + momentum v) with Nesterov, else w - lr v."""
+    """v <- momentum v + g + decay w; w <- w - lr (g + decay w + momentum v) with Nesterov, else w -
+    lr v.
+    """
     for nesterov in (False, True):
         model = nn.Sequential(nn.Flatten(), nn.Linear(72, 3)).double()
         mask = {"1.weight": torch.rand(3, 72) < 0.5}
@@ -313,7 +319,9 @@ class Own(nn.Module):
 
 
 def test_dead_units_are_not_trained_and_change_nothing(digits, watch):
-    """A mask with 60 dead units in the first layer: what is left trains as in the whole network, and what goes stays as it was."""
+    """A mask with 60 dead units in the first layer: what is left trains as in the whole network,
+    and what goes stays as it was.
+    """
     model, splits = (
         build(digits).double(),
         dataclasses.replace(

@@ -1,4 +1,6 @@
-"""Expressive force transfer: a network small enough for pencil and paper, conservation, and the sign of SynFlow's."""
+"""Expressive force transfer: a network small enough for pencil and paper, conservation, and the
+sign of SynFlow's.
+"""
 
 from math import log
 
@@ -58,9 +60,9 @@ def test_synflow_by_hand():
 def test_snip_and_grasp_by_hand():
     """One pixel of 200 and logits / 200: z = w = (ln 2, ln 6), p = (1/4, 3/4), label 0.
 
-    g = (-a, a) with a = 1 - p0 = 3/4; H = p0 a (1 -1 / -1 1), so Hg = 2 p0 a^2 (-1, 1) = 9/32 (-1, 1).
-    Without the second weight p = (2/3, 1/3), g = (-1/3, .), and of the kept part of g: Hg = 2/9 . 1/3 (-1, .).
-    The loss is that of the logits as they are, 200 times as large.
+    g = (-a, a) with a = 1 - p0 = 3/4; H = p0 a (1 -1 / -1 1), so Hg = 2 p0 a^2 (-1, 1) = 9/32 (-1,
+    1). Without the second weight p = (2/3, 1/3), g = (-1/3, .), and of the kept part of g: Hg = 2/9
+    . 1/3 (-1, .). The loss is that of the logits as they are, 200 times as large.
     """
     model = linear_net(torch.tensor([[log(2)], [log(6)]], dtype=torch.double))
     old = masks.ones(model)
@@ -77,7 +79,9 @@ def test_snip_and_grasp_by_hand():
 
 
 def test_a_weight_that_comes_back_is_neither_lost_nor_gained():
-    """The net of the first test, with W1's 2 away and back again: it returns with its 4, and W2's first weight gains its 4 back."""
+    """The net of the first test, with W1's 2 away and back again: it returns with its 4, and W2's
+    first weight gains its 4 back.
+    """
     model = linear_net(LINEAR[0], LINEAR[1][:1])
     full = masks.ones(model)
     less = {**full, "0.weight": torch.tensor([[True, False], [True, True]])}
@@ -106,7 +110,9 @@ def test_a_weight_that_comes_back_is_neither_lost_nor_gained():
 
 @pytest.mark.parametrize("method", ["iterative-snip", "panning"])
 def test_rounds_add_up(method, lenet300, digits, digits_batch):
-    """Mass after = mass before - lost + gained + returned, from round to round and from dense to the end."""
+    """Mass after = mass before - lost + gained + returned, from round to round and from dense to
+    the end.
+    """
     seen = transfer.Transfer(lenet300, digits_batch)
     batches = [digits_batch, (digits.train.x[:20], digits.train.y[:20])]
     mask, trace = pruning.prune(lenet300, method, 0.05, batches, rounds=5, observe=seen)

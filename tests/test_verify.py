@@ -24,7 +24,9 @@ def replace(path, old, new):
 
 @pytest.fixture
 def made(tmp_path, monkeypatch):
-    """A checkout that this process and those it starts take for their own, with a study of two runs."""
+    """A checkout that this process and those it starts take for their own, with a study of two
+    runs.
+    """
     made = Checkout(tmp_path / "checkout").core()
     made.notebook("01_works", "# A study", PARAMETERS, SHOWN)
     made.profile(
@@ -152,7 +154,10 @@ def test_runs_that_only_a_cuda_device_does_may_be_missing(made):
 def test_a_ledger_that_lacks_runs_is_named_before_any_work(made):
     with pytest.raises(
         UserError,
-        match="runs.jsonl lacks 2 of 2 runs, so there is nothing to verify yet; './run_all.sh tiny' does them",
+        match=(
+            "runs.jsonl lacks 2 of 2 runs, so there is nothing to verify yet; './run_all.sh tiny'"
+            " does them"
+        ),
     ):
         verify.verify("tiny")
     assert not (made.root / "results").exists()
@@ -197,7 +202,10 @@ def test_a_run_within_rounding_is_told_and_passes(monkeypatch, capsys):
         (
             0.901,
             True,
-            "within rounding (1 %): test_accuracy is 0.9 in the ledger and 0.901 here (recorded by code aaaaaaa+, PyTorch 2.0, another; here by code ",
+            (
+                "within rounding (1 %): test_accuracy is 0.9 in the ledger and 0.901 here"
+                " (recorded by code aaaaaaa+, PyTorch 2.0, another; here by code "
+            ),
         ),
         (0.8, False, "beyond rounding"),
     ):

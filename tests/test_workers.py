@@ -1,4 +1,6 @@
-"""Workers: a task whose worker dies costs no other, nobody is left behind, and a Dask cluster gives what this machine gives."""
+"""Workers: a task whose worker dies costs no other, nobody is left behind, and a Dask cluster gives
+what this machine gives.
+"""
 
 import importlib
 import os
@@ -84,8 +86,9 @@ def test_tasks_are_drawn_when_there_is_room():
 
 def test_a_worker_goes_when_its_runner_has_gone():
     program = (
-        "from panning_core.experiments import workers; import os\n"
-        "for task, pid in workers.spread(eval, ('__import__(\"os\").getpid()' for _ in range(1)), 2): print(pid, flush=True); os.kill(os.getpid(), 9)"
+        "from panning_core.experiments import workers; import os\nfor task, pid in"
+        " workers.spread(eval, ('__import__(\"os\").getpid()' for _ in range(1)), 2): print(pid,"
+        " flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
     deadline = time.monotonic() + 30
@@ -171,7 +174,9 @@ def numbers(rows):
 def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(
     checkout, monkeypatch, tmp_path
 ):
-    """Two workers, one of them with two threads; one is killed as soon as a run is recorded. Before that, what they can not import is one sentence."""
+    """Two workers, one of them with two threads; one is killed as soon as a run is recorded. Before
+    that, what they can not import is one sentence.
+    """
     append, lengths = Ledger.append, []
     (tmp_path / "elsewhere.py").write_text("def work(task): pass")
     with (
@@ -184,7 +189,10 @@ def test_a_cluster_gives_what_this_machine_gives_though_a_worker_is_killed(
         patch.syspath_prepend(tmp_path)
         with pytest.raises(
             UserError,
-            match=f"the cluster at {address} can not read a task .*; start its scheduler and workers in the environment of this checkout",
+            match=(
+                f"the cluster at {address} can not read a task .*; start its scheduler and"
+                " workers in the environment of this checkout"
+            ),
         ):
             list(workers.spread(importlib.import_module("elsewhere").work, [[1]], 1))
 
@@ -230,7 +238,10 @@ def test_a_scheduler_that_does_not_answer_is_one_sentence(checkout, monkeypatch,
     monkeypatch.setenv("PANNING_SCHEDULER", address)
     with pytest.raises(
         UserError,
-        match=f"PANNING_SCHEDULER is '{address}' but no scheduler answers there; it must be like tcp://host:8786",
+        match=(
+            f"PANNING_SCHEDULER is '{address}' but no scheduler answers there; it must be like"
+            " tcp://host:8786"
+        ),
     ):
         studies.sweep(STUDY, "tiny")
     assert not Ledger(checkout.ledger(STUDY)).rows()

@@ -1,7 +1,9 @@
-"""What the staged schedule and the agent of Panning share: three metrics added up, and what an agent sees (Kang et al. 2022).
+"""What the staged schedule and the agent of Panning share: three metrics added up, and what an
+agent sees (Kang et al. 2022).
 
-An agent sees seven numbers after every round, and each round earns a reward; both follow from the loss and the gradient flow
-gTg of the dense and of the sub-network on the same batch (logits / 200, train mode), and from how much is pruned.
+An agent sees seven numbers after every round, and each round earns a reward; both follow from the
+loss and the gradient flow gTg of the dense and of the sub-network on the same batch (logits / 200,
+train mode), and from how much is pruned.
 """
 
 from __future__ import annotations
@@ -31,7 +33,8 @@ OBSERVED = (
     "scheduled sparsity",
     "progress",
 )
-#: how an environment may depart from the authors'; ``python -m benchmarks --only fixes`` measures what each does
+#: how an environment may depart from the authors'; ``python -m benchmarks --only fixes`` measures
+#: what each does
 DEPARTURES = {
     "end": "the last round truncates an episode; theirs terminates it",
     "extremes": "units are those of a fixed pool of dense batches; theirs grow with every look at a dense or sub-network",
@@ -44,18 +47,24 @@ FIRST = tuple(
     DEPARTURES
 )  #: of the policy general-1 and of all else that was recorded before departures had names
 WARM_UP = 10  #: dense batches whose extremes are the units of loss and gTg
-SPARSE_BELOW = 0.75  #: share of the multiply-adds that survive under which the sparse engine looks at a sub-network, its construction included
+#: share of the multiply-adds that survive under which the sparse engine looks at a sub-network, its
+#: construction included
+SPARSE_BELOW = 0.75
 
 
 def deviations(scores: Tensor) -> tuple[Tensor, float]:
-    """|s - mean| of a vector, and the standard deviation as their unit (unbiased, float64); 0 if there is no finite spread."""
+    """|s - mean| of a vector, and the standard deviation as their unit (unbiased, float64); 0 if
+    there is no finite spread.
+    """
     centred = scores.double() - scores.mean(dtype=torch.double)
     unit = (float(centred @ centred) / max(len(scores) - 1, 1)) ** 0.5
     return centred.abs_(), unit if unit < torch.inf else 0.0
 
 
 def coefficients(action: np.ndarray) -> tuple[float, ...]:
-    """Of ``MIXED``: action + 1, each in [0, 2]. Three zeros would tie all weights, and the first ones in order would stay: they mean equal shares."""
+    """Of ``MIXED``: action + 1, each in [0, 2]. Three zeros would tie all weights, and the first
+    ones in order would stay: they mean equal shares.
+    """
     try:
         numbers = np.asarray(action, dtype=float)
     except (TypeError, ValueError):
@@ -74,7 +83,9 @@ class Look(NamedTuple):
 
 
 class Sight:
-    """Looks at the sub-networks theta * M of one network; its weights are not to change meanwhile. ``departures`` as in ``DEPARTURES``."""
+    """Looks at the sub-networks theta * M of one network; its weights are not to change meanwhile.
+    ``departures`` as in ``DEPARTURES``.
+    """
 
     def __init__(self, model: nn.Module, departures: Collection[str] = FIRST):
         self.model, self.transparent = model, metrics.sees_every_path(model)
@@ -103,7 +114,9 @@ class Sight:
         )
 
     def look(self, mask: Mask, batch: Batch) -> Look:
-        """The sub-network on a batch. The loss is that of float32 logits in float64: batches differ by 1e-5, fifty steps of a float32."""
+        """The sub-network on a batch. The loss is that of float32 logits in float64: batches differ
+        by 1e-5, fifty steps of a float32.
+        """
         x, y = batch
         usable = self.kept_only and self._stands_in is not False and self._is_sparse(mask)
         net = sparse.SparseNet(self.model, mask) if usable else None
@@ -124,8 +137,9 @@ class Sight:
     def effective_sparsity(
         self, mask: Mask, synflow: Tensor | None = None, kept: Tensor | None = None
     ) -> float:
-        """1 - effective density. ``synflow``, the products of SynFlow's pass on this mask if there was one, has followed the paths already;
-        ``kept`` are the mask's places, for who knows them."""
+        """1 - effective density. ``synflow``, the products of SynFlow's pass on this mask if there
+        was one, has followed the paths already; ``kept`` are the mask's places, for who knows them.
+        """
         if self.transparent and synflow is not None:
             kept = masks.places(masks.flatten(mask)) if kept is None else kept
             return 1 - int(synflow.index_select(0, kept).count_nonzero()) / len(synflow)
@@ -141,9 +155,11 @@ class Sight:
 
 
 class Extremes:
-    """The least and the largest loss and gTg that were seen; their distance is the unit of what an agent sees.
+    """The least and the largest loss and gTg that were seen; their distance is the unit of what an
+    agent sees.
 
-    As in the authors' code they take in every look at a dense or a sub-network, so that the unit never stops growing, unless ``fixed``.
+    As in the authors' code they take in every look at a dense or a sub-network, so that the unit
+    never stops growing, unless ``fixed``.
     """
 
     def __init__(self, looks: Iterable[Look], fixed: bool = True):
@@ -153,7 +169,9 @@ class Extremes:
     def observe(
         self, dense: Look, sub: Look, effective: float, scheduled: float, progress: float
     ) -> np.ndarray:
-        """What an agent sees [7], in the order of ``OBSERVED``: numbers of at most 1, but where fixed extremes are left."""
+        """What an agent sees [7], in the order of ``OBSERVED``: numbers of at most 1, but where
+        fixed extremes are left.
+        """
         if not self.fixed:
             self.low, self.high = (
                 Look(*map(min, self.low, dense, sub)),
@@ -178,9 +196,11 @@ class Extremes:
 def resampled(
     sight: Sight, batch: Batch, known: Iterable[Look] = (), fixed: bool = True
 ) -> Extremes:
-    """Extremes where one batch is all there is: of as many batches drawn from its images with replacement, always the same ones, and of what is known.
+    """Extremes where one batch is all there is: of as many batches drawn from its images with
+    replacement, always the same ones, and of what is known.
 
-    As many of each class as before: batches that are not balanced differ several times as much, and an agent has learned in the other unit.
+    As many of each class as before: batches that are not balanced differ several times as much, and
+        an agent has learned in the other unit.
     """
     generator, (x, y) = torch.Generator().manual_seed(0), batch
     classes = [(y == label).nonzero().flatten() for label in y.unique()]
@@ -205,9 +225,11 @@ def reward(observation: np.ndarray) -> float:
 
 
 class Rewards(list[float]):
-    """An observer for ``pruning.prune``: what the agent's environment would pay in each round for the masks of any pruner.
+    """An observer for ``pruning.prune``: what the agent's environment would pay in each round for
+    the masks of any pruner.
 
-    It looks at the masks on batches of its own. A network without a path costs a point for every round left, and nothing follows.
+    It looks at the masks on batches of its own. A network without a path costs a point for every
+    round left, and nothing follows.
 
     Args:
         batches: gives the batches; the first ``WARM_UP`` of them are used in turn.
@@ -247,9 +269,11 @@ class Rewards(list[float]):
 
 
 def one_path(model: nn.Module, mask: Mask | None = None) -> Mask:
-    """The fewest of the kept weights that lead from an input to an output, each the one that carries most of SynFlow's R among its layer's.
+    """The fewest of the kept weights that lead from an input to an output, each the one that
+    carries most of SynFlow's R among its layer's.
 
-    Layer by layer: if paths remain without the layer, as past the convolutions of a residual block, it keeps nothing, and one weight otherwise.
+    Layer by layer: if paths remain without the layer, as past the convolutions of a residual block,
+        it keeps nothing, and one weight otherwise.
 
     Raises:
         UserError: there is no path to begin with.

@@ -1,7 +1,8 @@
-"""What a trained agent is, once it is deployed: the weights of its actor, and a card that says where they come from.
+"""What a trained agent is, once it is deployed: the weights of its actor, and a card that says
+where they come from.
 
-A policy file is a NumPy archive of plain arrays and one JSON text. Nothing in it is executed: there is no pickle, and what is
-read is checked before it is used.
+A policy file is a NumPy archive of plain arrays and one JSON text. Nothing in it is executed: there
+is no pickle, and what is read is checked before it is used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ from ..models import fingerprint
 #: what an agent sees [7] -> what it does [3], each in [-1, 1]
 Policy = Callable[[np.ndarray], np.ndarray]
 SEEN, DONE = len(OBSERVED), len(MIXED)
-SHIPPED = "general-1"  #: comes with the package; another one that replaces it gets another name, because results are recorded under it
+#: comes with the package; another one that replaces it gets another name, because results are
+#: recorded under it
+SHIPPED = "general-1"
 FOLDER = Path(__file__).parent / "trained"
 LARGEST = 50_000_000  #: bytes that a file may unpack to
 CARD = {
@@ -43,7 +46,8 @@ class Actor:
 
     Attributes:
         layers: weight [out, in] and bias [out] of each layer, float32.
-        card: ``trained_on`` (networks and data), ``steps`` of the environment, ``seconds``, ``seed``, ``training`` (every setting) and ``versions``.
+        card: ``trained_on`` (networks and data), ``steps`` of the environment, ``seconds``,
+            ``seed``, ``training`` (every setting) and ``versions``.
     """
 
     layers: tuple[tuple[np.ndarray, np.ndarray], ...]
@@ -109,7 +113,9 @@ class Random:
 
 
 def places() -> dict[str, Path]:
-    """Name -> file of every policy there is: those of the package and those that a study has trained (``results()/PROFILE/STUDY/policies``)."""
+    """Name -> file of every policy there is: those of the package and those that a study has
+    trained (``results()/PROFILE/STUDY/policies``).
+    """
     trained = results().glob("*/*/policies/*.npz")
     return {path.stem: path for path in [*sorted(trained), *sorted(FOLDER.glob("*.npz"))]}
 
@@ -145,7 +151,9 @@ def load(policy: str | Path) -> Actor:
 
 
 def _layers(arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """The arrays of a file as layers; raises ValueError where they are not a network from ``SEEN`` to ``DONE`` numbers."""
+    """The arrays of a file as layers; raises ValueError where they are not a network from ``SEEN``
+    to ``DONE`` numbers.
+    """
     count = len(arrays) // 2
     if (
         set(arrays) != {f"{kind}{i}" for i in range(count) for kind in ("weight", "bias")}
@@ -162,7 +170,8 @@ def _layers(arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray
             or {weight.dtype, bias.dtype} != {np.dtype(np.float32)}
         ):
             raise ValueError(
-                f"a layer is {weight.dtype} {weight.shape} and {bias.dtype} {bias.shape} where {width} numbers come in"
+                f"a layer is {weight.dtype} {weight.shape} and {bias.dtype} {bias.shape} where"
+                f" {width} numbers come in"
             )
         if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
             raise ValueError("not all of its weights are finite")

@@ -1,4 +1,5 @@
-"""A trained sparse network as plain JSON, small enough to be read: what is left of its weights, and everything that is never pruned.
+"""A trained sparse network as plain JSON, small enough to be read: what is left of its weights, and
+everything that is never pruned.
 
     python -m panning_core.analysis.networks results/paper/06_gumbel_softmax/network.json
 
@@ -41,9 +42,11 @@ def _read(values: list, kinds: tuple[type, ...], length: int) -> Tensor:
 
 
 def describe(model: nn.Module, mask: Mask, name: str, dataset: str) -> dict:
-    """``model``, which ``models.build`` made as ``name`` for ``dataset``, under ``mask``: plain lists and numbers.
+    """``model``, which ``models.build`` made as ``name`` for ``dataset``, under ``mask``: plain
+    lists and numbers.
 
-    ``weights`` holds places in the flattened tensor and values; ``others`` holds biases and BatchNorm.
+    ``weights`` holds places in the flattened tensor and values; ``others`` holds biases and
+    BatchNorm.
     """
     weights = prunable(model)
     places = {key: masks.places(m.flatten()) for key, m in mask.items()}
@@ -107,12 +110,15 @@ def load(path: str | Path) -> dict:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(
-            f"{path} is not a readable network: {error}; a network is JSON that networks.describe gave"
+            f"{path} is not a readable network: {error}; a network is JSON that networks.describe"
+            " gave"
         ) from error
 
 
 def evaluate(card: dict, dataset: str | None = None) -> str:
-    """One sentence: how many weights and biases, and the accuracy on the test images of the data set."""
+    """One sentence: how many weights and biases, and the accuracy on the test images of the data
+    set.
+    """
     model, mask = rebuild(card)
     if not isinstance(name := card.get("dataset") if dataset is None else dataset, str):
         raise UserError(
@@ -121,14 +127,16 @@ def evaluate(card: dict, dataset: str | None = None) -> str:
     splits = data.load(name)
     if splits.input_shape != tuple(card["input_shape"]) or splits.classes != card["classes"]:
         raise UserError(
-            f"the network reads images {card['input_shape']} of {card['classes']} classes; {splits.title} has {list(splits.input_shape)} of {splits.classes}"
+            f"the network reads images {card['input_shape']} of {card['classes']} classes;"
+            f" {splits.title} has {list(splits.input_shape)} of {splits.classes}"
         )
     model.eval()
     with torch.no_grad():
         found = training.accuracy(model(splits.test.x), splits.test.y)
     return (
-        f"{card['model']} on {splits.title}: {masks.count(mask)} of {masks.size(mask):,} weights kept, {masks.count(masks.effective(model, mask))} effective; "
-        f"test accuracy {100 * found:.2f} % (n = {len(splits.test):,} images)"
+        f"{card['model']} on {splits.title}: {masks.count(mask)} of {masks.size(mask):,} weights"
+        f" kept, {masks.count(masks.effective(model, mask))} effective; test accuracy"
+        f" {100 * found:.2f} % (n = {len(splits.test):,} images)"
     )
 
 

@@ -1,4 +1,6 @@
-"""What a sparse network shows of itself: which inputs matter, and which weights lead to which output."""
+"""What a sparse network shows of itself: which inputs matter, and which weights lead to which
+output.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,9 @@ from ..models import input_shape, linearised, modes, prunable
 
 @contextmanager
 def _linear(model: nn.Module, weights: dict[str, Tensor], signed: bool = False) -> Iterator[Tensor]:
-    """Inside, ``model`` is a linear function of the yielded input [1, ...] of ones: no biases, every ReLU open, pooling averages."""
+    """Inside, ``model`` is a linear function of the yielded input [1, ...] of ones: no biases,
+    every ReLU open, pooling averages.
+    """
     device = next(iter(weights.values())).device
     x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=device)
     with torch.enable_grad(), linearised(model, weights, paths=True, signed=signed):
@@ -26,9 +30,11 @@ def _linear(model: nn.Module, weights: dict[str, Tensor], signed: bool = False) 
 
 
 def contributions(model: nn.Module, mask: Mask) -> Tensor:
-    """[classes, *input shape]: the sum over all kept paths from an input to an output of the product of their weights, with its sign, float64.
+    """[classes, *input shape]: the sum over all kept paths from an input to an output of the
+    product of their weights, with its sign, float64.
 
-    What an input does to an output while every ReLU is open; an explanation read from the weights alone.
+    What an input does to an output while every ReLU is open; an explanation read from the weights
+    alone.
     """
     weights = {
         name: w.detach().double() * masks.numbers(mask[name]) for name, w in prunable(model).items()
@@ -40,7 +46,9 @@ def contributions(model: nn.Module, mask: Mask) -> Tensor:
 
 
 def importance(model: nn.Module, mask: Mask) -> Tensor:
-    """[*input shape]: the sum over all kept paths from an input to any output of the product of |weights|, float64; 0 for an input that is not read."""
+    """[*input shape]: the sum over all kept paths from an input to any output of the product of
+    |weights|, float64; 0 for an input that is not read.
+    """
     weights = {
         name: w.detach().double().abs() * masks.numbers(mask[name])
         for name, w in prunable(model).items()
@@ -50,7 +58,9 @@ def importance(model: nn.Module, mask: Mask) -> Tensor:
 
 
 def direct_importance(model: nn.Module, mask: Mask) -> Tensor:
-    """[*input shape]: the sum of |weights| by which the first layer, a ``Linear``, reads an input, float64."""
+    """[*input shape]: the sum of |weights| by which the first layer, a ``Linear``, reads an input,
+    float64.
+    """
     name, weight = next(iter(prunable(model).items()))
     return (
         (weight.detach().double().abs() * masks.numbers(mask[name])).sum(0).view(input_shape(model))
@@ -60,9 +70,11 @@ def direct_importance(model: nn.Module, mask: Mask) -> Tensor:
 def permutation_importance(
     model: nn.Module, mask: Mask, split: Split, repeats: int, seed: int
 ) -> np.ndarray:
-    """[inputs]: how much the accuracy falls, from 0 to 1, when an input's values are exchanged between images; mean over ``repeats``.
+    """[inputs]: how much the accuracy falls, from 0 to 1, when an input's values are exchanged
+    between images; mean over ``repeats``.
 
-    By scikit-learn's ``permutation_importance``, on the inputs that are read; for the others it is 0.
+    By scikit-learn's ``permutation_importance``, on the inputs that are read; for the others it is
+    0.
     """
     from sklearn.inspection import permutation_importance as permute
 
@@ -96,7 +108,9 @@ def pathway(model: nn.Module, mask: Mask, output: int) -> Mask:
 
 
 def without(model: nn.Module, mask: Mask, output: int, shared: bool = False) -> Mask:
-    """``mask`` without the pathway to one output; what lies on another output's path as well stays unless ``shared``."""
+    """``mask`` without the pathway to one output; what lies on another output's path as well stays
+    unless ``shared``.
+    """
     gone = pathway(model, mask, output)
     if not shared:
         for other in range(next(reversed(mask.values())).shape[0]):
@@ -108,7 +122,9 @@ def without(model: nn.Module, mask: Mask, output: int, shared: bool = False) -> 
 
 @torch.no_grad()
 def recalls(model: nn.Module, mask: Mask, split: Split) -> Tensor:
-    """[classes]: the fraction of each class's images that the network under ``mask`` gives to that class."""
+    """[classes]: the fraction of each class's images that the network under ``mask`` gives to that
+    class.
+    """
     state = {
         **dict(model.named_parameters()),
         **{name: w * mask[name] for name, w in prunable(model).items()},

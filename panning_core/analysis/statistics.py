@@ -1,8 +1,10 @@
-"""Intervals, tests and verdicts over seeds. A seed is the unit that is repeated: everything random in a run follows from it.
+"""Intervals, tests and verdicts over seeds. A seed is the unit that is repeated: everything random
+in a run follows from it.
 
-The rule of a verdict, fixed before the runs: differences are paired over seeds; each cell (a rival at a sparsity) has a Student
-interval and a two-sided Student p, and all cells of a claim are one family of Holm's. Below ``LEAST`` seeds nothing is judged.
-A difference matters from ``smallest`` on. How often the rule errs, and what it can see, is simulated in its tests.
+The rule of a verdict, fixed before the runs: differences are paired over seeds; each cell (a rival
+at a sparsity) has a Student interval and a two-sided Student p, and all cells of a claim are one
+family of Holm's. Below ``LEAST`` seeds nothing is judged. A difference matters from ``smallest``
+on. How often the rule errs, and what it can see, is simulated in its tests.
 """
 
 from __future__ import annotations
@@ -39,8 +41,8 @@ class Estimate(NamedTuple):
 def interval(values: Sequence[float]) -> Estimate:
     """Mean and Student's 95 % interval.
 
-    It covers the mean of normal data in 95 cases of a hundred whatever n is, which a bootstrap of so few values does not.
-    One value, or values without spread, give an interval of no width.
+    It covers the mean of normal data in 95 cases of a hundred whatever n is, which a bootstrap of
+    so few values does not. One value, or values without spread, give an interval of no width.
 
     Raises:
         ValueError: no values, or one that is not finite.
@@ -67,7 +69,9 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def smallest(accuracy: float) -> float:
-    """The smallest difference of interest beside this accuracy: 0.2 points from 95 % on, else a tenth of the error."""
+    """The smallest difference of interest beside this accuracy: 0.2 points from 95 % on, else a
+    tenth of the error.
+    """
     return 0.002 if accuracy >= 0.95 else (1 - accuracy) / 10
 
 
@@ -80,7 +84,8 @@ def compare(
     by: str = "sparsity",
     margin: Callable[[float], float] = smallest,
 ) -> pd.DataFrame:
-    """``subject`` minus each rival, paired over seeds, apart at each value of ``by``; never a mean over them.
+    """``subject`` minus each rival, paired over seeds, apart at each value of ``by``; never a mean
+    over them.
 
     Runs that share a seed (as orders of one mask) are averaged first.
 
@@ -88,8 +93,9 @@ def compare(
         margin: the smallest difference of interest, of the rival's mean.
 
     Returns:
-        One row a cell: subject, rival, ``by``, difference (mean of subject - rival), low, high (Student), n, margin, p, p_margin (one-sided,
-        against a difference of -margin), and ``judged``'s columns with all rows as one family.
+        One row a cell: subject, rival, ``by``, difference (mean of subject - rival), low, high
+        (Student), n, margin, p, p_margin (one-sided, against a difference of -margin), and
+        ``judged``'s columns with all rows as one family.
     """
     table = frame.pivot_table(index=[by, "seed"], columns=column, values=value)
     rows = []
@@ -111,9 +117,11 @@ def compare(
 def compare_errors(
     frame: pd.DataFrame, subject: str, rivals: Sequence[str], column: str = "method"
 ) -> pd.DataFrame:
-    """``compare`` of the mean logarithm of the error over the sparsities that both have: no sparsity decides it alone.
+    """``compare`` of the mean logarithm of the error over the sparsities that both have: no
+    sparsity decides it alone.
 
-    A difference of 0.1 says that the subject's errors are exp(-0.1) times the rival's; ``TENTH`` is the smallest of interest.
+    A difference of 0.1 says that the subject's errors are exp(-0.1) times the rival's; ``TENTH`` is
+    the smallest of interest.
     """
     logs = frame.assign(gain=-np.log(np.maximum(1 - frame.test_accuracy, FLOOR)))
     table = logs.pivot_table(index=["sparsity", "seed"], columns=column, values="gain")
@@ -160,10 +168,12 @@ def _cell(differences: Sequence[float], margin: float) -> dict:
 
 
 def judged(cells: pd.DataFrame) -> pd.DataFrame:
-    """``cells`` of ``compare``, several of them put together too, as one family: with p_holm, family (its size) and outcome.
+    """``cells`` of ``compare``, several of them put together too, as one family: with p_holm,
+    family (its size) and outcome.
 
-    ``better`` and ``worse``: p_holm says that the difference is none of chance. ``no worse``: it is surely above -margin, whatever its
-    sign. ``open``: neither. ``few``: too few seeds to say. Together being no worse needs no adjustment: every cell must show it.
+    ``better`` and ``worse``: p_holm says that the difference is none of chance. ``no worse``: it is
+    surely above -margin, whatever its sign. ``open``: neither. ``few``: too few seeds to say.
+    Together being no worse needs no adjustment: every cell must show it.
     """
     if not len(cells):
         return cells
@@ -180,11 +190,13 @@ def judged(cells: pd.DataFrame) -> pd.DataFrame:
 
 
 def verdict(cells: pd.DataFrame, claim: str = "better", every: bool = False) -> str:
-    """In a word: does the claim hold that the subject is better than its rivals, or as good as they, in these cells of one family?
+    """In a word: does the claim hold that the subject is better than its rivals, or as good as
+    they, in these cells of one family?
 
-    ``holds``: in every cell. ``fails``: worse in a cell and better in none; with ``every``, for a claim like "better than all others",
-    worse in one is enough. ``holds in part``: in some. ``no worse`` (of a claim to be better): in no cell by a margin that matters.
-    ``undecided``: the rest. ``not judged``: below ``LEAST`` seeds, or no cell.
+    ``holds``: in every cell. ``fails``: worse in a cell and better in none; with ``every``, for a
+    claim like "better than all others", worse in one is enough. ``holds in part``: in some. ``no
+    worse`` (of a claim to be better): in no cell by a margin that matters. ``undecided``: the rest.
+    ``not judged``: below ``LEAST`` seeds, or no cell.
 
     Args:
         claim: ``"better"`` or ``"as good"``.
@@ -205,7 +217,9 @@ def verdict(cells: pd.DataFrame, claim: str = "better", every: bool = False) -> 
 
 
 def ranked(cells: pd.DataFrame) -> pd.DataFrame:
-    """``cells``, those least favourable to the claim first: by outcome, then by difference in units of what matters."""
+    """``cells``, those least favourable to the claim first: by outcome, then by difference in units
+    of what matters.
+    """
     order = cells.assign(
         rank=cells.outcome.map(OUTCOMES.index), size=cells.difference / cells.margin
     )

@@ -1,4 +1,6 @@
-"""An append-only file of runs, one JSON object a line. What is recorded is never lost, and never done twice."""
+"""An append-only file of runs, one JSON object a line. What is recorded is never lost, and never
+done twice.
+"""
 
 from __future__ import annotations
 
@@ -18,10 +20,11 @@ from ..errors import UserError, command_line
 
 
 class Ledger:
-    """``runs.jsonl`` of one study: lines ``{"kind", "key", "run", "metrics", "provenance"}``, with ``"error"``
-    instead of metrics where it failed. A line without kind is a pruning run.
+    """``runs.jsonl`` of one study: lines ``{"kind", "key", "run", "metrics", "provenance"}``, with
+    ``"error"`` instead of metrics where it failed. A line without kind is a pruning run.
 
-    Two processes may append to one ledger: each line is written under a lock, whole, and flushed to the disk.
+    Two processes may append to one ledger: each line is written under a lock, whole, and flushed to
+        the disk.
     """
 
     def __init__(self, path: Path):
@@ -56,7 +59,8 @@ class Ledger:
                 return file.read()
         except OSError as error:
             raise UserError(
-                f"{self.path} can not be read ({error.strerror}); a ledger is a file of runs, one a line"
+                f"{self.path} can not be read ({error.strerror}); a ledger is a file of runs, one"
+                " a line"
             ) from error
 
     def _read(self, kind: str) -> dict[str, dict]:
@@ -72,8 +76,9 @@ class Ledger:
                 continue
             if not _is_run(line):
                 raise UserError(
-                    f"{self.path}, line {number}: not a run; `python -m panning_core.experiments.ledger {shlex.quote(str(self.path))} --repair` "
-                    "takes it out and keeps a copy, and its run is done again"
+                    f"{self.path}, line {number}: not a run; `python -m"
+                    f" panning_core.experiments.ledger {shlex.quote(str(self.path))} --repair`"
+                    " takes it out and keeps a copy, and its run is done again"
                 )
             row = json.loads(line)
             if kind in row and (kind == "error" or row["key"] not in rows):
@@ -81,10 +86,12 @@ class Ledger:
         return rows
 
     def append(self, *rows: dict) -> None:
-        """Record ``rows``, but for those whose run is finished already; a torn end that an earlier process left is mended first.
+        """Record ``rows``, but for those whose run is finished already; a torn end that an earlier
+        process left is mended first.
 
         Raises:
-            UserError: the folder or file can not be written, the disk is full, or a number is not finite.
+            UserError: the folder or file can not be written, the disk is full, or a number is not
+                finite.
         """
         try:
             lines = [json.dumps(row, allow_nan=False) for row in rows]
@@ -103,7 +110,8 @@ class Ledger:
                     text = b"\n" + text
                 else:
                     file.truncate(start)
-            while text:  # unbuffered: what a full disk refuses now does not come later, behind another's line
+            # unbuffered: what a full disk refuses now does not come later, behind another's line
+            while text:
                 text = text[file.write(text) :]
             os.fsync(file.fileno())
 
@@ -122,8 +130,8 @@ class Ledger:
                         return
         except OSError as error:
             raise UserError(
-                f"results can not be written to {self.path} ({error.strerror}); what is recorded is kept: make room there, "
-                "or set PANNING_RESULTS to a folder that can"
+                f"results can not be written to {self.path} ({error.strerror}); what is recorded"
+                " is kept: make room there, or set PANNING_RESULTS to a folder that can"
             ) from error
 
     def check_writable(self) -> None:
@@ -135,13 +143,16 @@ class Ledger:
         return _damaged(self._content())
 
     def repair(self) -> tuple[list[int], Path] | None:
-        """Take out the lines that are not runs; the file as it was stays beside it. Safe while others append, and at any moment.
+        """Take out the lines that are not runs; the file as it was stays beside it. Safe while
+        others append, and at any moment.
 
         Returns:
-            The numbers of the lines and the path of the copy; None if there were none, and then nothing is done.
+            The numbers of the lines and the path of the copy; None if there were none, and then
+            nothing is done.
 
         Raises:
-            UserError: no line is a run, so that nothing would be left; or the folder can not be written.
+            UserError: no line is a run, so that nothing would be left; or the folder can not be
+                written.
         """
         with self._open() as file:
             content = file.read()
@@ -150,7 +161,8 @@ class Ledger:
                 return None
             if len(damaged) == sum(map(bool, content.split(b"\n"))):
                 raise UserError(
-                    f"{self.path}: no line of it is a run, so it is no ledger, or nothing of one is left to repair"
+                    f"{self.path}: no line of it is a run, so it is no ledger, or nothing of one"
+                    " is left to repair"
                 )
             copy = next(
                 path

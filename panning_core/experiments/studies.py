@@ -2,7 +2,8 @@
 
     python -m panning_core.experiments.studies 03_sparsity_sweep --profile paper
 
-fills a study's ledger, on a machine with PyTorch and no Jupyter as well; the notebook then only reads.
+fills a study's ledger, on a machine with PyTorch and no Jupyter as well; the notebook then only
+reads.
 """
 
 from __future__ import annotations
@@ -78,7 +79,8 @@ def merge(study: str, profile_name: str, other: Path) -> int:
 
 def main() -> int:
     parser = argparse.ArgumentParser(
-        prog="python -m panning_core.experiments.studies", description="Fill the ledger of a study."
+        prog="python -m panning_core.experiments.studies",
+        description="Fill the ledger of a study.",
     )
     parser.add_argument("study", help="name of its notebook, for example 03_sparsity_sweep")
     parser.add_argument("--profile", default="quick")
@@ -99,7 +101,8 @@ def main() -> int:
         return 0
     rows = sweep(options.study, options.profile, options.jobs, options.device)
     print(
-        f"{options.study}: {len(rows)} runs in {folder(options.study, options.profile) / 'runs.jsonl'}"
+        f"{options.study}: {len(rows)} runs in"
+        f" {folder(options.study, options.profile) / 'runs.jsonl'}"
     )
     return 0
 

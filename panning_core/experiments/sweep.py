@@ -166,9 +166,9 @@ def _in_order(ledger: Ledger, wanted: list[base.Run]) -> list[dict]:
         said = json.loads(json.dumps(run.canonical()))
         if (row := lines.get(run.key())) and row["run"] != said:
             raise UserError(
-                f"{ledger.path}: a line was edited: its key is that of {json.dumps(said)} and it "
-                f"says {json.dumps(row['run'])}; restore the file, or delete that line and its run "
-                "is done again"
+                f"{ledger.path}: a line was edited: its key is that of {json.dumps(said)} and it"
+                f" says {json.dumps(row['run'])}; restore the file, or delete that line and its"
+                " run is done again"
             )
     return [lines[run.key()] for run in wanted if run.key() in lines]
 
@@ -193,7 +193,8 @@ def check_machine(jobs: int | None, device: str) -> None:
         )
     if index and here and index >= torch.cuda.device_count():
         raise UserError(
-            f"device is {device} but PyTorch sees {torch.cuda.device_count()} CUDA devices here, the first of them cuda:0"
+            f"device is {device} but PyTorch sees {torch.cuda.device_count()} CUDA devices here,"
+            " the first of them cuda:0"
         )
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}; it must be at least 1")

@@ -1,4 +1,6 @@
-"""How tasks are spread over workers: processes of this machine, or a Dask cluster if ``PANNING_SCHEDULER`` names its scheduler."""
+"""How tasks are spread over workers: processes of this machine, or a Dask cluster if
+``PANNING_SCHEDULER`` names its scheduler.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,13 @@ from ..errors import UserError
 ONE_THREAD = {
     f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL", "BLIS", "NUMBA", "NUMEXPR")
 } | {"VECLIB_MAXIMUM_THREADS": "1"}
-IDLE = 300  #: seconds after which a process without work leaves; until then the next sweep need not start one
+#: seconds after which a process without work leaves; until then the next sweep need not start one
+IDLE = 300
 PATIENCE = 5  #: seconds in which a scheduler answers
-DIED = "a worker was killed while it was in hand, perhaps for its memory, and again when it was done alone"
+DIED = (
+    "a worker was killed while it was in hand, perhaps for its memory, and again when it was done"
+    " alone"
+)
 _alone = threading.Lock()
 
 
@@ -38,9 +44,11 @@ def spread(
 ) -> Iterator[tuple[list, object]]:
     """Yield each task, a list, with ``work(task)`` as soon as it is done.
 
-    Tasks are drawn from ``tasks`` when there is room for them, so ``tasks`` may leave out what was done meanwhile. With one job and no
-    cluster this process does the work. When a worker dies (``kill -9``, no memory), what was in its and its fellows' hands is cut into
-    lists of one and done again, one at a time, by a fresh process; one whose worker dies again yields a ``WorkerDied``.
+    Tasks are drawn from ``tasks`` when there is room for them, so ``tasks`` may leave out what was
+    done meanwhile. With one job and no cluster this process does the work. When a worker dies
+    (``kill -9``, no memory), what was in its and its fellows' hands is cut into lists of one and
+    done again, one at a time, by a fresh process; one whose worker dies again yields a
+    ``WorkerDied``.
 
     Close the generator (``contextlib.closing``) to end the work early; its workers are killed then.
 
@@ -66,7 +74,9 @@ def spread(
 def _attempt(
     work: Callable, tasks: Iterator[list], jobs: int, cluster: str | None
 ) -> Iterator[tuple[list, object]]:
-    """``spread`` until the tasks are out or a worker has died; then what was in hand yields a ``WorkerDied`` and the rest stays in ``tasks``."""
+    """``spread`` until the tasks are out or a worker has died; then what was in hand yields a
+    ``WorkerDied`` and the rest stays in ``tasks``.
+    """
     going, died, added = {}, None, plugins.additions()
     with _cluster(cluster) if cluster else _processes(jobs) as (pool, room, Death):
         while True:
@@ -89,7 +99,9 @@ def _attempt(
 
 
 def _one_at_a_time(work: Callable, task: list, added: bytes) -> object:
-    """PyTorch's random state and thread count belong to the process, and a Dask worker may have been given several threads."""
+    """PyTorch's random state and thread count belong to the process, and a Dask worker may have
+    been given several threads.
+    """
     with _alone:
         plugins.load_plugins()
         plugins.receive(added)
@@ -98,7 +110,9 @@ def _one_at_a_time(work: Callable, task: list, added: bytes) -> object:
 
 @contextmanager
 def _processes(jobs: int) -> Iterator[tuple[Executor, Callable[[], int], type[Exception]]]:
-    """(pool, how many tasks it takes, what a task raises whose worker died): processes of one thread each."""
+    """(pool, how many tasks it takes, what a task raises whose worker died): processes of one
+    thread each.
+    """
     # Other plugins are a reason for other workers.
     env = ONE_THREAD | {plugins.VARIABLE: os.environ.get(plugins.VARIABLE, "")}
     pool = get_reusable_executor(
@@ -112,7 +126,9 @@ def _processes(jobs: int) -> Iterator[tuple[Executor, Callable[[], int], type[Ex
 
 
 def _serve(runner: int) -> None:
-    """Of a process: leave Ctrl-C to the runner, and go when the runner has gone, since nobody would record what comes of the work."""
+    """Of a process: leave Ctrl-C to the runner, and go when the runner has gone, since nobody would
+    record what comes of the work.
+    """
 
     def watch() -> None:
         while os.getppid() == runner:
@@ -125,12 +141,15 @@ def _serve(runner: int) -> None:
 
 @contextmanager
 def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int], type[Exception]]]:
-    """As ``_processes``. joblib's own backend for Dask waits for ever on a task that its workers died of."""
+    """As ``_processes``. joblib's own backend for Dask waits for ever on a task that its workers
+    died of.
+    """
     try:
         from distributed import Client, KilledWorker
     except ImportError:
         raise UserError(
-            "PANNING_SCHEDULER is set but the package distributed is missing; install requirements.txt"
+            "PANNING_SCHEDULER is set but the package distributed is missing; install"
+            " requirements.txt"
         ) from None
     try:
         parts = urlsplit(address)
@@ -139,12 +158,14 @@ def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int], type[E
         client = Client(address, timeout=PATIENCE, set_as_default=False)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"PANNING_SCHEDULER is {address!r} but no scheduler answers there; it must be like tcp://host:8786, and `dask scheduler` running"
+            f"PANNING_SCHEDULER is {address!r} but no scheduler answers there; it must be like"
+            " tcp://host:8786, and `dask scheduler` running"
         ) from error
     with client:
         if not client.nthreads():
             print(
-                f"the scheduler at {address} has no workers yet; waiting for them", file=sys.stderr
+                f"the scheduler at {address} has no workers yet; waiting for them",
+                file=sys.stderr,
             )
         try:
             # Twice as many as there are threads, so that no worker waits for its next task.
@@ -155,10 +176,11 @@ def _cluster(address: str) -> Iterator[tuple[Executor, Callable[[], int], type[E
             )
         except (ImportError, RuntimeError) as error:  # what a task itself raises is its result
             raise UserError(
-                f"the cluster at {address} can not read a task ({str(error).partition('. ')[0]}); start its scheduler and workers "
-                "in the environment of this checkout"
+                f"the cluster at {address} can not read a task ({str(error).partition('. ')[0]});"
+                " start its scheduler and workers in the environment of this checkout"
             ) from error
         except (CancelledError, OSError) as error:
             raise UserError(
-                f"the scheduler at {address} is gone; what is recorded is kept, the same command goes on from there"
+                f"the scheduler at {address} is gone; what is recorded is kept, the same command"
+                " goes on from there"
             ) from error

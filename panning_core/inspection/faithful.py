@@ -1,7 +1,7 @@
 """Whether what trains in a network's place, an engine or a smaller network, does what it does.
 
-``altered`` finds what a copy of the layers would not do. ``ask`` has the network itself answer a few
-images, and ``departure`` says where what stands in for it answers otherwise. Nothing of the
+``altered`` finds what a copy of the layers would not do. ``ask`` has the network itself answer a
+few images, and ``departure`` says where what stands in for it answers otherwise. Nothing of the
 network is changed by either.
 """
 
@@ -24,7 +24,8 @@ from ..models import prunable
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
-#: where PyTorch keeps the hooks of a module; those of all modules are under the same names in its own
+#: where PyTorch keeps the hooks of a module; those of all modules are under the same names in its
+#: own
 HOOKS = {
     "_forward_pre_hooks": "forward-pre hook",
     "_forward_hooks": "forward hook",
@@ -32,8 +33,8 @@ HOOKS = {
     "_backward_hooks": "backward hook",
 }
 #: Relative distance of two gradients that rounding makes where it puts a value on the other side of
-#: a ReLU's corner: up to a thirtieth on a few images; a wrong one is farther off. Outputs, which have
-#: no corners, must agree to half of their digits.
+#: a ReLU's corner: up to a thirtieth on a few images; a wrong one is farther off. Outputs, which
+#: have no corners, must agree to half of their digits.
 SWITCHED = 0.1
 #: Share of all gradients below which one is rounding alone, as that of a bias that a batch
 #: normalisation takes off again.
@@ -90,7 +91,8 @@ def one_tensor(answer: object) -> Tensor:
 def untouched(model: nn.Module) -> Iterator[None]:
     """Afterwards parameters, buffers, modes and the global random state are as before.
 
-    The network may be run in both modes. ``.grad`` stays as it is if ``torch.autograd.grad`` is used.
+    The network may be run in both modes. ``.grad`` stays as it is if ``torch.autograd.grad`` is
+    used.
     """
     modules = [*model.modules()]
     modes, buffers = [m.training for m in modules], [dict(m._buffers) for m in modules]
@@ -117,7 +119,8 @@ class Answer(NamedTuple):
 
 
 def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor, loss: Loss = cross_entropy) -> Answer:
-    """What ``model`` itself, its pruned weights 0, answers to images and labels; it stays as it was.
+    """What ``model`` itself, its pruned weights 0, answers to images and labels; it stays as it
+    was.
 
     Args:
         loss: (logits in train mode, labels) -> what the gradients are of.
@@ -154,7 +157,8 @@ def departure(
     answer: Callable[[Tensor, Tensor], Answer],
     loss: Loss = cross_entropy,
 ) -> str | None:
-    """In which part what stands in for ``model`` differs from it on a few of the images; None if in none.
+    """In which part what stands in for ``model`` differs from it on a few of the images; None if in
+    none.
 
     Args:
         x, y: images and labels to choose from.

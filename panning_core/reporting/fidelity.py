@@ -1,6 +1,8 @@
-"""Every setting of the code of Kang et al. 2022 beside ours, read from our code, so that the table can not go stale.
+"""Every setting of the code of Kang et al. 2022 beside ours, read from our code, so that the table
+can not go stale.
 
-The authors' side is what their public code does, in our words. ``same`` and ``option`` are checked by a test: there both sides read alike.
+The authors' side is what their public code does, in our words. ``same`` and ``option`` are checked
+    by a test: there both sides read alike.
 """
 
 from __future__ import annotations
@@ -18,12 +20,18 @@ SAME, OPTION, DIFFERS = "same", "option", "differs"
 
 def _recipe(name: str) -> str:
     r = training.RECIPES[name]
-    return f"SGD {r.lr}, momentum {r.momentum}, {r.decay} to 0, {r.epochs} epochs, batch {r.batch_size}, weight decay {r.weight_decay:g}"
+    return (
+        f"SGD {r.lr}, momentum {r.momentum}, {r.decay} to 0, {r.epochs} epochs, batch"
+        f" {r.batch_size}, weight decay {r.weight_decay:g}"
+    )
 
 
 def _scale(dataset: str) -> str:
     white, mean, deviation = data.AUTHORS[dataset]
-    return f"mean {', '.join(map(str, mean))}, deviation {', '.join(map(str, deviation))} of pixels in [0, 1]"
+    return (
+        f"mean {', '.join(map(str, mean))}, deviation {', '.join(map(str, deviation))} of pixels"
+        " in [0, 1]"
+    )
 
 
 def _stages(table: tuple) -> str:
@@ -31,10 +39,16 @@ def _stages(table: tuple) -> str:
 
 
 def table() -> pd.DataFrame:
-    """Columns: part, setting, authors, here, how (same, option or differs), and why it differs or what the option is called."""
+    """Columns: part, setting, authors, here, how (same, option or differs), and why it differs or
+    what the option is called.
+    """
     agent = {field.name: field.default for field in fields(learning.Training)}
     run = {field.name: field.default for field in fields(studies.Run)}
-    td3 = "lr {lr:g}, gamma {gamma:g}, tau {tau:g}, batch {batch_size}, two layers of {width}, noise {noise:g}, target noise {target_noise:g} clipped at {noise_clip:g}, delay {delay}, {random_steps:,} random steps"
+    td3 = (
+        "lr {lr:g}, gamma {gamma:g}, tau {tau:g}, batch {batch_size}, two layers of {width},"
+        " noise {noise:g}, target noise {target_noise:g} clipped at {noise_clip:g}, delay"
+        " {delay}, {random_steps:,} random steps"
+    )
     rows = [
         ("network", "initialisation", "convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0",
          "convolutions Kaiming-normal (fan-out), linear N(0, 0.01), biases 0", OPTION, "init: panning; the default is PyTorch's"),

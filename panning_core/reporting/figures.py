@@ -20,7 +20,9 @@ def accuracy_axes(
     methods: Sequence[str],
     x: str = "sparsity",
 ) -> None:
-    """Accuracy against sparsity (even steps) or against effective density (log) for each method, with intervals and a dense line."""
+    """Accuracy against sparsity (even steps) or against effective density (log) for each method,
+    with intervals and a dense line.
+    """
     levels = sorted(runs.sparsity.unique())
     for place, method in enumerate(methods):
         groups = [group for _, group in runs[runs.method == method].groupby("sparsity")]
@@ -69,7 +71,8 @@ def accuracy_axes(
         axes.set_xticks(range(len(levels)), [percent(level) for level in levels])
         axes.set_xlabel("sparsity (nominal)")
     else:
-        # A dead network has effective density 0, which a logarithm has no place for: linear below the least live one.
+        # A dead network has effective density 0, which a logarithm has no place for: linear below
+        # the least live one.
         live = runs.effective_density[runs.effective_density > 0]
         least = 10.0 ** int(np.floor(np.log10(live.min())))
         axes.set_xscale("symlog", linthresh=least, linscale=0.4)
@@ -81,7 +84,8 @@ def accuracy_axes(
 
 
 def estimates(frame: pd.DataFrame, labels: Sequence[str], column: str = "variant") -> plt.Figure:
-    """Test error of each of ``labels`` (values of ``column``), a row each and a panel for each sparsity: mean and interval, the first in red.
+    """Test error of each of ``labels`` (values of ``column``), a row each and a panel for each
+    sparsity: mean and interval, the first in red.
 
     Logarithmic, because a control that kills the network would squeeze all others together.
     """
@@ -129,9 +133,11 @@ def network_axes(
     inputs: Sequence[str] | None = None,
     outputs: Sequence[str] | None = None,
 ) -> None:
-    """Draw a network of linear layers, weights [out, in] each with 0 for what is pruned: units that have weights, and these as lines.
+    """Draw a network of linear layers, weights [out, in] each with 0 for what is pruned: units that
+    have weights, and these as lines.
 
-    A unit stands at the mean height of the units that it reads; lines are red for positive weights and blue for negative ones, thick for large ones.
+    A unit stands at the mean height of the units that it reads; lines are red for positive weights
+    and blue for negative ones, thick for large ones.
     """
     columns = [
         np.flatnonzero(np.abs(weights[0]).any(0)) if inputs is None else np.arange(len(inputs))

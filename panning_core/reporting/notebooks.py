@@ -1,7 +1,9 @@
-"""The batch runner behind ``run_all.sh``: fill the ledgers, run the notebooks, write the report and the site.
+"""The batch runner behind ``run_all.sh``: fill the ledgers, run the notebooks, write the report and
+the site.
 
-Success is never read from papermill's metadata: parameter names are checked first, a notebook runs as
-``X.running.ipynb`` and is renamed to ``X.ipynb`` when it came through and to ``X.failed.ipynb`` when it did not.
+Success is never read from papermill's metadata: parameter names are checked first, a notebook runs
+as ``X.running.ipynb`` and is renamed to ``X.ipynb`` when it came through and to ``X.failed.ipynb``
+when it did not.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ GIVEN = {"profile", "jobs", "device"}  #: parameters the runner sets in every no
 
 
 def check_notebook(path: Path, parameters: dict) -> None:
-    """Raise a ``UserError`` unless the notebook has a cell tagged ``parameters`` that assigns every name in ``parameters``.
+    """Raise a ``UserError`` unless the notebook has a cell tagged ``parameters`` that assigns every
+    name in ``parameters``.
 
     papermill itself only warns of both and runs the defaults.
     """
@@ -38,13 +41,15 @@ def check_notebook(path: Path, parameters: dict) -> None:
         raise UserError(f"{path} is not a notebook: {error}") from error
     if not any("parameters" in cell.metadata.get("tags", []) for cell in cells):
         raise UserError(
-            f"{path} has no cell tagged 'parameters'; tag the cell that assigns {', '.join(sorted(parameters))}"
+            f"{path} has no cell tagged 'parameters'; tag the cell that assigns"
+            f" {', '.join(sorted(parameters))}"
         )
     try:
         known = inspect_notebook(str(path))
     except ValueError as error:
         raise UserError(
-            f"{path} does not name its kernel ({error}); save it once in JupyterLab with the kernel Python 3"
+            f"{path} does not name its kernel ({error}); save it once in JupyterLab with the"
+            " kernel Python 3"
         ) from error
     for name in parameters:
         if name not in known:
@@ -86,7 +91,9 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
 
 
 def stamp(study: str, profile_name: str, section: dict) -> str:
-    """A digest of everything the executed notebook follows from; equal stamps mean there is nothing to do again."""
+    """A digest of everything the executed notebook follows from; equal stamps mean there is nothing
+    to do again.
+    """
     digest = hashlib.sha256(json.dumps(section, sort_keys=True).encode())
     results = studies.folder(study, profile_name).parent
     notebook = ROOT / "notebooks" / f"{study}.ipynb"
@@ -123,7 +130,12 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
     execute(
         ROOT / "notebooks" / f"{study}.ipynb",
         target,
-        {**section.get("parameters", {}), "profile": profile_name, "jobs": jobs, "device": device},
+        {
+            **section.get("parameters", {}),
+            "profile": profile_name,
+            "jobs": jobs,
+            "device": device,
+        },
     )
     mark.parent.mkdir(exist_ok=True)
     mark.write_text(now)
@@ -144,7 +156,8 @@ def reproduce(
     for study in chosen:
         if taken := GIVEN & sections[study].get("parameters", {}).keys():
             raise UserError(
-                f"{sorted(taken)[0]} is a parameter that the runner itself sets; take it out of the parameters of {study} in the profile {profile_name}"
+                f"{sorted(taken)[0]} is a parameter that the runner itself sets; take it out of"
+                f" the parameters of {study} in the profile {profile_name}"
             )
         check_notebook(
             ROOT / "notebooks" / f"{study}.ipynb",
@@ -156,7 +169,8 @@ def reproduce(
         results.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"results can not be written to {results} ({error.strerror}); set PANNING_RESULTS to a folder that can"
+            f"results can not be written to {results} ({error.strerror}); set PANNING_RESULTS to"
+            " a folder that can"
         ) from error
 
     summary, failed = [], False

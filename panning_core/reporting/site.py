@@ -1,7 +1,7 @@
 """A profile's results as a site that opens from disk: ``results/PROFILE/html/index.html``.
 
-A page for each executed notebook, and beside it one with the runs behind its numbers. Every page is one file that loads nothing;
-``page/`` holds their template, style and script.
+A page for each executed notebook, and beside it one with the runs behind its numbers. Every page is
+one file that loads nothing; ``page/`` holds their template, style and script.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from .study import MIME, VERDICTS
 
 OVERVIEW = "00_overview"
 GUIDE = "guide_add_your_own_metric"
-#: What a column of labels says of the runs behind its row. "rival" or "subject" say nothing: a difference stands on the runs of two methods.
+#: What a column of labels says of the runs behind its row. "rival" or "subject" say nothing: a
+#: difference stands on the runs of two methods.
 USUAL = "by seed"  #: the order of the training images, where a run names no other
 FACETS = {
     "data": "data",
@@ -58,20 +59,26 @@ MARKS = {
 }
 
 
-# --- text -----------------------------------------------------------------------------------------------------------
+# --- text -----------------------------------------------------------------------------------------
 
 
 class _Inline(MathInlineParser):
-    """Maths as code hosts read it: no space inside the dollar signs, no letter or digit next to them outside. Any other dollar sign is one."""
+    """Maths as code hosts read it: no space inside the dollar signs, no letter or digit next to
+    them outside. Any other dollar sign is one.
+    """
 
     SPECIFICATION = {
         **MathInlineParser.SPECIFICATION,
-        "inline_math_tex": r"(?<![\w$\\])\$(?![\s$])(?P<math_inline_tex>[^$]+?)(?<![\s\\])\$(?![\w$])",
+        "inline_math_tex": (
+            r"(?<![\w$\\])\$(?![\s$])(?P<math_inline_tex>[^$]+?)(?<![\s\\])\$(?![\w$])"
+        ),
     }
 
 
 class _Renderer(IPythonRenderer):
-    """HTML with MathML and with headings that can be linked to; markup in the text is shown, not obeyed."""
+    """HTML with MathML and with headings that can be linked to; markup in the text is shown, not
+    obeyed.
+    """
 
     def __init__(self):
         super().__init__(escape=True, allow_harmful_protocols=False)
@@ -107,12 +114,14 @@ def code(source: str) -> Markup:
 
 
 def number(text: str) -> float | None:
-    """The number that a cell begins with, as in ``"95.74 [95.48, 95.88]"``, ``"98 %"`` or ``"1,000"``; None if it begins otherwise."""
+    """The number that a cell begins with, as in ``"95.74 [95.48, 95.88]"``, ``"98 %"`` or
+    ``"1,000"``; None if it begins otherwise.
+    """
     found = re.match(r"[+-]?\d[\d,]*(\.\d+)?(e[+-]?\d+)?(?!\w)", text.replace("−", "-"))
     return float(found[0].rstrip(",").replace(",", "")) if found else None
 
 
-# --- runs -----------------------------------------------------------------------------------------------------------
+# --- runs -----------------------------------------------------------------------------------------
 
 
 def read(path: Path) -> list[dict]:
@@ -125,9 +134,11 @@ def read(path: Path) -> list[dict]:
 
 
 def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:
-    """One row a run, all text, in the words of the tables: settings that vary and those that every reader looks for, results, origin.
+    """One row a run, all text, in the words of the tables: settings that vary and those that every
+    reader looks for, results, origin.
 
-    ``current`` are the keys of the study's grid; a column of that name tells them from the runs that an earlier grid has left, where there are any.
+    ``current`` are the keys of the study's grid; a column of that name tells them from the runs
+    that an earlier grid has left, where there are any.
     """
     if not lines:
         return pd.DataFrame()
@@ -229,11 +240,13 @@ def _word(value: object) -> str:
     )
 
 
-# --- the site -------------------------------------------------------------------------------------------------------
+# --- the site -------------------------------------------------------------------------------------
 
 
 def build(profile: str) -> Path:
-    """Make the site of a profile anew, in a few seconds; returns its index. Pages of studies that have not come through are taken away."""
+    """Make the site of a profile anew, in a few seconds; returns its index. Pages of studies that
+    have not come through are taken away.
+    """
     site = Site(profile)
     folder = studies.folder(OVERVIEW, profile).parent / "html"
     folder.mkdir(parents=True, exist_ok=True)
@@ -377,7 +390,9 @@ class Site:
         return {name: ", ".join(dict.fromkeys(words)) for name, words in found.items()}
 
     def link(self, target: str) -> str | None:
-        """Where a link of the report leads on the site: to a study's page, to a table or figure on it, out into the web; None where it leads nowhere."""
+        """Where a link of the report leads on the site: to a study's page, to a table or figure on
+        it, out into the web; None where it leads nowhere.
+        """
         place = target.removeprefix("../").removeprefix("README.md#").rstrip("/")
         study, _, file = place.partition("/")
         if place in self.anchors or place in self.notebooks:
@@ -385,7 +400,9 @@ class Site:
         return target if re.match("https?://", target) else None
 
     def cell(self, text: str) -> Markup:
-        """A table's cell as HTML: the name of a study and markdown links lead where ``link`` says, everything else is text."""
+        """A table's cell as HTML: the name of a study and markdown links lead where ``link`` says,
+        everything else is text.
+        """
         parts = re.split(
             r"\[([^][]+)\]\(([^()\s]+)\)", f"[{text}]({text})" if text in self.notebooks else text
         )
@@ -399,9 +416,11 @@ class Site:
         return html
 
     def source(self, study: str, provenance: str = "") -> tuple[str | None, bool]:
-        """The study whose runs a table or figure of ``study`` shows (None: no study's), and whether it can be of nothing else.
+        """The study whose runs a table or figure of ``study`` shows (None: no study's), and whether
+        it can be of nothing else.
 
-        A notebook that reads another study may show its runs anywhere; only a table's provenance tells.
+        A notebook that reads another study may show its runs anywhere; only a table's provenance
+        tells.
         """
         text = provenance or "".join(
             "".join(cell["source"])
@@ -416,11 +435,13 @@ class Site:
     def references(
         self, study: str, file: str, table: pd.DataFrame, provenance: str = ""
     ) -> list[list[str | None]]:
-        """For each cell of a table the address of the runs behind its number; None where it has none.
+        """For each cell of a table the address of the runs behind its number; None where it has
+        none.
 
-        They are narrowed by what can be read off: the labels of its row, the header of its column, a network or data set in the file's name. If the table
-        names a sparsity, network or data set that the runs lack, or one cell asks for runs that do not exist, it is of something else, and all its cells
-        lead to all runs.
+        They are narrowed by what can be read off: the labels of its row, the header of its column,
+        a network or data set in the file's name. If the table names a sparsity, network or data set
+        that the runs lack, or one cell asks for runs that do not exist, it is of something else,
+        and all its cells lead to all runs.
         """
         source, sure = self.source(study, provenance)
         if source is None or self.runs(source).empty:
@@ -488,7 +509,9 @@ class Site:
         return [[None if wanted is None else href(wanted) for wanted in row] for row in cells]
 
     def table(self, table: pd.DataFrame, references: list[list[str | None]] | None = None) -> dict:
-        """A table of text for the template: header, and rows of cells with ``text``, ``html``, ``number`` and ``href``."""
+        """A table of text for the template: header, and rows of cells with ``text``, ``html``,
+        ``number`` and ``href``.
+        """
         references = references or [[None] * table.shape[1]] * len(table)
         return {
             "header": list(table),
@@ -502,7 +525,9 @@ class Site:
         }
 
     def blocks(self, study: str, renderer: _Renderer) -> list[dict]:
-        """The cells of a notebook after its introduction, in their order and ready for the template."""
+        """The cells of a notebook after its introduction, in their order and ready for the
+        template.
+        """
         blocks: list[dict] = []
         for cell in self.notebooks[study]["cells"][1:]:
             source = "".join(cell["source"])
@@ -523,9 +548,11 @@ class Site:
     def shown(self, study: str, item: dict) -> dict:
         """What the template needs for a table, figure or verdict beyond its item."""
         more = {
-            "runs": f"{source}.runs.html"
-            if (source := self.source(study, item.get("provenance", ""))[0])
-            else None
+            "runs": (
+                f"{source}.runs.html"
+                if (source := self.source(study, item.get("provenance", ""))[0])
+                else None
+            )
         }
         if item["kind"] == "verdict":
             return more | {"shown": self.link(f"{study}/{item['figure']}")}

@@ -18,7 +18,9 @@ from ..runs import base
 from . import sources, tables
 from .sources import Source
 
-MIME = "application/vnd.panning+json"  #: marks an output of a notebook that belongs into the report
+MIME = (  #: marks an output of a notebook that belongs into the report
+    "application/vnd.panning+json"
+)
 VERDICTS = {
     "holds": "✔",
     "holds in part": "◐",
@@ -32,7 +34,8 @@ COLUMNS = ["paper", "claim", "verdict", "interval", "n", "rule", "family", "figu
 
 
 class Study:
-    """A study inside its notebook: does the missing runs, reads the ledger, and saves what is shown.
+    """A study inside its notebook: does the missing runs, reads the ledger, and saves what is
+    shown.
 
     Attributes:
         lines: the ledger's lines of its pruning runs, in the order of the grid.
@@ -83,7 +86,9 @@ class Study:
     def table(
         self, frame: pd.DataFrame, name: str, caption: str, source: Source | None = None
     ) -> None:
-        """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not this study's own ledgers."""
+        """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not
+        this study's own ledgers.
+        """
         write(self.folder / f"{name}.csv", frame.to_csv(index=False))
         text = frame.map(
             lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell
@@ -93,14 +98,18 @@ class Study:
         _display(
             item,
             {
-                "text/markdown": f"{italic(caption)}<br>\n<small>{item['provenance']}</small>\n\n{text}"
+                "text/markdown": (
+                    f"{italic(caption)}<br>\n<small>{item['provenance']}</small>\n\n{text}"
+                )
             },
         )
 
     def figure(
         self, figure: plt.Figure, name: str, caption: str, source: Source | None = None
     ) -> None:
-        """Show ``figure`` and save it as ``name.png``, which holds its source as text; ``source`` as in ``table``."""
+        """Show ``figure`` and save it as ``name.png``, which holds its source as text; ``source``
+        as in ``table``.
+        """
         item = self._item("figure", f"{name}.png", caption, source)
         buffer = io.BytesIO()
         figure.savefig(
@@ -145,12 +154,15 @@ class Study:
         """Record the verdict on ``claim``. All of them lie in ``verdicts.csv``.
 
         Args:
-            verdict: a key of ``VERDICTS``; below ``statistics.LEAST`` repetitions it becomes "not judged".
+            verdict: a key of ``VERDICTS``; below ``statistics.LEAST`` repetitions it becomes "not
+                judged".
             evidence: all that was measured, in sentences.
             paper: whose claim it is, such as "Kang et al. 2022", or ``OWN``.
             n: seeds, or whatever else was repeated.
-            interval: the estimate on which the verdict hangs, with its unit: of several, the one least favourable to the claim.
-            figure: name of the figure or table of this study that shows it; of two with this name, the figure.
+            interval: the estimate on which the verdict hangs, with its unit: of several, the one
+                least favourable to the claim.
+            figure: name of the figure or table of this study that shows it; of two with this name,
+                the figure.
             rule: how the numbers became the verdict.
             family: how many comparisons were adjusted together.
 
@@ -173,10 +185,14 @@ class Study:
         }
         self._verdicts.append(item)
         write(
-            self.folder / "verdicts.csv", pd.DataFrame(self._verdicts)[COLUMNS].to_csv(index=False)
+            self.folder / "verdicts.csv",
+            pd.DataFrame(self._verdicts)[COLUMNS].to_csv(index=False),
         )
         small = f"{rule}; family of {family}; n = {n}"
-        html = f"<blockquote><p>{claim} ({paper})</p><p><strong>{mark}</strong>. {evidence}</p><p><small>{small}</small></p></blockquote>"
+        html = (
+            f"<blockquote><p>{claim} ({paper})</p><p><strong>{mark}</strong>."
+            f" {evidence}</p><p><small>{small}</small></p></blockquote>"
+        )
         _display({"kind": "verdict", **item, "verdict": mark}, {"text/html": html})
 
     def judge(
@@ -190,10 +206,12 @@ class Study:
         unit: str = "points",
         after: str = "",
     ) -> None:
-        """Record what ``statistics.verdict`` says of ``claim`` in these cells of one family, and nothing where there are none.
+        """Record what ``statistics.verdict`` says of ``claim`` in these cells of one family, and
+        nothing where there are none.
 
         Args:
-            cells: of ``statistics.compare`` or ``compare_errors``, made one family by ``statistics.judged``.
+            cells: of ``statistics.compare`` or ``compare_errors``, made one family by
+                ``statistics.judged``.
             kind, every: as in ``statistics.verdict``.
             unit: a key of ``tables.UNITS``.
             after: more evidence, in sentences.
@@ -209,7 +227,9 @@ class Study:
     def differences(
         self, cells: pd.DataFrame, name: str, caption: str, source: Source | None = None
     ) -> None:
-        """Show cells of ``statistics.compare`` as a table: a row a rival, a column a sparsity, and the verdict below each."""
+        """Show cells of ``statistics.compare`` as a table: a row a rival, a column a sparsity, and
+        the verdict below each.
+        """
         legend = f"Points of accuracy, paired over n = {cells.n.min()} seeds; positive: better. "
         legend += f"▲ better and ▼ worse, Holm over all {len(cells)}; ≈ not worse by what matters."
         self.table(tables.differences(cells), name, f"{caption} {legend}", source)

@@ -41,8 +41,9 @@ def seeds(runs: pd.DataFrame) -> str:
 def fate(metrics: dict) -> str:
     """What became of a run's network, by its curve.
 
-    ``dead``: no path was left. ``plateau``: the loss never moved by more than a fiftieth, and it guesses. ``collapsed``: in the end it has less than half of
-    its best validation accuracy, or its loss is no number. ``trained``: none of these. ``untrained``: it was not to be trained.
+    ``dead``: no path was left. ``plateau``: the loss never moved by more than a fiftieth, and it
+    guesses. ``collapsed``: in the end it has less than half of its best validation accuracy, or its
+    loss is no number. ``trained``: none of these. ``untrained``: it was not to be trained.
     """
     if metrics.get("effective_weights") == 0:
         return "dead"
@@ -107,7 +108,9 @@ def accuracy_table(
     value: str = "test_accuracy",
     order: Sequence[str] = (),
 ) -> pd.DataFrame:
-    """Mean and 95 % interval over seeds in per cent, one row for each value of ``rows`` (in this ``order``) and a column for each of ``columns``."""
+    """Mean and 95 % interval over seeds in per cent, one row for each value of ``rows`` (in this
+    ``order``) and a column for each of ``columns``.
+    """
 
     def cell(values: pd.Series) -> str:
         mean, low, high, n = interval(values)
@@ -158,7 +161,10 @@ def tally(cells: pd.DataFrame, unit: str = "points", most: int = 4) -> str:
     )
     if len(cells) <= most:
         return f"{listed}; n = {cells.n.min()} seeds."
-    return f"Of {len(cells)} comparisons {', '.join(words)}; n = {cells.n.min()} seeds. Least favourable: {listed}."
+    return (
+        f"Of {len(cells)} comparisons {', '.join(words)}; n = {cells.n.min()} seeds. Least"
+        f" favourable: {listed}."
+    )
 
 
 def differences(cells: pd.DataFrame) -> pd.DataFrame:

@@ -1,7 +1,8 @@
 """Do the results in ``results/`` follow from their ledgers, and the ledgers from the code?
 
-``./run_all.sh verify paper`` makes every table, verdict and figure of a profile again, in a scratch folder from a copy of its ledgers, and compares
-them with what lies there. Then it does a random sample of the runs again and compares their metrics. It changes nothing.
+``./run_all.sh verify paper`` makes every table, verdict and figure of a profile again, in a scratch
+folder from a copy of its ledgers, and compares them with what lies there. Then it does a random
+sample of the runs again and compares their metrics. It changes nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ from . import sources
 BUDGET = (
     60  #: seconds that a run took at most when it was recorded, for the sample to be drawn from
 )
-ROUNDING = 0.01  #: relative difference of a metric that another processor, version or order of additions may make: training magnifies the last bit
+#: relative difference of a metric that another processor, version or order of additions may make:
+#: training magnifies the last bit
+ROUNDING = 0.01
 NOTHING = 1e-12  #: what is smaller is measured against this: a sum that should be 0 is all rounding
 COMPARED = {".csv", ".md", ".png", ".json", ".jsonl"}
 
@@ -42,7 +45,8 @@ def ledger_lines(profile: str) -> dict[str, list[dict]]:
     """Study -> the lines of its runs, of every kind.
 
     Raises:
-        UserError: a ledger lacks runs of the grid that every machine does; of those that only a CUDA device does it may hold any.
+        UserError: a ledger lacks runs of the grid that every machine does; of those that only a
+            CUDA device does it may hold any.
     """
     found = {}
     for study in studies.profile(profile):
@@ -53,7 +57,8 @@ def ledger_lines(profile: str) -> dict[str, list[dict]]:
         found[study] = [line for line in Ledger(path).rows() if line["key"] in wanted]
         if missing := len(needed - {line["key"] for line in found[study]}):
             raise UserError(
-                f"{path} lacks {missing} of {len(needed)} runs, so there is nothing to verify yet; './run_all.sh {profile}' does them"
+                f"{path} lacks {missing} of {len(needed)} runs, so there is nothing to verify"
+                f" yet; './run_all.sh {profile}' does them"
             )
     return found
 
@@ -82,7 +87,9 @@ def make_again(profile: str, scratch: Path) -> None:
 
 
 def difference(ours: Path, again: Path) -> str:
-    """What tells two files apart, in words: nothing, where they are the same to the byte, or to the pixel."""
+    """What tells two files apart, in words: nothing, where they are the same to the byte, or to the
+    pixel.
+    """
     if not ours.exists():
         return "is missing here, and follows from the ledgers"
     if not again.exists():
@@ -96,12 +103,17 @@ def difference(ours: Path, again: Path) -> str:
         return (
             ""
             if texts[0] == texts[1]
-            else f"was made of {texts[0].get('Source')!r}, and again of {texts[1].get('Source')!r}"
+            else (
+                f"was made of {texts[0].get('Source')!r}, and again of {texts[1].get('Source')!r}"
+            )
         )
     before, after = ours.read_text(), again.read_text()
     at = len(os.path.commonprefix([before, after]))
     shown = slice(max(0, at - 20), at + 30)
-    return f"line {before.count(chr(10), 0, at) + 1} holds {before[shown]!r}, and again {after[shown]!r}"
+    return (
+        f"line {before.count(chr(10), 0, at) + 1} holds {before[shown]!r}, and again"
+        f" {after[shown]!r}"
+    )
 
 
 def _files(folder: Path) -> set[Path]:
@@ -110,7 +122,9 @@ def _files(folder: Path) -> set[Path]:
 
 
 def tables(profile: str) -> int:
-    """Compare all that follows from the ledgers; returns how many files differ, pictures not counted."""
+    """Compare all that follows from the ledgers; returns how many files differ, pictures not
+    counted.
+    """
     with tempfile.TemporaryDirectory() as scratch:
         make_again(profile, Path(scratch))
         ours, again = results() / profile, Path(scratch) / profile
@@ -119,7 +133,8 @@ def tables(profile: str) -> int:
     for path, words in found.items():
         print(f"  {path}: {words}")
     print(
-        f"tables, verdicts and figures: {len(paths) - len(found)} of {len(paths)} files are the same when made again from the ledgers"
+        f"tables, verdicts and figures: {len(paths) - len(found)} of {len(paths)} files are the"
+        " same when made again from the ledgers"
     )
     return sum(not words.startswith("picture") for words in found.values())
 
@@ -134,7 +149,8 @@ def leaves(value: object, name: str = "") -> Iterator[tuple[str, object]]:
 
 
 def compare(recorded: dict, again: dict) -> tuple[float, str]:
-    """The largest relative difference of two runs' metrics, seconds left out, and its place; infinite for what is no number. 0 is equal to the bit.
+    """The largest relative difference of two runs' metrics, seconds left out, and its place;
+    infinite for what is no number. 0 is equal to the bit.
 
     Metrics that are not in ``recorded`` are left out: later code may measure more.
     """
@@ -148,9 +164,11 @@ def compare(recorded: dict, again: dict) -> tuple[float, str]:
             worst = max(
                 worst,
                 (
-                    abs(value - other) / max(abs(value), abs(other), NOTHING)
-                    if numbers
-                    else math.inf,
+                    (
+                        abs(value - other) / max(abs(value), abs(other), NOTHING)
+                        if numbers
+                        else math.inf
+                    ),
                     f"{name} is {value} in the ledger and {other} here",
                 ),
             )
@@ -158,11 +176,16 @@ def compare(recorded: dict, again: dict) -> tuple[float, str]:
 
 
 def _by(origin: dict) -> str:
-    return f"code {sources.commit(origin)}, PyTorch {origin['versions']['torch']}, {origin['processor']}"
+    return (
+        f"code {sources.commit(origin)}, PyTorch {origin['versions']['torch']},"
+        f" {origin['processor']}"
+    )
 
 
 def repeat(study: str, line: dict) -> bool:
-    """Do a run again and say how it compares; returns whether it is equal, or as near as rounding explains."""
+    """Do a run again and say how it compares; returns whether it is equal, or as near as rounding
+    explains.
+    """
     torch.set_num_threads(1)  # as in a sweep
     origin, start = line["provenance"], time.perf_counter()
     with tempfile.TemporaryDirectory() as scratch:
@@ -171,8 +194,9 @@ def repeat(study: str, line: dict) -> bool:
     words = "equal to the bit"
     if worst:
         words = (
-            f"not equal to the bit, {'beyond' if worst > ROUNDING else 'within'} rounding ({100 * ROUNDING:g} %): {place}"
-            f" (recorded by {_by(origin)}; here by {_by(studies.provenance(origin['device']))})"
+            f"not equal to the bit, {'beyond' if worst > ROUNDING else 'within'} rounding"
+            f" ({100 * ROUNDING:g} %): {place} (recorded by {_by(origin)}; here by"
+            f" {_by(studies.provenance(origin['device']))})"
         )
     print(
         f"  {study} {json.dumps(line['run'])}, {time.perf_counter() - start:.0f} s: {words}",
@@ -182,7 +206,9 @@ def repeat(study: str, line: dict) -> bool:
 
 
 def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
-    """Returns the exit code: 0, or 1 if a table or verdict differs, or a run of the sample by more than rounding."""
+    """Returns the exit code: 0, or 1 if a table or verdict differs, or a run of the sample by more
+    than rounding.
+    """
     if count < 0:
         raise UserError(f"sample is {count}; it must be at least 0")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
@@ -200,7 +226,8 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
         kind.prepare([run for run in runs if type(run) is kind])
     differ = tables(profile)
     print(
-        f"sample: {len(drawn)} of the {len(pool)} runs that took at most {BUDGET} s each; --seed {seed} draws the same again",
+        f"sample: {len(drawn)} of the {len(pool)} runs that took at most {BUDGET} s each; --seed"
+        f" {seed} draws the same again",
         flush=True,
     )
     repeated = [repeat(*each) for each in drawn]
@@ -211,7 +238,9 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="./run_all.sh verify",
-        description="Make a profile's results again from its ledgers, and some of its runs, and compare.",
+        description=(
+            "Make a profile's results again from its ledgers, and some of its runs, and compare."
+        ),
     )
     parser.add_argument("profile", nargs="?", default="quick")
     parser.add_argument("--sample", type=int, default=5, metavar="N")

@@ -23,7 +23,8 @@ from ..training import stacked
 from . import base
 from .base import short
 
-#: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask, trace; ``model`` is trained then
+#: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask,
+#: trace; ``model`` is trained then
 LEARNERS = Table(
     __name__ + ".LEARNERS",
     {
@@ -48,24 +49,31 @@ SHARE = 8  #: so many runs of one seed learn from the same batches on the CPU
 
 @dataclass(frozen=True)
 class Run(base.Run):
-    """Everything that decides a result, as plain values. Same run, same numbers (on the same device and thread count).
+    """Everything that decides a result, as plain values. Same run, same numbers (on the same device
+    and thread count).
 
     Attributes:
-        dataset, model, method: names of ``data.names()``, ``models.MODELS``, and ``pruning.methods()``, ``LEARNERS`` or ``"dense"``.
+        dataset, model, method: names of ``data.names()``, ``models.MODELS``, and
+            ``pruning.methods()``, ``LEARNERS`` or ``"dense"``.
         sparsity: fraction removed, in [0, 1).
-        seed: of the initialisation, the scoring batches, a metric's noise, and the order of the training images.
+        seed: of the initialisation, the scoring batches, a metric's noise, and the order of the
+            training images.
         init: a key of ``models.INITS``.
         rounds, schedule, scope, revive, mix: as in ``pruning.prune``.
-        control: ``"shuffle"`` the mask within its layers, ``"reinitialise"`` the kept weights, ``"invert"`` the scores.
+        control: ``"shuffle"`` the mask within its layers, ``"reinitialise"`` the kept weights,
+            ``"invert"`` the scores.
         per_class: images of each class in a scoring batch.
         fixed_batch: one scoring batch for all rounds instead of a fresh one each.
         recipe: a key of ``training.RECIPES``; ``epochs`` replaces its length.
         transfer: also record the expressive force transfer of every round.
         precision: of the training, as in ``training.Recipe``.
-        policy: of the method ``"panning-agent"``: ``"random"``, or a key of ``policies.places()``; None is ``policies.SHIPPED``.
-        returns: also record what the agent's environment pays for the masks of every round: ``"authors"`` as the authors' pays, true in fixed units and
-            over kept weights, as before ``observations.DEPARTURES`` had names.
-        options: of the method, a dict: the keyword-only arguments of its metric or learner. Kept as pairs (name, value), without those at their default.
+        policy: of the method ``"panning-agent"``: ``"random"``, or a key of ``policies.places()``;
+            None is ``policies.SHIPPED``.
+        returns: also record what the agent's environment pays for the masks of every round:
+            ``"authors"`` as the authors' pays, true in fixed units and over kept weights, as before
+            ``observations.DEPARTURES`` had names.
+        options: of the method, a dict: the keyword-only arguments of its metric or learner. Kept as
+            pairs (name, value), without those at their default.
         effective: as in ``pruning.prune``; learners always count so.
         network: also record the trained network, as ``networks.describe`` writes it.
         normalisation: of the input, one of ``data.NORMALISATIONS``.
@@ -320,7 +328,9 @@ class Run(base.Run):
 def find_mask(
     run: Run, model: torch.nn.Module, splits: data.Splits, observe=None
 ) -> tuple[masks.Mask, list[dict]]:
-    """The mask of ``run``, its control applied, and the pruner's trace; a learner leaves ``model`` trained."""
+    """The mask of ``run``, its control applied, and the pruner's trace; a learner leaves ``model``
+    trained.
+    """
     if run.method == "dense":
         return masks.ones(model), []
     if run.method in LEARNERS:
@@ -352,7 +362,9 @@ def find_mask(
 
 @dataclass(frozen=True)
 class Pruned:
-    """A run before its training: what is trained is ``live``, the *effective* part of ``mask``, as in Panning's code."""
+    """A run before its training: what is trained is ``live``, the *effective* part of ``mask``, as
+    in Panning's code.
+    """
 
     run: Run
     model: torch.nn.Module
@@ -365,7 +377,9 @@ class Pruned:
 
 
 def prune(run: Run, splits: data.Splits, observe: Callable[..., None] | None = None) -> Pruned:
-    """The network and the masks of ``run``, on the device of ``splits``; ``observe`` as in ``pruning.prune``."""
+    """The network and the masks of ``run``, on the device of ``splits``; ``observe`` as in
+    ``pruning.prune``.
+    """
     device = splits.train.x.device
     model = models.build(run.model, splits.input_shape, splits.classes, run.seed, run.init).to(
         device
@@ -405,7 +419,9 @@ def prune(run: Run, splits: data.Splits, observe: Callable[..., None] | None = N
 
 
 def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
-    """The ``metrics`` of a ledger line, once a run was trained with this table; None if it was not to be trained."""
+    """The ``metrics`` of a ledger line, once a run was trained with this table; None if it was not
+    to be trained.
+    """
     mask, live = pruned.mask, pruned.live
     metrics = {
         "test_accuracy": None,
@@ -481,10 +497,11 @@ def execute(run: Run, device: str = "cpu") -> dict:
 
 
 def execute_together(runs: Sequence[Run], device: str) -> list[dict | Exception]:
-    """``execute`` for runs of one data set, network and recipe, trained at once; a run that can not be pruned gives its error.
+    """``execute`` for runs of one data set, network and recipe, trained at once; a run that can not
+    be pruned gives its error.
 
-    On the CPU, runs of one seed share their batches, which changes no bit; others are trained as a stack. ``stack`` says
-    with how many a run was trained, and ``train_seconds`` is its share.
+    On the CPU, runs of one seed share their batches, which changes no bit; others are trained as a
+    stack. ``stack`` says with how many a run was trained, and ``train_seconds`` is its share.
     """
     splits = runs[0].splits().to(device)
     pruned, results = {}, {}
@@ -498,7 +515,9 @@ def execute_together(runs: Sequence[Run], device: str) -> list[dict | Exception]
 
 
 def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
-    """Their results. What can not be stacked, or is more than the memory of the device holds, is trained in halves."""
+    """Their results. What can not be stacked, or is more than the memory of the device holds, is
+    trained in halves.
+    """
     recipes = [each.run.training_recipe() for each in pruned]
     networks, live = [each.model for each in pruned], [each.live for each in pruned]
     try:
@@ -531,8 +550,9 @@ def _columns(rows: list[dict]) -> dict[str, list]:
 
 
 def tasks(runs: list[Run], device: str) -> list[list[Run]]:
-    """What a worker does at a time, of one data set, network and recipe: on CUDA up to ``STACK`` runs, on the CPU up to
-    ``SHARE`` of the same seed where that pays, in networks that begin with a ``Linear``; else one run."""
+    """What a worker does at a time, of one data set, network and recipe: on CUDA up to ``STACK``
+    runs, on the CPU up to ``SHARE`` of the same seed where that pays, in networks that begin with a
+    ``Linear``; else one run."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         recipe = run.training_recipe()

@@ -1,6 +1,8 @@
-"""The toy task of Zhang, Tao & Zhang 2023: two functions of two inputs each, whose two separate sub-graphs the gates should find.
+"""The toy task of Zhang, Tao & Zhang 2023: two functions of two inputs each, whose two separate
+sub-graphs the gates should find.
 
-Four inputs, uniform in (-1, 1), y1 = 3 sin((x1 - x2)^2) and y2 = (x3 + x4)^3; a network 4-10-10-2 with SiLU, the L1 loss.
+Four inputs, uniform in (-1, 1), y1 = 3 sin((x1 - x2)^2) and y2 = (x3 + x4)^3; a network 4-10-10-2
+with SiLU, the L1 loss.
 """
 
 from __future__ import annotations
@@ -69,7 +71,9 @@ def points(generator: torch.Generator) -> tuple[Tensor, Tensor]:
 
 
 def network(generator: torch.Generator) -> nn.Module:
-    """4-10-10-2 with SiLU; weights N(0, 1) * 2 / fan-in, biases 2 / fan-in, as in the authors' code."""
+    """4-10-10-2 with SiLU; weights N(0, 1) * 2 / fan-in, biases 2 / fan-in, as in the authors'
+    code.
+    """
     model = nn.Sequential(
         nn.Linear(4, 10), nn.SiLU(), nn.Linear(10, 10), nn.SiLU(), nn.Linear(10, 2)
     )
@@ -87,10 +91,12 @@ def run(toy: Toy) -> dict:
     """Train, and say what was found.
 
     Returns:
-        ``test_error`` (mean absolute error of both outputs on the test points) and ``constant_error`` (that of the best constants); ``edges``, the
-        effective weights; ``reach`` [2][4], whether a path leads from an input to an output; ``recovered``, whether that is the truth;
-        ``signs`` [2], the share of first-layer units read by both inputs of a function in which the two weights have opposite signs;
-        ``weights`` and ``biases`` of the network that is left, a nested list for each layer.
+        ``test_error`` (mean absolute error of both outputs on the test points) and
+        ``constant_error`` (that of the best constants); ``edges``, the effective weights; ``reach``
+        [2][4], whether a path leads from an input to an output; ``recovered``, whether that is the
+        truth; ``signs`` [2], the share of first-layer units read by both inputs of a function in
+        which the two weights have opposite signs; ``weights`` and ``biases`` of the network that is
+        left, a nested list for each layer.
     """
     generator = torch.Generator().manual_seed(toy.seed)
     (x, y), (x_test, y_test) = points(generator), points(generator)
