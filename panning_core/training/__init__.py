@@ -1,13 +1,13 @@
 """Train masked networks. A pruned weight and its momentum are exactly 0 after every step.
 
 ``recipe`` says how, ``losses`` and ``optimisers`` what is made small and how weights move,
-``dense`` is the reference engine, with a mask that is fixed or that a hook changes, ``engines``
-which one trains and why, ``loop`` the one loop, ``cost`` what it costs, ``checkpoint`` how it goes
+``dense`` is the reference engine, ``moving`` the same with a mask that changes, ``engines`` which
+one trains and why, ``loop`` the one loop, ``cost`` what it costs, ``checkpoint`` how it goes
 on after an interruption, ``stacked`` many networks at once on a GPU.
 """
 
 from .cost import Cost
-from .dense import Dense, Moving
+from .dense import Dense
 from .engines import (
     ENGINES,
     SPARSE_BELOW,
@@ -19,6 +19,7 @@ from .engines import (
 )
 from .loop import Trainer, train, train_together
 from .losses import LOSSES, accuracy
+from .moving import Moving, Update
 from .optimisers import OPTIMISERS
 from .precision import fast_products
 from .recipe import DECAYS, PRECISIONS, RECIPES, Recipe, epochs
@@ -38,6 +39,7 @@ __all__ = [
     "Shared",
     "Sparse",
     "Trainer",
+    "Update",
     "accuracy",
     "check",
     "choose_engine",

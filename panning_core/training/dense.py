@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from .. import masks
 from ..data import Split
-from ..errors import UserError, shown
 from ..inspection import faithful
 from ..masks import Mask
 from ..models import prunable
-from .cost import Cost, kept
 from .losses import Loss, pick_loss
 from .optimisers import Factory, make_optimiser
 from .recipe import Recipe, Step, epochs
-
-#: (step from 1, model, mask) -> mask
-Update = Callable[[int, nn.Module, Mask], Mask]
 
 
 class Dense:
@@ -137,92 +131,3 @@ class Dense:
     def load_state(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
-
-
-class Moving(Dense):
-    """``Dense`` under a mask that a hook may change after every step; ``training.train`` states
-    the rules.
-
-    Attributes:
-        mask: the present one.
-        flops: of the training so far, None where they can not be counted.
-    """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        mask: Mask,
-        recipe: Recipe,
-        update: Update,
-        optimiser: str | Factory = "sgd",
-        loss: str | Loss = "cross-entropy",
-    ):
-        own = {name: m.clone() for name, m in mask.items()}
-        super().__init__(model, own, recipe, optimiser, loss)
-        self.update, self.cost, self.kept = update, Cost(model), kept(mask)
-        self.steps, self.flops, self.grew = 0, 0, False
-
-    @staticmethod
-    def _may_miss(mask: Tensor) -> bool:
-        return True
-
-    def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        before = self.kept
-        loss = super().step(x, y, lr)
-        wanted = getattr(self.update, "dense_gradients", None)
-        each = self.cost.image(before, self.grew if wanted is None else wanted)
-        self.flops = None if each is None else self.flops + len(y) * each
-        return loss
-
-    def _descend(self) -> None:
-        gradients = [weight.grad for weight, _ in self.pruned]
-        for weight, gone in self.pruned:
-            if weight.grad is not None:
-                weight.grad = weight.grad.masked_fill(gone, 0.0)
-        self.optimiser.step()
-        self._clear()
-        # The hook sees the gradients of pruned weights too.
-        for (weight, _), gradient in zip(self.pruned, gradients):
-            weight.grad = gradient
-        self.steps += 1
-        self._follow(self.update(self.steps, self.model, self.mask))
-
-    @torch.no_grad()
-    def _follow(self, mask: Mask) -> None:
-        """Takes over the mask that the hook has returned, or changed in place."""
-        if not isinstance(mask, Mapping):
-            raise UserError(
-                f"update gives {shown(mask)} at step {self.steps}; it must return the mask, "
-                "also where it has not changed it"
-            )
-        masks.check(self.model, mask)
-        self.mask, self.grew = {name: mask[name] for name in self.mask}, False
-        for m, (weight, gone) in zip(self.mask.values(), self.pruned):
-            changed = m == gone
-            if changed.any():
-                self.grew = self.grew or bool((changed & gone).any())
-                gone.copy_(~m)
-                for tensor in self.optimiser.state.get(weight, {}).values():
-                    if isinstance(tensor, Tensor) and tensor.shape == weight.shape:
-                        tensor.masked_fill_(changed, 0.0)
-                self.kept = kept(self.mask)
-        self._clear()
-
-    def state(self) -> dict:
-        own = getattr(self.update, "state_dict", dict)
-        return super().state() | {
-            "mask": self.mask,
-            "steps": self.steps,
-            "flops": self.flops,
-            "update": own(),
-        }
-
-    def load_state(self, state: dict) -> None:
-        super().load_state(state)
-        self.steps, self.flops = state["steps"], state["flops"]
-        self.mask = {name: state["mask"][name].to(m.device) for name, m in self.mask.items()}
-        self.kept = kept(self.mask)
-        for m, (_, gone) in zip(self.mask.values(), self.pruned):
-            gone.copy_(~m)
-        if hasattr(self.update, "load_state_dict"):
-            self.update.load_state_dict(state["update"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -17,8 +18,9 @@ from ..inspection import faithful
 from ..masks import Mask
 from ..models import check_batch, modes
 from .cost import Cost, kept
-from .dense import Dense, Moving, Update
+from .dense import Dense
 from .losses import Loss, pick_loss
+from .moving import Moving, Update
 from .optimisers import Factory, check_optimiser
 from .recipe import Recipe, Step, epochs
 
@@ -216,7 +218,15 @@ def prepare(
     engine: str | None = None,
     how: How = How(),
 ) -> Prepared:
-    """Checks everything that ``train`` is given, and chooses."""
+    """Checks everything that ``train`` is given, and chooses what trains.
+
+    The sparse engine trains where it pays and does the same: SGD on the cross-entropy of labels
+    under a fixed mask, on the CPU, in float32. It, or the dense engine, gets the network without
+    its dead units, where ``compaction.compact`` can read it. Both are used if they answer a few
+    images as ``model`` itself does, in both modes and with the same gradients; otherwise ``model``
+    itself is trained on the dense engine, and a warning says what was different. With a hook, or an
+    optimiser of the user's, it is always ``model`` itself.
+    """
     masks.check(model, mask)
     if not isinstance(recipe, Recipe):
         raise UserError(
@@ -243,13 +253,10 @@ def prepare(
         told = f"training on the dense engine, which is slower: {chosen.reason}"
         warnings.warn(told, stacklevel=3)
     is_sparse = chosen.engine == "sparse"
+    make = ENGINES["sparse"] if is_sparse else partial(_dense, how=how)
     if not small and not is_sparse:
-        return Prepared(None, _dense(model, mask, recipe, how), chosen.reason, flops)
-    trainer = (
-        ENGINES["sparse"](network, alive, recipe)
-        if is_sparse
-        else _dense(network, alive, recipe, how)
-    )
+        return Prepared(None, make(model, mask, recipe), chosen.reason, flops)
+    trainer = make(network, alive, recipe)
     part = _departure(model, mask, splits, trainer, small, how)
     if part is None:
         return Prepared(small, trainer, chosen.reason, flops)

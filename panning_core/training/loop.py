@@ -21,9 +21,9 @@ from ..inspection import noise
 from ..masks import Mask
 from . import losses
 from .checkpoint import Checkpoint, fingerprint
-from .dense import Moving, Update
 from .engines import How, Prepared, Shared, Sparse, prepare
 from .losses import Loss
+from .moving import Moving, Update
 from .optimisers import Factory
 from .precision import fast_products
 from .recipe import Recipe, Step
@@ -112,6 +112,7 @@ def fit(
     it was and its share of the seconds.
 
     Args:
+        checkpoint: for a trainer that has ``state`` and ``load_state``.
         products: within what matrix products are made.
     """
     recipe, device = trainer.recipe, splits.train.x.device
@@ -187,36 +188,10 @@ def train(
 ) -> pd.DataFrame:
     """Train ``model`` in place under ``mask``; afterwards every pruned weight is exactly 0.
 
-    What is trained is the network without its dead units, where ``compaction.compact`` can read it;
-    what is removed without being pruned, such as a dead unit's bias, stays as it was, and so does a
-    frozen parameter (``requires_grad`` False). The same seed, device, thread count and engine give
-    the same bits; the noise of a network that draws some, as dropout does, follows from the seed,
-    as does what an optimiser or a hook draws from PyTorch's global random state, which is left
-    alone.
-
-    The sparse engine trains where it pays and does the same: SGD on the cross-entropy of labels
-    under a fixed mask, on the CPU, in float32. It and the compacted network are used if they answer
-    a few images as ``model`` itself does, in both modes and with the same gradients; otherwise
-    ``model`` itself is trained on the dense engine, and a warning says what was different. With
-    ``update`` or an optimiser of the user's, ``model`` itself is always what is trained.
-
-    **A mask that changes.** ``update(step, model, mask)`` is called after each step of the
-    optimiser (step counts from 1) and returns the mask that holds from then on: ``mask`` itself,
-    changed in place or not, or another one.
-
-    - ``.grad`` of every weight holds the gradient of this step's loss at the weights before the
-      step, also of weights that are pruned; the optimiser has seen it with those set to 0.
-    - A weight outside the returned mask is exactly 0 afterwards. One that enters begins at 0,
-      or at what the hook has written there.
-    - Momentum, and all else that the optimiser keeps with the shape of the weights, becomes 0 for
-      a weight that enters or leaves. One that the hook removes and regrows in the same call stays
-      as it was, value and momentum; what the hook writes into it stays.
-    - Autograd is on, and the network is in train mode.
-    - Whether it grows weights by their gradient decides what a step costs (``Cost``): a
-      step whose mask lets weights in counts the gradients of all weights. An attribute
-      ``dense_gradients`` of the hook says otherwise: True for every step, False for none.
-    - A hook with a state of its own offers ``state_dict()`` and ``load_state_dict(state)``, plain
-      values and tensors, if it is to be resumed from a checkpoint.
+    The same seed, device, thread count and engine give the same bits. What a network, an optimiser
+    or a hook draws from the global random state follows from the seed; that state is left alone.
+    Frozen parameters stay, and so does what compaction removes without its being pruned, such as a
+    dead unit's bias. Which network and engine are trained, and why: ``engines.prepare``.
 
     Args:
         splits: on the model's device. Test accuracy is recorded at every epoch and decides nothing.
@@ -224,56 +199,48 @@ def train(
         engine: a key of ``ENGINES``; None is the faster one of those that can.
         observe: called after each epoch with its row. What it raises ends the training; the weights
             of ``model`` are then undefined.
-        optimiser: ``"sgd"``, ``"adam"`` with the recipe's rate and weight decay, or a function
-            from a list of parameters to a ``torch.optim.Optimizer``, whose groups keep their rates
-            times the factor of the recipe's schedule.
-        loss: ``"cross-entropy"``, ``"bce"`` or ``"mse"``, each of labels or soft labels, or a
-            function (output [n, outputs], labels) -> the mean over the batch.
-        update: the hook.
+        optimiser: a key of ``OPTIMISERS``, or a function from a list of parameters to a
+            ``torch.optim.Optimizer``, whose groups keep their rates times the factor of the
+            recipe's schedule.
+        loss: a key of ``LOSSES``, or a function (output [n, outputs], labels) -> mean of the batch.
+        update: changes the mask, by the rules of ``Update``.
         checkpoint: a file that is written after each epoch and removed at the end. If it is there,
-            the training goes on from it and ends with the same bits as one without interruption;
-            ``model`` is to be given as it was at the beginning.
+            the training goes on from it, with the same bits as without interruption; ``model`` must
+            be as it was at the beginning.
 
     Returns:
         One row an epoch: epoch (from 1), loss (mean over the training images), validation_accuracy,
-        test_accuracy; with ``update`` also the density at its end. A run whose loss stops being
-        finite ends with that epoch's row; its loss says so. ``attrs`` has the ``engine``, the
-        ``reason`` why it was that one, the ``seconds``, ``training_flops`` (see ``Cost``; None
-        where they can not be counted) and, with ``update``, the final ``mask``.
+        test_accuracy, and with ``update`` the density at its end. A run whose loss stops being
+        finite ends with that row. ``attrs``: ``engine``, the ``reason`` why it was that one,
+        ``seconds``, ``training_flops`` (see ``Cost``; None where they can not be counted), and with
+        ``update`` the final ``mask``.
 
     Raises:
-        UserError: a mask of another network, an unknown engine, a network the sparse engine can not
-            train, one that can not learn these images in batches of this size, a hook that returns
-            no mask, or a checkpoint of another training.
+        UserError: bad arguments, a network that can not learn these images in batches of this size,
+            a hook that returns no mask, or a checkpoint of another training.
     """
     how = How(optimiser, loss, update)
     prepared = prepare(model, mask, splits, recipe, engine, how)
-    file = None
-    if checkpoint is not None:
-        file = _checkpoint(checkpoint, model, mask, splits, recipe, prepared, how)
-    (log,) = fit(prepared.trainer, splits, observe, file)
-    _finish(model, splits, prepared, log)
-    if file:
+    if checkpoint is None:
+        (log,) = fit(prepared.trainer, splits, observe)
+    else:
+        file = _checkpoint(checkpoint, model, mask, splits, prepared, how)
+        (log,) = fit(prepared.trainer, splits, observe, file)
         file.remove()
+    _finish(model, splits, prepared, log)
     return log
 
 
 def _checkpoint(
-    path: str | Path,
-    model: nn.Module,
-    mask: Mask,
-    splits: Splits,
-    recipe: Recipe,
-    prepared: Prepared,
-    how: How,
+    path: str | Path, model: nn.Module, mask: Mask, splits: Splits, prepared: Prepared, how: How
 ) -> Checkpoint:
     if not isinstance(path, str | Path):
         raise UserError(f"checkpoint is {shown(path)}; it must be the path of a file")
-    state, images = model.state_dict(), splits.train
-    named = [getattr(each, "__qualname__", type(each).__name__) for each in how if callable(each)]
-    named += [each for each in how if isinstance(each, str)]
-    trained = prepared.trainer.name, prepared.small is None
-    return Checkpoint(path, fingerprint(state, mask, images.x, images.y, recipe, named, trained))
+    trainer, train = prepared.trainer, splits.train
+    network = model.state_dict(), mask, prepared.small is None
+    options = [each if isinstance(each, str) else type(each).__name__ for each in how]
+    key = fingerprint(*network, train.x, train.y, trainer.recipe, trainer.name, *options)
+    return Checkpoint(path, key)
 
 
 def _finish(model: nn.Module, splits: Splits, prepared: Prepared, log: pd.DataFrame) -> None:
