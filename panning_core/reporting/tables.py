@@ -135,12 +135,15 @@ UNITS = {
         f"{np.exp(-d):.2f} times the errors [{np.exp(-high):.2f}, {np.exp(-low):.2f}]"
     ),
     "returns": lambda d, low, high: f"{d:+.2f} of return [{low:+.2f}, {high:+.2f}]",
+    "nats": lambda d, low, high: f"{d:+.3f} nats [{low:+.3f}, {high:+.3f}]",
 }
 
 
 def told(cell: pd.Series, unit: str = "points") -> str:
     """A cell of ``statistics.compare`` in words."""
     place = f" at {percent(cell['sparsity'])}" if "sparsity" in cell else ""
+    if "task" in cell:
+        place = f" ({cell['task']})"
     p = f", p = {cell['p_holm']:.2g}"
     return (
         UNITS[unit](cell["difference"], cell["low"], cell["high"])

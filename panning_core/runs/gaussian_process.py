@@ -141,7 +141,7 @@ class GaussianProcess(base.Run):
         with torch.random.fork_rng(devices=[]):
             # GPyTorch draws a variational distribution's first values from the global state.
             torch.manual_seed(self.seed)
-            return execute(self, context)
+            return execute(self)
 
 
 def network(sizes: list[int], generator: torch.Generator) -> nn.Sequential:
@@ -245,7 +245,7 @@ def build(run: GaussianProcess, problem: Problem, generator: torch.Generator):
     return Model(trunk, head, likelihood).double(), mask
 
 
-def execute(run: GaussianProcess, context: base.Context) -> dict:
+def execute(run: GaussianProcess) -> dict:
     """Train and measure.
 
     Returns:
@@ -261,12 +261,11 @@ def execute(run: GaussianProcess, context: base.Context) -> dict:
     start, curve, best = time.perf_counter(), [], {}
     optimiser = torch.optim.Adam(model.parameters(), run.lr)
     gone = [(weight, ~mask[name]) for name, weight in _masked(model, mask).items()]
-    for epoch in range(run.epochs):
+    for _ in range(run.epochs):
         _epoch(model, problem.train, run.batch, optimiser, gone, generator)
         curve.append(model.measured(problem.validation, problem.binary)["log_likelihood"])
         if curve[-1] == max(curve):
             best = copy.deepcopy(model.state_dict())
-        context.progress(epoch + 1)
     seconds = time.perf_counter() - start
     model.load_state_dict(best)
     found = {}

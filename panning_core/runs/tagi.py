@@ -78,7 +78,7 @@ class Tagi(base.Run):
             raise UserError(f"prune is for the learner tagi, not for {self.learner}")
 
     def execute(self, context: base.Context) -> dict:
-        return execute(self, context)
+        return execute(self)
 
 
 @dataclass
@@ -163,7 +163,7 @@ def measured(probabilities: Callable[[Tensor], Tensor], split: data.Split) -> di
     }
 
 
-def execute(run: Tagi, context: base.Context) -> dict:
+def execute(run: Tagi) -> dict:
     """Train and measure.
 
     Returns:
@@ -179,13 +179,12 @@ def execute(run: Tagi, context: base.Context) -> dict:
     net = tagi.network(sizes, generator)
     learner = (Gaussian if run.learner == "tagi" else Gradient)(net, classes, run)
     curve, seconds = [], 0.0
-    for epoch in range(run.epochs):
+    for _ in range(run.epochs):
         start = time.perf_counter()
         for x, y in batches(task.train, run.batch, generator):
             learner.step(x, y)
         seconds += time.perf_counter() - start
         curve.append(measured(learner.probabilities, task.test)["accuracy"])
-        context.progress(epoch + 1)
     found = {}
     for name in ("test", "validation"):
         values = measured(learner.probabilities, getattr(task, name))
