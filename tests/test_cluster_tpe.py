@@ -311,6 +311,12 @@ def test_a_run_is_repeatable_and_plain(rule):
     assert cut["curve"][-1] >= found["space_gap"] - 1e-6 and cut["curve"] != found["curve"]
 
 
+def test_the_rules_of_a_network_are_one_task():
+    runs = [ClusterTPE(seed=seed, rule=rule) for rule in ("random", "optuna") for seed in (0, 1)]
+    assert ClusterTPE.tasks(runs, "cpu") == [[runs[0], runs[2]], [runs[1], runs[3]]]
+    assert ClusterTPE(dataset="digits").origin()["data"]["title"] == "scikit-learn digits"
+
+
 def test_a_missing_optuna_is_one_sentence(monkeypatch):
     monkeypatch.delitem(sys.modules, "panning_core.runs.cluster_tpe")
     monkeypatch.setitem(sys.modules, "optuna", None)

@@ -162,7 +162,7 @@ def test_without_cuts_and_with_all_bits_it_is_plain_training(digits, monkeypatch
 def test_a_run_leaves_what_it_was_asked_for(digits):
     run = Quantise(**SHORT, sparsity=0.8, activation_sparsity=0.5, bits=3, activation_bits=4)
     model = quantise.network(digits, run.seed)
-    quantise.train(run, model, Split(digits.train.x[:300], digits.train.y[:300], 10), silent)
+    quantise.train(run, model, Split(digits.train.x[:300], digits.train.y[:300], 10))
     weights = [model.fc1.weight, model.fc2.weight, model.fc3.weight]
     for weight, (raw, operator) in zip(weights, quantise.linear(model)):
         levels = weight.detach() * 2**operator.decimals
@@ -177,10 +177,6 @@ def test_a_run_leaves_what_it_was_asked_for(digits):
     assert found["zeros"] == pytest.approx(zeros, rel=1e-5) and zeros > 0.7
     assert 0.5 <= min(found["activations_kept"]) <= max(found["activations_kept"]) < 0.52
     assert found["bits_per_weight"] > found["coded_bits_per_weight"] > 0
-
-
-def silent(step):
-    pass
 
 
 def test_what_is_due_when():
@@ -203,6 +199,7 @@ def test_the_same_run_gives_the_same_numbers_and_leaves_the_global_random_state(
     assert run.execute(base.Context()) == found and torch.equal(torch.get_rng_state(), state)
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert base.kind("quantise") is Quantise and Quantise().canonical() == {}
+    assert run.origin()["data"]["title"] == "scikit-learn digits"
 
 
 def test_recalibration_gathers_the_statistics_of_all_images(digits):

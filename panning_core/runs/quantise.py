@@ -10,7 +10,7 @@ scale a tensor in the authors' code, too. An operator's scale, once chosen, stay
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -82,11 +82,20 @@ class Quantise(base.Run):
                     f"{length:g} of the training, so it must be at most {1 - length:g}"
                 )
 
+    @classmethod
+    def prepare(cls, runs: Sequence[Quantise]) -> None:
+        for dataset in {run.dataset for run in runs}:
+            data.load(dataset)
+
+    def origin(self) -> dict:
+        splits = data.load(self.dataset)
+        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+
     def execute(self, context: base.Context) -> dict:
         splits = data.load(self.dataset).to(context.device)
         model = network(splits, self.seed, self.rounding).to(context.device)
         seen = Split(splits.train.x[: self.images], splits.train.y[: self.images], splits.classes)
-        train(self, model, seen, context.progress)
+        train(self, model, seen)
         found = measured(self, model, splits)
         recalibrate(model, seen.x)
         return {**found, "recalibrated_test_accuracy": accuracy(model, splits.test)}
@@ -153,7 +162,7 @@ def schedule(run: Quantise, model: nn.Module, steps: int) -> dict[int, list[Call
     return due
 
 
-def train(run: Quantise, model: nn.Module, split: Split, progress: Callable[[int], object]) -> None:
+def train(run: Quantise, model: nn.Module, split: Split) -> None:
     """All epochs; the order of the images follows from the run's seed."""
     generator = torch.Generator().manual_seed(run.seed)
     optimiser = torch.optim.SGD(model.parameters(), run.lr, momentum=0.9, weight_decay=5e-4)
@@ -170,7 +179,6 @@ def train(run: Quantise, model: nn.Module, split: Split, progress: Callable[[int
             loss.backward()
             optimiser.step()
             step += 1
-            progress(step)
         cosine.step()
     # What is due when the last step is done.
     for happen in due.get(steps, ()):
