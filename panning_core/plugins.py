@@ -150,7 +150,11 @@ def additions() -> bytes:
 @contextmanager
 def _by_value(found: dict[str, dict]) -> Iterator[None]:
     """Inside, the user's own modules are packed whole, since another process may not find them."""
-    values = [getattr(value, "func", value) for added in found.values() for value in added.values()]
+    values = [
+        getattr(value, "find", getattr(value, "func", value))
+        for added in found.values()
+        for value in added.values()
+    ]
     own = {
         name
         for value in values

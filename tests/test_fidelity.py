@@ -1,13 +1,18 @@
 """The table of settings says of our code what is true of it."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-from panning_core import data, masks, metrics, models, pruning, training
+from panning_core import data, masks, metrics, models, training
 from panning_core.agent import learning, observations
 from panning_core.experiments import studies
+from panning_core.methods import panning, registry
 from panning_core.reporting import fidelity
+
+PANNING = registry.METHODS["panning"]
 
 
 def test_every_setting_has_a_word_and_what_is_the_same_reads_the_same():
@@ -26,8 +31,8 @@ def test_every_setting_has_a_word_and_what_is_the_same_reads_the_same():
     (learning, "EXPLORING", 20_000, "targets"),
     (observations, "DEFAULT", ("kept", "loss"), "gTg of a sub-network"),
     (observations, "DEFAULT", ("extremes",), "extremes of loss and gTg"),
-    (pruning, "SUM_STAGES", pruning.PRODUCT_STAGES, "stage table, sum"),
-    (pruning, "rounds_of", lambda method: 99, "rounds"),
+    (panning, "SUM_STAGES", panning.PRODUCT_STAGES, "stage table, sum"),
+    (registry, "METHODS", {"panning": dataclasses.replace(PANNING, rounds=99)}, "rounds"),
     (training, "RECIPES", {**training.RECIPES, "mnist": training.Recipe(lr=0.2)}, "MNIST, Fashion-MNIST"),
     (data, "AUTHORS", {**data.AUTHORS, "mnist": (255, (0.1307,), (0.3081,))}, "MNIST input"),
 ])  # fmt: skip

@@ -16,6 +16,7 @@ from panning_core import data, masks, metrics, models, pruning, sparse
 from panning_core.agent import observations, policies
 from panning_core.agent.observations import Extremes, Look, Sight
 from panning_core.errors import UserError
+from panning_core.methods import panning
 
 
 def same(one, two):
@@ -253,7 +254,7 @@ def test_effective_sparsity_with_and_without_a_pass_of_synflow(name):
 def test_one_path_is_alive_and_no_weight_of_it_can_go(name, unchanged):
     model, _, least = SMALL[name][0](), *network(name)[1:]
     with unchanged(model):
-        mask = observations.one_path(model)
+        mask = panning.one_path(model)
     masks.check(model, mask)
     assert masks.count(mask) == least and same(masks.effective(model, mask), mask)
     for name, m in mask.items():
@@ -269,9 +270,7 @@ def test_one_path_goes_where_most_flows():
     hidden, pixel = divmod(int((one * (three.sum(0) @ two)[:, None]).argmax()), one.shape[1])
     second = int((two[:, hidden] * three.sum(0)).argmax())
     expected = [(hidden, pixel), (second, hidden), (int(three[:, second].argmax()), second)]
-    assert [
-        tuple(m.nonzero()[0].tolist()) for m in observations.one_path(model).values()
-    ] == expected
+    assert [tuple(m.nonzero()[0].tolist()) for m in panning.one_path(model).values()] == expected
 
 
 def test_one_path_avoids_weights_of_0():
@@ -281,7 +280,7 @@ def test_one_path_avoids_weights_of_0():
             kept = weight[1, 2].item()
             weight.zero_()[1, 2] = kept
         model.fc2.weight[2, 1] = -1e-9
-    assert [m.nonzero().tolist() for m in observations.one_path(model).values()] == [
+    assert [m.nonzero().tolist() for m in panning.one_path(model).values()] == [
         [[1, 2]],
         [[2, 1]],
         [[1, 2]],
@@ -304,7 +303,7 @@ def test_a_network_without_any_path_is_named(name, layer):
     with pytest.raises(
         UserError, match="no path leads from the input to the output of this network"
     ):
-        observations.one_path(model)
+        panning.one_path(model)
 
 
 # --- pruning with an agent ---
@@ -368,7 +367,7 @@ def check_that_it_lives(name, kept, rounds, policy):
             assert all(new[layer][m & (scores[layer] > 0)].all() for layer, m in alone.items())
         if ONE in row["events"]:
             assert masks.count(masks.effective(model, alone)) == 0 and all(
-                new[layer][m].all() for layer, m in observations.one_path(model).items()
+                new[layer][m].all() for layer, m in panning.one_path(model).items()
             )
     assert masks.count(seen[-1][1]) == kept and set(events) <= {ALONE, ONE}
     return events

@@ -14,6 +14,8 @@ from torch.nn import functional as F
 from benchmarks import straightforward
 from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
+from panning_core.methods import panning
+from panning_core.methods.registry import method as record
 
 REVIVING = {"force", "panning", "panning-product", "panning-masked", "panning-agent"}
 DRAWING = {"random", "ntk-sap", "smart-ratio", "phew"}
@@ -104,7 +106,7 @@ def test_every_method_only_reads_the_network_and_is_a_function_of_its_seed(metho
 @pytest.mark.parametrize("method", pruning.methods())
 def test_every_method_reaches_both_ends_of_density(method, residual, residual_batch):
     for kept in (
-        3 if method in (pruning.AGENT, "phew") else 1,
+        3 if method in ("panning-agent", "phew") else 1,
         557,
     ):  # the least of these two is a path
         mask, _ = pruning.prune(residual, method, kept / 557, residual_batch, rounds=3)
@@ -270,7 +272,7 @@ def test_options_reach_the_metric(residual, residual_batch):
 
 
 def test_every_option_has_a_plain_default():
-    assert pruning.options_of("prospr") == {
+    assert record("prospr").options == {
         "steps": 3,
         "lr": 0.1,
         "momentum": 0.0,
@@ -278,15 +280,11 @@ def test_every_option_has_a_plain_default():
         "first_order": False,
         "units": False,
     }
-    assert pruning.options_of("ntk-sap") == {"repeats": 5, "deviation": 0.01}
-    assert (
-        pruning.options_of("panning") == pruning.options_of("panning-product") == {"masked": False}
-    )
-    assert pruning.options_of("panning-agent") == {"guard": True}
+    assert record("ntk-sap").options == {"repeats": 5, "deviation": 0.01}
+    assert record("panning").options == record("panning-product").options == {"masked": False}
+    assert record("panning-agent").options == {"guard": True}
     own = ("prospr", "ntk-sap", "panning", "panning-product", "panning-agent")
-    assert all(
-        pruning.options_of(method) == {} for method in pruning.methods() if method not in own
-    )
+    assert all(record(method).options == {} for method in pruning.methods() if method not in own)
 
 
 def test_a_metric_of_your_own_has_options_too(residual, residual_batch, monkeypatch):
@@ -294,7 +292,7 @@ def test_a_metric_of_your_own_has_options_too(residual, residual_batch, monkeypa
         return {name: w.detach().abs() ** exponent for name, w in models.prunable(model).items()}
 
     monkeypatch.setitem(metrics.METRICS, "power", power)
-    assert pruning.options_of("power") == {"exponent": 1.0}
+    assert record("power").options == {"exponent": 1.0}
     large, small = (
         pruning.prune(residual, "power", 0.5, residual_batch, options={"exponent": exponent})[0]
         for exponent in (2, -1)
@@ -726,7 +724,7 @@ def test_metrics_of_the_subnetwork_weight_for_weight(method, form, mix, options)
     model, batches = lenet5_case()
     expected, seen = (
         reference_panning(
-            model, batches, 0.002, form, [mix or pruning.POWERS[0][1]] * 30, masked=True
+            model, batches, 0.002, form, [mix or panning.POWERS[0][1]] * 30, masked=True
         ),
         [],
     )
@@ -784,8 +782,8 @@ def test_the_stage_advances_by_one_a_round_at_most(density, rounds, stages):
 
 def test_the_stage_tables_are_the_published_ones():
     for ours, published in (
-        (pruning.SUM_STAGES, SUM_TABLE),
-        (pruning.PRODUCT_STAGES, PRODUCT_TABLE),
+        (panning.SUM_STAGES, SUM_TABLE),
+        (panning.PRODUCT_STAGES, PRODUCT_TABLE),
     ):
         assert [row[1] for row in ours] == [row[1] for row in published]
         assert [row[0] for row in ours[:-1]] == [row[0] for row in published[:-1]]
@@ -833,7 +831,7 @@ def test_metrics_without_spread_contribute_zeros(lenet300, digits_batch):
 
 
 def test_deviations_are_absolute_and_in_units_of_the_standard_deviation():
-    distance, unit = pruning.deviations(
+    distance, unit = panning.deviations(
         torch.tensor([1.0, 2.0, 6.0])
     )  # mean 3, unbiased variance 7
     assert (
@@ -842,7 +840,7 @@ def test_deviations_are_absolute_and_in_units_of_the_standard_deviation():
         and distance.dtype == torch.double
     )
     for without in ([1.0] * 5, [1.0, float("nan")], [1.0, float("inf")], [4.0]):
-        assert pruning.deviations(torch.tensor(without))[1] == 0
+        assert panning.deviations(torch.tensor(without))[1] == 0
 
 
 # --- what is not computed twice ---

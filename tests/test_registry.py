@@ -22,7 +22,8 @@ from panning_core.reporting import notebooks, verify
 PLUGIN = """
 import numpy as np
 from torch import nn
-from panning_core import data, metrics, models, pruning, studies
+from panning_core import data, metrics, models, studies
+from panning_core.methods import registry, scored
 from beside import WIDTH
 
 class Small(nn.Module):
@@ -43,8 +44,8 @@ models.MODELS["small"] = lambda shape, classes: Small(shape[0], classes)
 data.DATASETS["rows"] = rows
 metrics.METRICS["backwards"] = lambda model, mask, batch, generator=None: {
     name: 1 / (1e-9 + s) for name, s in metrics.magnitude(model, mask, batch).items()}
-pruning.PRUNERS["backwards-rounds"] = pruning.partial(
-    pruning._with_metric, "backwards", rounds=3, revive=False)
+registry.add(registry.Method(
+    "backwards-rounds", "backwards in rounds", scored.by_metric("backwards"), rounds=3))
 assert studies.Run("rows", "small", "backwards", 0.5).key()
 """
 STUDY = "my_study"
@@ -215,10 +216,9 @@ def test_the_tables_that_a_user_may_add_to():
             "data.DATASETS",
             "metrics.METRICS",
             "masks.SCOPES",
-            "pruning.PRUNERS",
+            "methods.registry.METHODS",
             "pruning.SCHEDULES",
             "training.RECIPES",
-            "runs.prune.LEARNERS",
         )
     } <= plugins.TABLES.keys()
     assert not any(table.added() for table in plugins.TABLES.values())

@@ -22,6 +22,7 @@ from panning_core.errors import UserError
 from panning_core.experiments import profiles, studies, sweep
 from panning_core.experiments.ledger import Ledger
 from panning_core.experiments.studies import Run, expand
+from panning_core.methods import registry
 from panning_core.reporting import names
 from panning_core.reporting.tables import accuracy_table, tidy
 from panning_core.runs import base, prune, toy
@@ -226,7 +227,7 @@ def test_lists_are_crossed_and_the_last_varies_fastest():
     assert found == [(m, s, seed) for m in ("snip", "grasp") for s in (0.5, 0.9) for seed in (0, 1)]
 
 
-@pytest.mark.parametrize("learner", studies.LEARNERS)
+@pytest.mark.parametrize("learner", registry.learners())
 @pytest.mark.parametrize(
     "field, value",
     [
@@ -253,7 +254,7 @@ def test_a_learner_has_no_fields_of_pruning_before_training(learner, field, valu
     )
 
 
-@pytest.mark.parametrize("learner", studies.LEARNERS)
+@pytest.mark.parametrize("learner", registry.learners())
 def test_a_learner_takes_the_other_fields(learner):
     for field, value in (
         ("control", "reinitialise"),
@@ -270,7 +271,7 @@ def test_a_learner_takes_the_other_fields(learner):
 
 
 def test_the_options_of_learners():
-    known = {name: set(errors.keywords(learn)) for name, learn in studies.LEARNERS.items()}
+    known = {name: set(registry.method(name).options) for name in registry.learners()}
     assert known["trained-magnitude"] == {"epochs"} and known["iterative-magnitude"] == {
         "rounds",
         "epochs",
@@ -283,7 +284,7 @@ def test_the_options_of_learners():
         "penalty",
         "structure",
     }
-    assert not set(studies.LEARNERS) & set(prune.pruning.methods()) and set(studies.PRUNING) <= {
+    assert not set(registry.learners()) & set(registry.pruners()) and set(studies.PRUNING) <= {
         f.name for f in dataclasses.fields(Run)
     }
 
@@ -291,7 +292,7 @@ def test_the_options_of_learners():
 def test_method_all_is_every_pruner():
     assert [
         run.method for run in expand([{**TINY, "method": "all", "sparsity": 0.9}])
-    ] == prune.pruning.methods()
+    ] == registry.pruners()
 
 
 def test_a_run_of_two_entries_is_done_once():
@@ -544,7 +545,7 @@ LEARNING = {
 }
 
 
-@pytest.mark.parametrize("method", studies.LEARNERS)
+@pytest.mark.parametrize("method", registry.learners())
 def test_a_learned_mask_is_trained_on_and_the_network_is_recorded(method, digits):
     run = Run(
         **{**TINY, "epochs": 3},
@@ -740,7 +741,7 @@ def test_on_cuda_runs_of_one_kind_go_together_and_on_the_cpu_linear_networks_of_
 def test_learners_are_done_one_at_a_time():
     """Each trains its network in a process of its own before what is left could be stacked."""
     a = Run("digits", "lenet300", "snip", 0.9)
-    learners = [dataclasses.replace(a, method=method) for method in studies.LEARNERS]
+    learners = [dataclasses.replace(a, method=method) for method in registry.learners()]
     runs = [a, *learners, dataclasses.replace(a, method="magnitude")]
     for device in ("cpu", "cuda:0"):
         assert prune.tasks(runs, device) == [[a, runs[-1]], *([run] for run in learners)]
@@ -1356,7 +1357,7 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
 def test_every_method_has_a_name_and_looks_of_its_own():
     """Those of figures that are published keep theirs."""
     assert (
-        {"dense", *prune.pruning.PRUNERS, *studies.LEARNERS}
+        registry.METHODS.keys()
         == names.METHODS.keys()
         == names.COLOURS.keys()
         == names.MARKERS.keys()

@@ -15,9 +15,9 @@ from torch import nn
 from panning_core import masks, models
 from panning_core.compaction import Select
 from panning_core.errors import UserError
-from panning_core.methods import topologies
+from panning_core.methods import phew, smart_ratio
 
-BOTH = pytest.mark.parametrize("topology", [topologies.smart_ratio, topologies.phew])
+BOTH = pytest.mark.parametrize("topology", [smart_ratio.smart_ratio, phew.phew])
 
 
 def seeded(seed):
@@ -110,7 +110,7 @@ def test_exactly_so_many_whatever_the_count(topology, widths, share, seed):
     count = least + round(share * (total(model) - least))
     mask = kept_by(topology, model, count, seed)
     assert masks.count(mask) == count
-    if topology is topologies.phew:
+    if topology is phew.phew:
         assert equal(masks.effective(model, mask), mask)
 
 
@@ -138,7 +138,7 @@ def test_exactly_so_many_whatever_the_count(topology, widths, share, seed):
 )
 def test_smart_ratio_of_lenet300(count, expected):
     assert (
-        counts(kept_by(topologies.smart_ratio, built("lenet300", (1, 28, 28)), count)) == expected
+        counts(kept_by(smart_ratio.smart_ratio, built("lenet300", (1, 28, 28)), count)) == expected
     )
 
 
@@ -171,22 +171,22 @@ def plain(norm):
     ],
 )
 def test_smart_ratio_of_a_vgg_and_of_other_convolutions(norm, count, expected):
-    assert counts(kept_by(topologies.smart_ratio, plain(norm), count)) == expected
+    assert counts(kept_by(smart_ratio.smart_ratio, plain(norm), count)) == expected
 
 
 def test_smart_ratio_of_a_residual_network(residual):
     """Layers of 72, 180, 225, 20 and 60 weights, 30 : 20 : 12 : 6 in order; it has BatchNorm and is
     no VGG.
     """
-    assert counts(kept_by(topologies.smart_ratio, residual, 18 + 143)) == [36, 60, 45, 2, 18]
+    assert counts(kept_by(smart_ratio.smart_ratio, residual, 18 + 143)) == [36, 60, 45, 2, 18]
 
 
 def test_smart_ratio_of_a_single_layer():
-    assert counts(kept_by(topologies.smart_ratio, mlp(5, 4), 17)) == [17]
+    assert counts(kept_by(smart_ratio.smart_ratio, mlp(5, 4), 17)) == [17]
 
 
 def test_smart_ratio_takes_every_place_of_a_layer_equally_often():
-    drawn = [kept_by(topologies.smart_ratio, mlp(6, 5, 4), 16, seed) for seed in range(1000)]
+    drawn = [kept_by(smart_ratio.smart_ratio, mlp(6, 5, 4), 16, seed) for seed in range(1000)]
     assert {tuple(counts(mask)) for mask in drawn} == {(10, 6)}
     for name, odds in {"0.weight": 10 / 30, "2.weight": 6 / 20}.items():
         often = sum(masks.numbers(mask[name]) for mask in drawn) / len(drawn)
@@ -196,7 +196,7 @@ def test_smart_ratio_takes_every_place_of_a_layer_equally_often():
 @pytest.mark.parametrize("count", [-1, 0, 51])
 def test_smart_ratio_refuses_a_count_that_there_is_not(count):
     with pytest.raises(UserError, match=f"cannot keep {count} weights of a network that has 50"):
-        topologies.smart_ratio(mlp(6, 5, 4), count, seeded(0))
+        smart_ratio.smart_ratio(mlp(6, 5, 4), count, seeded(0))
 
 
 # --- PHEW: whole paths ---
@@ -224,7 +224,7 @@ def test_phew_keeps_exactly_so_many_and_all_of_them_on_paths(name, shape, count)
     VGG-11, ResNet-20 on the digits.
     """
     model = built(name, shape)
-    mask = kept_by(topologies.phew, model, count)
+    mask = kept_by(phew.phew, model, count)
     assert masks.count(mask) == count and equal(masks.effective(model, mask), mask)
 
 
@@ -234,7 +234,7 @@ def test_phew_of_a_residual_network(weights, share, seed):
     """Down to 3 weights: convolution, shortcut and last layer."""
     model = make_residual(weights)
     count = 3 + round(share * (total(model) - 3))
-    mask = kept_by(topologies.phew, model, count, seed)
+    mask = kept_by(phew.phew, model, count, seed)
     assert masks.count(mask) == count and equal(masks.effective(model, mask), mask)
 
 
@@ -243,7 +243,7 @@ def test_the_weights_reached_first_are_whole_paths():
     itself.
     """
     model = mlp(30, 40, 20, 10)
-    scores = topologies.phew(model, 300, seeded(0))
+    scores = phew.phew(model, 300, seeded(0))
     sizes = [
         count
         for count in range(301)
@@ -272,14 +272,14 @@ def test_the_weights_reached_first_are_whole_paths():
 )
 def test_phew_refuses(model, count, says):
     with pytest.raises(UserError, match=says):
-        topologies.phew(model, count, seeded(0))
+        phew.phew(model, count, seeded(0))
 
 
 def test_phew_goes_round_weights_that_meet_only_padding():
     model = sequential(
         nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2, 3), shape=(1, 1, 1)
     )
-    mask = kept_by(topologies.phew, model, 8)["0.weight"]
+    mask = kept_by(phew.phew, model, 8)["0.weight"]
     assert mask[:, :, 1, 1].all() and mask.sum() == 2
 
 
@@ -291,20 +291,20 @@ def test_phew_takes_weights_of_zero_last():
     with torch.no_grad():
         model[0].weight[zero] = 0
     assert equal(
-        kept_by(topologies.phew, model, int((~zero).sum()) + 30),
+        kept_by(phew.phew, model, int((~zero).sum()) + 30),
         {"0.weight": ~zero, "2.weight": torch.ones(5, 6, dtype=torch.bool)},
     )
     with torch.no_grad():
         model[0].weight.zero_()
-    assert masks.count(masks.effective(model, kept_by(topologies.phew, model, 20))) == 20
+    assert masks.count(masks.effective(model, kept_by(phew.phew, model, 20))) == 20
 
 
 def test_phew_knows_neither_the_scale_nor_the_sign_of_a_layer(residual):
-    scores = topologies.phew(residual, 100, seeded(3))
+    scores = phew.phew(residual, 100, seeded(3))
     with torch.no_grad():
         for index, weight in enumerate(models.prunable(residual).values()):
             weight.mul_((-2.0) ** index)
-    assert equal(topologies.phew(residual, 100, seeded(3)), scores)
+    assert equal(phew.phew(residual, 100, seeded(3)), scores)
 
 
 # --- PHEW: the odds of a walk, against loops over the weights ---
@@ -313,9 +313,9 @@ def test_phew_knows_neither_the_scale_nor_the_sign_of_a_layer(residual):
 @pytest.fixture
 def recorded(monkeypatch):
     """What phew's walks visited, in batches: forward, backward, forward, ..."""
-    walks, walk = [], topologies._walk
-    monkeypatch.setattr(topologies, "_walk", lambda *how: walks.append(walk(*how)) or walks[-1])
-    monkeypatch.setattr(topologies, "_WALKS", 40_000)
+    walks, walk = [], phew._walk
+    monkeypatch.setattr(phew, "_walk", lambda *how: walks.append(walk(*how)) or walks[-1])
+    monkeypatch.setattr(phew, "_WALKS", 40_000)
     return walks
 
 
@@ -336,7 +336,7 @@ def test_walks_follow_the_l1_norms(recorded):
     with torch.no_grad():
         for weight in models.prunable(model).values():
             weight.copy_(torch.randn(weight.shape, generator=seeded(5), dtype=torch.double) ** 3)
-    topologies.phew(model, 20, seeded(0))
+    phew.phew(model, 20, seeded(0))
     conv, linear = (
         w.detach().abs() for w in models.prunable(model).values()
     )  # [3, 2, 2, 2], [2, 12]
@@ -375,7 +375,7 @@ def test_walks_follow_the_l1_norms(recorded):
 
 
 def test_walks_take_branch_and_shortcut_alike(recorded, residual):
-    topologies.phew(residual, 50, seeded(0))
+    phew.phew(residual, 50, seeded(0))
     ends = np.cumsum([w.numel() for w in models.prunable(residual).values()])
     for walks in recorded[:2]:
         crossed = np.stack(
@@ -398,7 +398,7 @@ def test_forward_and_backward_walks_take_turns():
         model[0].weight[:, 30:] = 1e-9
         model[2].weight[30:] = 1e-9
     mask = kept_by(
-        topologies.phew, model, 120
+        phew.phew, model, 120
     )  # of some 60 walks 30 are forward, and 15 begin at an avoided input
     assert 7 <= mask["0.weight"][:, 30:].sum() <= 23 and 7 <= mask["2.weight"][30:].sum() <= 23
 
@@ -408,11 +408,11 @@ def test_forward_and_backward_walks_take_turns():
 
 def test_no_walk_is_cut(monkeypatch):
     """What walks bring is effective without any repair."""
-    visits, visit = [], topologies._visit
-    monkeypatch.setattr(topologies, "_visit", lambda *how: visits.append(visit(*how)) or visits[-1])
+    visits, visit = [], phew._visit
+    monkeypatch.setattr(phew, "_visit", lambda *how: visits.append(visit(*how)) or visits[-1])
     model = mlp(30, 40, 20, 10)
     for count in range(100, 120):
-        topologies.phew(model, count, seeded(count))
+        phew.phew(model, count, seeded(count))
     assert len(visits) == 20
     for places in visits:
         mask = masks.unflatten(
@@ -430,7 +430,7 @@ def test_what_walks_never_bring_is_filled_in_proportion_to_the_weights():
         model[2].weight.copy_(torch.where(torch.arange(5) % 2 == 0, 1e-12, 9e-12)).fill_diagonal_(
             1.0
         )
-    filled = [kept_by(topologies.phew, model, 16, seed)["2.weight"] for seed in range(100)]
+    filled = [kept_by(phew.phew, model, 16, seed)["2.weight"] for seed in range(100)]
     assert all(mask.diagonal().all() and mask.sum() == 6 for mask in filled)
     heavy = sum(int(mask[:, 1::2].sum() - 2) for mask in filled)  # 8 of 9e-12 and 12 of 1e-12
     assert abs(heavy / 100 - 72 / 84) < 5 * (72 * 12 / 84**2 / 100) ** 0.5
@@ -442,5 +442,5 @@ def test_phew_begins_anew_where_walks_leave_no_room(seed):
     two that share none are 6.
     """
     model = mlp(1, 2, 2, 1)
-    mask = kept_by(topologies.phew, model, 6, seed)
+    mask = kept_by(phew.phew, model, 6, seed)
     assert masks.count(masks.effective(model, mask)) == 6

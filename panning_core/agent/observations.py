@@ -21,7 +21,8 @@ from ..errors import UserError, shown
 from ..inspection import faithful
 from ..masks import Mask
 from ..metrics import TEMPERATURE, Batch
-from ..models import input_shape, uses
+from ..models import uses
+from ..pruning import Paths
 
 MIXED = ("synflow", "snip", "grasp")  #: the order of coefficients and actions
 OBSERVED = (
@@ -82,18 +83,17 @@ class Look(NamedTuple):
     gtg: float  #: squared norm of its gradient with respect to the kept weights, or to all
 
 
-class Sight:
+class Sight(Paths):
     """Looks at the sub-networks theta * M of one network; its weights are not to change meanwhile.
     ``departures`` as in ``DEPARTURES``.
     """
 
     def __init__(self, model: nn.Module, departures: Collection[str] = FIRST):
-        self.model, self.transparent = model, metrics.sees_every_path(model)
+        super().__init__(model)
         self.kept_only, self.exact = "kept" in departures, "loss" in departures
         self._stands_in: bool | None = (
             None  # whether the sparse engine does what the network itself does, once that was asked
         )
-        self._followed = True
 
     @cached_property
     def _times(self) -> dict[str, int] | None:
@@ -133,25 +133,6 @@ class Sight:
     def seen(self, loss: float, gtg: float) -> Look:
         """A look with its loss in the precision of this sight."""
         return Look(loss if self.exact else float(np.float32(loss)), gtg)
-
-    def effective_sparsity(
-        self, mask: Mask, synflow: Tensor | None = None, kept: Tensor | None = None
-    ) -> float:
-        """1 - effective density. ``synflow``, the products of SynFlow's pass on this mask if there
-        was one, has followed the paths already; ``kept`` are the mask's places, for who knows them.
-        """
-        if self.transparent and synflow is not None:
-            kept = masks.places(masks.flatten(mask)) if kept is None else kept
-            return 1 - int(synflow.index_select(0, kept).count_nonzero()) / len(synflow)
-        return 1 - masks.count(masks.effective(self.model, mask)) / masks.size(mask)
-
-    def known_sparsity(self, *seen) -> float | None:
-        """``effective_sparsity``; None for a network whose paths can not be followed."""
-        try:
-            return self.effective_sparsity(*seen) if self._followed else None
-        except UserError:
-            self._followed = False
-            return None
 
 
 class Extremes:
@@ -266,28 +247,3 @@ class Rewards(list[float]):
         )
         self.over = effective == 1
         self.append(reward(observation) - (self.rounds - (t - 1) if self.over else 0))
-
-
-def one_path(model: nn.Module, mask: Mask | None = None) -> Mask:
-    """The fewest of the kept weights that lead from an input to an output, each the one that
-    carries most of SynFlow's R among its layer's.
-
-    Layer by layer: if paths remain without the layer, as past the convolutions of a residual block,
-        it keeps nothing, and one weight otherwise.
-
-    Raises:
-        UserError: there is no path to begin with.
-    """
-    flow, path = metrics.synflow_of(model), dict(mask or masks.ones(model))
-    shape = torch.empty((1, *input_shape(model)), device=next(model.parameters()).device), None
-    for name in path:
-        products, total = flow(path, shape)
-        if not total:
-            raise UserError(
-                "no path leads from the input to the output of this network; a whole layer of its weights is pruned or 0"
-            )
-        best = (masks.unflatten(products, path)[name].abs() * masks.numbers(path[name])).argmax()
-        path[name] = torch.zeros_like(path[name])
-        if not flow(path, shape)[1]:
-            path[name].view(-1)[best] = True
-    return path

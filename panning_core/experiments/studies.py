@@ -17,7 +17,6 @@ from ..errors import UserError, command_line
 from ..runs import base
 from ..runs.prune import (
     CONTROLS,
-    LEARNERS,
     PRUNING,
     SHARE,
     STACK,
@@ -36,7 +35,6 @@ from .sweep import _work, check_machine, sweep
 
 __all__ = [
     "CONTROLS",
-    "LEARNERS",
     "PRUNING",
     "SHARE",
     "STACK",

@@ -11,9 +11,10 @@ from dataclasses import fields
 
 import pandas as pd
 
-from .. import data, metrics, pruning, training
+from .. import data, metrics, training
 from ..agent import learning, observations
 from ..experiments import studies
+from ..methods import panning, registry
 
 SAME, OPTION, DIFFERS = "same", "option", "differs"
 
@@ -67,12 +68,12 @@ def table() -> pd.DataFrame:
         ("scores", "images of each class in a batch", "10", str(run["per_class"]), SAME, ""),
         ("scores", "batches", "a fresh one in each round", "a fresh one in each round" if not run["fixed_batch"] else "one", SAME,
          "so one-shot methods see 100 images and methods of 100 rounds 10,000; fixed_batch: true gives all the same 100"),
-        ("scores", "rounds", "100", str(pruning.rounds_of("panning")), SAME, ""),
+        ("scores", "rounds", "100", str(registry.method("panning").rounds), SAME, ""),
         ("scores", "density after round t of K", "density^(t/K)", {"exponential": "density^(t/K)"}.get(run["schedule"], run["schedule"]), SAME, ""),
         ("scores", "stage table, sum", "to 0.8: 0.2, 0.5, 0.3; to 0.9: 0.2, 0.4, 0.4; to 0.98: 0.2, 0.3, 0.5; to 0.99: 0.4, 0.2, 0.4; to 1: 0.5, 0, 0.5",
-         _stages(pruning.SUM_STAGES), SAME, ""),
+         _stages(panning.SUM_STAGES), SAME, ""),
         ("scores", "stage table, product", "to 0.8: 0.3, 1, 0.2; to 0.9: 0.3, 1, 0.4; to 0.98: 0.5, 0.5, 0.6; to 0.99: 0.8, 0, 1; to 1: 1, 0, 1",
-         _stages(pruning.PRODUCT_STAGES), SAME, ""),
+         _stages(panning.PRODUCT_STAGES), SAME, ""),
         ("scores", "a metric without spread", "0/0: an empty mask", "contributes nothing, and the trace says so", DIFFERS, "an empty mask is no answer"),
         ("scores", "SynFlow's biases", "their absolute values", "0", DIFFERS,
          "a bias is no path; equal where biases are 0, as under the authors' initialisation"),

@@ -10,7 +10,8 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..analysis.statistics import interval
-from .names import COLOURS, MARKERS, method_name, percent
+from . import names
+from .names import method_name, percent
 
 
 def accuracy_axes(
@@ -52,8 +53,8 @@ def accuracy_axes(
                 part["mean"],
                 [part.below, part.above],
                 label=method_name(method) if line else None,
-                color=COLOURS.get(method),
-                marker=MARKERS.get(method, "o"),
+                color=names.COLOURS.get(method),
+                marker=names.MARKERS.get(method, "o"),
                 markersize=5,
                 linestyle=line,
                 linewidth=1.4,
@@ -183,8 +184,8 @@ def network_axes(
             linewidths=0.8,
             zorder=2,
         )
-    for names, place, side in ((inputs, 0, "right"), (outputs, len(weights), "left")):
-        for unit, name in enumerate(names or []):
+    for labels, place, side in ((inputs, 0, "right"), (outputs, len(weights), "left")):
+        for unit, name in enumerate(labels or []):
             axes.text(
                 place + (-0.06 if side == "right" else 0.06),
                 heights[place][unit],

@@ -16,23 +16,12 @@ import torch
 from .. import data, layers, masks, models, pruning, training
 from ..agent import observations, policies
 from ..analysis import networks, transfer
-from ..errors import UserError, fraction, keywords, pick, settle, unknown, whole
-from ..methods import gumbel_softmax, iterative_magnitude
-from ..plugins import Table
+from ..errors import UserError, fraction, pick, unknown, whole
+from ..methods import panning, registry
+from ..methods.registry import DENSE, LEARNER, PRUNER
 from ..training import stacked
 from . import base
 from .base import short
-
-#: ways to a mask that train the network for it: (model, splits, density, seed, options) -> mask,
-#: trace; ``model`` is trained then
-LEARNERS = Table(
-    __name__ + ".LEARNERS",
-    {
-        "gumbel-softmax": gumbel_softmax.learn,
-        "iterative-magnitude": iterative_magnitude.iterative_magnitude,
-        "trained-magnitude": iterative_magnitude.trained_magnitude,
-    },
-)
 
 #: fields that no learner has
 PRUNING = (
@@ -53,8 +42,7 @@ class Run(base.Run):
     and thread count).
 
     Attributes:
-        dataset, model, method: names of ``data.names()``, ``models.MODELS``, and
-            ``pruning.methods()``, ``LEARNERS`` or ``"dense"``.
+        dataset, model, method: of ``data.names()``, ``models.MODELS`` and ``registry.names()``.
         sparsity: fraction removed, in [0, 1).
         seed: of the initialisation, the scoring batches, a metric's noise, and the order of the
             training images.
@@ -122,42 +110,39 @@ class Run(base.Run):
     floor: float | tuple[tuple[str, float], ...] = 0.0
 
     def __post_init__(self):
-        self._settle_policy()
-        self._settle_mix()
         self._check_names()
+        self._settle_policy_and_mix()
         self._check_values()
         options = self._pairs_of_options()
         self._settle_layers()
-        self._set("options", tuple(settle(self.method, self._known(), options).items()))
-        if self.method == "dense":
+        self._set("options", tuple(self.record().settled(options).items()))
+        if self.record().kind == DENSE:
             self._check_dense()
-        if self.method in LEARNERS:
+        if self.record().kind == LEARNER:
             self._check_learner()
+
+    def record(self) -> registry.Method:
+        """The record of the method."""
+        return registry.method(self.method)
 
     def _set(self, name: str, value: object) -> None:
         object.__setattr__(self, name, value)
 
-    def _settle_policy(self) -> None:
-        """By name: another one that comes with the package is another run."""
-        if self.method == pruning.AGENT:
+    def _settle_policy_and_mix(self) -> None:
+        """A policy by name, as another one that comes with the package is another run; 1 and 1.0
+        of a mix are one key."""
+        self.record().taken(mix=self.mix, policy=self.policy)
+        if "policy" in self.record().takes:
             self._set("policy", self.policy or policies.SHIPPED)
-        elif self.policy is not None:
-            raise UserError(f"a policy belongs to {pruning.AGENT}, not to {self.method}")
-
-    def _settle_mix(self) -> None:
-        """1 and 1.0 are one key."""
-        if self.mix is None:
-            return
-        if self.method not in pruning.MIXING:
-            raise UserError(f"a mix belongs to {' or '.join(pruning.MIXING)}, not to {self.method}")
-        mix = pruning.check_mix(self.mix)
-        self._set("mix", tuple(int(v) if v == int(v) else v for v in mix))
+        if self.mix is not None:
+            mix = panning.check_mix(self.mix)
+            self._set("mix", tuple(int(v) if v == int(v) else v for v in mix))
 
     def _check_names(self) -> None:
         for what, value, known in (
             ("data set", self.dataset, data.names()),
             ("model", self.model, models.MODELS),
-            ("method", self.method, ["dense", *pruning.methods(), *LEARNERS]),
+            ("method", self.method, registry.names()),
             ("initialisation", self.init, models.INITS),
             ("schedule", self.schedule, pruning.SCHEDULES),
             ("scope", self.scope, masks.SCOPES),
@@ -197,14 +182,6 @@ class Run(base.Run):
             raise UserError(
                 f"options are {self.options!r}; they must be names and values, like {{steps: 3}}"
             ) from None
-
-    def _known(self) -> dict[str, object]:
-        """The options of the method and their defaults."""
-        if self.method == "dense":
-            return {}
-        if self.method in LEARNERS:
-            return keywords(LEARNERS[self.method])
-        return pruning.options_of(self.method)
 
     def _check_dense(self) -> None:
         if self.include or self.exclude or self.floor:
@@ -331,10 +308,8 @@ def find_mask(
     """The mask of ``run``, its control applied, and the pruner's trace; a learner leaves ``model``
     trained.
     """
-    if run.method == "dense":
-        return masks.ones(model), []
-    if run.method in LEARNERS:
-        return LEARNERS[run.method](model, splits, 1 - run.sparsity, run.seed, **dict(run.options))
+    if run.record().kind != PRUNER:
+        return run.record().find(model, splits, 1 - run.sparsity, run.seed, **dict(run.options))
     seed = run.seed if run.scoring is None else run.scoring
     batches = data.balanced_batches(
         splits.train, run.per_class, torch.Generator().manual_seed(seed)
@@ -398,7 +373,7 @@ def prune(run: Run, splits: data.Splits, observe: Callable[..., None] | None = N
             model,
             batches(30_000),
             1 - run.sparsity,
-            run.rounds or pruning.rounds_of(run.method),
+            run.rounds or run.record().rounds,
             departures,
         )
 
@@ -562,7 +537,7 @@ def tasks(runs: list[Run], device: str) -> list[list[Run]]:
                 run.normalisation,
                 run.model,
                 run.epochs,
-                run.method in LEARNERS,
+                run.record().kind == LEARNER,
                 run.engine,
                 dataclasses.replace(recipe, seed=0) if device.startswith("cuda") else recipe,
             ),
