@@ -36,6 +36,7 @@ KINDS = Table(
         "forward-selection": "panning_core.runs.forward_selection.ForwardSelection",
         "signal-noise": "panning_core.runs.signal_noise.SignalNoise",
         "telescope": "panning_core.runs.telescope.Telescope",
+        "checkpoint-diffusion": "panning_core.runs.checkpoint_diffusion.CheckpointDiffusion",
         "cluster-tpe": "panning_core.runs.cluster_tpe.ClusterTPE",
     },
 )
