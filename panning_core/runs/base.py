@@ -38,6 +38,7 @@ KINDS = Table(
         "telescope": "panning_core.runs.telescope.Telescope",
         "checkpoint-diffusion": "panning_core.runs.checkpoint_diffusion.CheckpointDiffusion",
         "cluster-tpe": "panning_core.runs.cluster_tpe.ClusterTPE",
+        "dynamic": "panning_core.runs.dynamic.Dynamic",
     },
 )
 
