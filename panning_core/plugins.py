@@ -133,18 +133,32 @@ def additions() -> bytes:
     Raises:
         UserError: something that can not be packed.
     """
-    found = {place: added for place, table in TABLES.items() if (added := table.added())}
+    found = _added()
     if not found:
         return b""
     try:
-        with _by_value(found):
-            return cloudpickle.dumps(found)
+        return packed(found)
     except Exception as error:  # whatever it refers to may refuse
         names = ", ".join(repr(name) for added in found.values() for name in added)
         raise UserError(
             f"{names} can not be sent to other processes ({told(error)}); "
             "put it into a file for --plugin, or use one job"
         ) from error
+
+
+def packed(value: object) -> bytes:
+    """``value`` for another process, which must load its plugins before it unpickles this."""
+    with _by_value(_added()):
+        return cloudpickle.dumps(value)
+
+
+def unpacked(value: bytes) -> object:
+    """What ``packed`` packed in the process that asks this one."""
+    return pickle.loads(value)
+
+
+def _added() -> dict[str, dict]:
+    return {place: added for place, table in TABLES.items() if (added := table.added())}
 
 
 @contextmanager

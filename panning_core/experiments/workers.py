@@ -82,7 +82,7 @@ def _attempt(
         while True:
             for task in () if died else islice(tasks, room() - len(going)):
                 try:
-                    going[pool.submit(_one_at_a_time, work, task, added)] = task
+                    going[pool.submit(_one_at_a_time, work, plugins.packed(task), added)] = task
                 except Death:
                     died = WorkerDied(DIED)
                     yield task, died
@@ -98,14 +98,15 @@ def _attempt(
                 yield task, found
 
 
-def _one_at_a_time(work: Callable, task: list, added: bytes) -> object:
+def _one_at_a_time(work: Callable, packed: bytes, added: bytes) -> object:
     """PyTorch's random state and thread count belong to the process, and a Dask worker may have
     been given several threads.
     """
     with _alone:
         plugins.load_plugins()
         plugins.receive(added)
-        return work(task)
+        # Not before: a plugin may have made the class of its runs.
+        return work(plugins.unpacked(packed))
 
 
 @contextmanager
