@@ -134,6 +134,9 @@ UNITS = {
     "errors": lambda d, low, high: (
         f"{np.exp(-d):.2f} times the errors [{np.exp(-high):.2f}, {np.exp(-low):.2f}]"
     ),
+    "losses": lambda d, low, high: (
+        f"{np.exp(-d):.2f} times the loss [{np.exp(-high):.2f}, {np.exp(-low):.2f}]"
+    ),
     "returns": lambda d, low, high: f"{d:+.2f} of return [{low:+.2f}, {high:+.2f}]",
     "nats": lambda d, low, high: f"{d:+.3f} nats [{low:+.3f}, {high:+.3f}]",
 }

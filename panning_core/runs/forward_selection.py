@@ -150,10 +150,10 @@ def batches(count: int, size: int, generator: torch.Generator) -> Iterator[Tenso
 
 
 def checkpoints(steps: int) -> list[int]:
-    """0, 1, 2, ... and from 10 on a tenth more each time, up to ``steps``."""
+    """0, 1, 2, ... and later a fifth more each time, up to ``steps``."""
     found = [0]
     while found[-1] < steps:
-        found.append(min(steps, max(found[-1] + 1, round(found[-1] * 1.1))))
+        found.append(min(steps, max(found[-1] + 1, round(found[-1] * 1.2))))
     return found
 
 

@@ -98,7 +98,7 @@ class SignalNoise(base.Run):
 
         Returns:
             ``train_loss`` and ``train_accuracy`` at the end, after ``steps_taken``, and whether the
-            loss has ``reached`` the stop; ``test_loss`` and ``test_accuracy`` there; ``covered``
+            loss has ``reached`` the stop before the last step; ``test_loss`` and ``test_accuracy`` there; ``covered``
             classes; ``kept_weights``; ``signal_learned`` and ``noise_learned`` (``learned``).
         """
         generator = torch.Generator().manual_seed(self.seed)
@@ -119,7 +119,7 @@ class SignalNoise(base.Run):
         return {
             **{name: float(f"{value:.6g}") for name, value in numbers.items()},
             "steps_taken": taken,
-            "reached": loss <= self.stop,
+            "reached": taken < self.steps,
             "covered": int(covered(self, mask).sum()),
             "kept_weights": int(mask.sum()),
         }
@@ -152,7 +152,12 @@ def masked(run: SignalNoise, generator: torch.Generator) -> Tensor:
 def outputs(run: SignalNoise, weights: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
     """Outputs [n, classes], and what the neurons hear before their ReLU [n, classes * width]."""
     heard = x @ weights.T
-    return heard.relu().view(len(x), run.classes, run.width).sum(2), heard
+    return summed(run, heard), heard
+
+
+def summed(run: SignalNoise, heard: Tensor) -> Tensor:
+    """Outputs [n, classes]: the sum over a class's neurons."""
+    return heard.relu().view(len(heard), run.classes, run.width).sum(2)
 
 
 def descend(
@@ -160,19 +165,25 @@ def descend(
 ) -> tuple[Tensor, int]:
     """Gradient descent on the weights that are kept, until the loss is ``run.stop`` or less.
 
+    Every step adds a mix of the samples, masked, to a neuron's weights. So it is done in the n
+    numbers of that mix, with the products of the masked samples, many times faster than in the
+    weights themselves.
+
     Returns:
         The weights, exactly 0 where the mask is, and the number of steps taken.
     """
     weights, target = weights * mask, functional.one_hot(y, run.classes).float()
     rate = run.lr / run.kept if run.rescaled else run.lr
-    for step in range(run.steps):
-        output, heard = outputs(run, weights, x)
-        if functional.cross_entropy(output, y) <= run.stop:
-            return weights, step
+    products = torch.stack([(x * row) @ x.T for row in mask])
+    output, heard = outputs(run, weights, x)
+    mix, taken = torch.zeros_like(heard), 0
+    while functional.cross_entropy(output, y) > run.stop and taken < run.steps:
         slope = (output.softmax(1) - target) / len(x)
-        gradient = (slope.repeat_interleave(run.width, 1) * (heard > 0)).T @ x
-        weights -= rate * mask * gradient
-    return weights, run.steps
+        change = rate * slope.repeat_interleave(run.width, 1) * (heard > 0)
+        mix -= change
+        heard -= torch.einsum("rij,jr->ir", products, change)
+        output, taken = summed(run, heard), taken + 1
+    return weights + mask * (mix.T @ x), taken
 
 
 def measure(run: SignalNoise, weights: Tensor, x: Tensor, y: Tensor) -> tuple[float, float]:
