@@ -266,6 +266,17 @@ def test_a_difference_of_log_errors_is_told_as_a_ratio():
     )
 
 
+def test_a_difference_on_a_task_names_the_task():
+    frame = pd.DataFrame(
+        {"task": "digits", "method": method, "seed": seed, "likelihood": value + seed / 100}
+        for method, value in (("a", -0.5), ("b", -0.75))
+        for seed in range(5)
+    )
+    cells = statistics.compare(frame, "a", ["b"], value="likelihood", by="task")
+    text = tables.told(cells.iloc[0], "nats")
+    assert text.startswith("+0.250 nats [+0.250, +0.250] against b (digits), p = ")
+
+
 def test_no_cells_are_no_claim(study):
     made = study(LINE)
     made.judge("Nothing was compared.", pd.DataFrame(), "numbers")
