@@ -9,8 +9,17 @@ from torch.func import functional_call, jacrev, vmap
 
 from panning_core import data, masks
 from panning_core.errors import UserError
+from panning_core.methods.telescope import (
+    ACTIVATIONS,
+    Network,
+    Path,
+    Points,
+    Smoother,
+    as_module,
+    effective_parameters,
+)
 from panning_core.runs import base, telescope
-from panning_core.runs.telescope import Network, Path, Points, Smoother, Telescope
+from panning_core.runs.telescope import Telescope
 
 SMALL = {"dataset": "digits", "points": 20, "width": 4, "steps": 30}
 
@@ -52,8 +61,8 @@ def test_two_steps_of_a_line_by_hand():
     wanted = matrix([0.0875, 0.175], [0.175, 0.35], [0.2625, 0.525])
     assert torch.allclose(smoother.s, wanted, atol=1e-15)
     assert torch.allclose(smoother.outputs(y), matrix([0.6125, 1.225, 1.8375])[0], atol=1e-14)
-    assert telescope.effective_parameters(smoother.s[:2]) == pytest.approx(0.191406, abs=1e-6)
-    assert telescope.effective_parameters(smoother.s[2:]) == pytest.approx(0.689063, abs=1e-6)
+    assert effective_parameters(smoother.s[:2]) == pytest.approx(0.191406, abs=1e-6)
+    assert effective_parameters(smoother.s[2:]) == pytest.approx(0.689063, abs=1e-6)
 
 
 def test_one_relu_by_hand():
@@ -74,8 +83,8 @@ def test_one_relu_by_hand():
 
 
 def test_effective_parameters_of_a_memory_and_of_a_mean():
-    assert telescope.effective_parameters(torch.eye(7)) == pytest.approx(7)
-    assert telescope.effective_parameters(torch.full((3, 7), 1 / 7)) == pytest.approx(1)
+    assert effective_parameters(torch.eye(7)) == pytest.approx(7)
+    assert effective_parameters(torch.full((3, 7), 1 / 7)) == pytest.approx(1)
 
 
 # --- against autograd ---
@@ -83,7 +92,7 @@ def test_effective_parameters_of_a_memory_and_of_a_mean():
 
 def jacobian(net, x):
     """[inputs, weights] of every kept weight by torch.func, of the module that is pruned."""
-    model = telescope.as_module(net.w, net.a, net.activation).double()
+    model = as_module(net.w, net.a, net.activation).double()
     parameters = {name: p.detach() for name, p in model.named_parameters()}
 
     def output(weights, row):
@@ -94,7 +103,7 @@ def jacobian(net, x):
     return torch.cat([part.flatten(1) for part in parts.values()], 1) * kept
 
 
-@pytest.mark.parametrize("activation", telescope.ACTIVATIONS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("density", [1.0, 0.6])
 def test_kernel_gradient_and_change_are_those_of_the_jacobian(activation, density):
     net, x = network(activation=activation, density=density), points().x
@@ -210,6 +219,22 @@ def test_a_pruned_network_keeps_its_zeros_and_its_count(method):
     assert not path.network.w[~kept["w"]].any() and not path.network.a[~kept["a"]].any()
 
 
+def test_a_shuffled_mask_has_as_many_weights_in_each_layer():
+    task = telescope.draw_points(data.load("digits"), 20, 0.2, seeded(0))
+    found, shuffled = (
+        telescope.build(
+            task, Telescope(**SMALL, method="snip", density=0.3, shuffled=control), seeded(0)
+        )
+        for control in (False, True)
+    )
+    for part in ("first", "last"):
+        kept, moved = getattr(found, part), getattr(shuffled, part)
+        assert int(kept.sum()) == int(moved.sum())
+    assert not torch.equal(found.first, shuffled.first)
+    both = found.first & shuffled.first
+    assert torch.equal(found.w[both], shuffled.w[both])
+
+
 def test_a_run_says_what_it_found():
     found = Telescope(**SMALL).execute(base.Context())
     assert Telescope(**SMALL).execute(base.Context()) == found
@@ -243,6 +268,8 @@ def test_a_run_ends_at_the_error_asked_for():
         ({"method": "snap", "density": 0.1}, "unknown pruner 'snap'"),
         ({"method": "snip"}, "method snip with density 1.0"),
         ({"density": 0.1}, "method dense with density 0.1"),
+        ({"shuffled": True}, "shuffled of a telescope is True; .* false without a mask"),
+        ({"shuffled": 1, "method": "snip", "density": 0.1}, "shuffled of a telescope is 1"),
         ({"density": 1.1}, "density is 1.1"),
     ],
 )

@@ -48,7 +48,7 @@ class CheckpointDiffusion(base.Run):
     networks: int = 800
     checkpoints: int = 30
     density: float = 1.0
-    iterations: int = 3000
+    iterations: int = 2000
     width: int = 48
     depth: int = 2
 
