@@ -13,10 +13,11 @@ from torch import nn
 from panning_core import data
 from panning_core.data import Split
 from panning_core.errors import UserError
-from panning_core.methods import parzen
+from panning_core.methods import mixed_precision, parzen
+from panning_core.methods.mixed_precision import BITS, LAYERS, SIZES, WIDTHS
 from panning_core.methods.sensitivity import quantised, sensitivity, traces
 from panning_core.runs import base, cluster_tpe
-from panning_core.runs.cluster_tpe import BITS, LAYERS, SIZES, WIDTHS, ClusterTPE
+from panning_core.runs.cluster_tpe import ClusterTPE
 
 SHORT = {"dataset": "digits", "epochs": 3, "searches": 2, "evaluations": 30}
 SPACE = tuple(map(range, (4, 3, 5)))
@@ -216,10 +217,10 @@ def test_sensitivity_is_the_mean_trace_times_the_error():
 
 
 def test_sensitive_layers_keep_the_upper_bits():
-    assert cluster_tpe.cut_space([0.5, 0.01, 0.4, -1.0]) == (
+    assert mixed_precision.cut_space([0.5, 0.01, 0.4, -1.0]) == (
         range(1, 5), range(1, 5), range(1, 5), range(3), range(3)
     )  # fmt: skip
-    assert [len(c) for c in cluster_tpe.cut_space([0.5, 0.01, 0.02, 0.01])] == [4, 3, 3, 3, 3]
+    assert [len(c) for c in mixed_precision.cut_space([0.5, 0.01, 0.02, 0.01])] == [4, 3, 3, 3, 3]
 
 
 # --- the table ---
@@ -228,8 +229,8 @@ def test_sensitive_layers_keep_the_upper_bits():
 @pytest.fixture(scope="module")
 def trained():
     splits = data.load("digits")
-    model = cluster_tpe.network(splits, 1)
-    cluster_tpe.train(model, splits.train, 3, 1)
+    model = mixed_precision.network(splits, 1)
+    mixed_precision.train(model, splits.train, 3, 1)
     return splits, model
 
 
@@ -258,16 +259,24 @@ def test_an_entry_is_the_accuracy_of_that_network(trained, place):
             weight.copy_(quantised(weight, BITS[index]))
         answers = copied(splits.test.x).argmax(1)
     wanted = float((answers == splits.test.y).double().mean())
-    one = cluster_tpe.accuracies(model, splits.test, tuple((index,) for index in place))
+    one = mixed_precision.accuracies(model, splits.test, tuple((index,) for index in place))
     assert one.shape == (1,) * 5 and one.item() == wanted
     small = Split(splits.test.x[:50], splits.test.y[:50], 10)
-    part = cluster_tpe.accuracies(model, small, ((place[0],), range(5), (2,), (3,), (0, place[4])))
+    part = mixed_precision.accuracies(
+        model, small, ((place[0],), range(5), (2,), (3,), (0, place[4]))
+    )
     alone = tuple((i,) for i in (place[0], 4, 2, 3, place[4]))
-    assert part[0, 4, 0, 0, 1] == cluster_tpe.accuracies(model, small, alone).item()
+    assert part[0, 4, 0, 0, 1] == mixed_precision.accuracies(model, small, alone).item()
+
+
+def test_rows_are_no_images():
+    rows = data.from_arrays(np.eye(4), np.array([0, 1, 0, 1]), np.eye(4), np.array([0, 1, 0, 1]))
+    with pytest.raises(UserError, match=r"need images .*, and arrays has inputs \[4\]"):
+        mixed_precision.network(rows, 0)
 
 
 def test_sizes_count_bits_of_weights(trained):
-    found = cluster_tpe.sizes(trained[1])
+    found = mixed_precision.sizes(trained[1])
     # Kernels of 3 on digits: 6 x 9, 16 x 6 x 9, 84 x 64 and 10 x 84 weights.
     bits = 8 * (54 + 864 + 5376 + 840)
     assert found.shape == SIZES and found[4, 4, 4, 4, 0] == 1

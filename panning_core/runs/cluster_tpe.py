@@ -13,7 +13,6 @@ best entry is known.
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -23,21 +22,17 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 import optuna
 import torch
-from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, relu
+from torch.nn.functional import cross_entropy
 
 from .. import data
-from ..data import Split, Splits
+from ..data import Split
 from ..errors import UserError, is_number, pick, whole
-from ..methods import parzen
+from ..methods import mixed_precision, parzen
+from ..methods.mixed_precision import BITS, LAYERS, SIZES, WIDTHS, accuracies, cut_space, sizes
 from ..methods.parzen import Configuration
-from ..methods.sensitivity import quantised, sensitivity, traces
+from ..methods.sensitivity import sensitivity, traces
 from . import base
 
-BITS = (2, 3, 4, 6, 8)
-WIDTHS = (1.0, 0.75, 0.5)  #: of the hidden layer
-LAYERS = ("conv1", "conv2", "fc1", "fc2")
-SIZES = (*[len(BITS)] * len(LAYERS), len(WIDTHS))
 VALIDATION = 2000  #: images that an objective is measured on, at most
 START, MOST = 20, 200  #: evaluations at random, and of a search
 MARKS = (30, 60, 100)  #: numbers of evaluations after which a gap is told
@@ -157,8 +152,8 @@ class Table(NamedTuple):
 def tabulate(dataset: str, epochs: int, seed: int) -> Table:
     """Train the network and evaluate everything; the last table is kept, for the other rules."""
     splits = data.load(dataset)
-    model = network(splits, seed)
-    train(model, splits.train, epochs, seed)
+    model = mixed_precision.network(splits, seed)
+    mixed_precision.train(model, splits.train, epochs, seed)
     seen = Split(splits.validation.x[:VALIDATION], splits.validation.y[:VALIDATION], splits.classes)
     weights = [getattr(model, name).weight for name in LAYERS]
     loss = cross_entropy(model(splits.train.x[:BATCH]), splits.train.y[:BATCH])
@@ -180,95 +175,6 @@ def tabulate(dataset: str, epochs: int, seed: int) -> Table:
         cut_space(felt),
         test,
     )
-
-
-def network(splits: Splits, seed: int) -> nn.Sequential:
-    """A small LeNet-5: 6 and 16 channels, 84 hidden units; kernels of 5, or 3 for tiny images."""
-    channels, side, _ = splits.input_shape
-    kernel, padding = (5, 0) if side >= 16 else (3, 1)
-    left = side
-    for _ in range(2):
-        left = (left + 2 * padding - kernel + 1) // 2
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return nn.Sequential(
-            OrderedDict(
-                conv1=nn.Conv2d(channels, 6, kernel, padding=padding),
-                relu1=nn.ReLU(),
-                pool1=nn.MaxPool2d(2),
-                conv2=nn.Conv2d(6, 16, kernel, padding=padding),
-                relu2=nn.ReLU(),
-                pool2=nn.MaxPool2d(2),
-                flatten=nn.Flatten(),
-                fc1=nn.Linear(16 * left * left, 84),
-                relu3=nn.ReLU(),
-                fc2=nn.Linear(84, splits.classes),
-            )
-        )
-
-
-def train(model: nn.Module, split: Split, epochs: int, seed: int) -> None:
-    """SGD at 0.05 with momentum 0.9 and batches of 64, the rate falling to 0 in a cosine."""
-    generator = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    steps = epochs * -(-len(split) // 64)
-    cosine = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    for _ in range(epochs):
-        for chosen in torch.randperm(len(split), generator=generator).split(64):
-            optimiser.zero_grad()
-            cross_entropy(model(split.x[chosen]), split.y[chosen]).backward()
-            optimiser.step()
-            cosine.step()
-
-
-def kept_units(model: nn.Module, width: float) -> Tensor:
-    """Hidden units with the largest |incoming weights| |outgoing weights|, in their order."""
-    importance = model.fc1.weight.norm(dim=1) * model.fc2.weight.norm(dim=0)
-    count = round(width * len(importance))
-    return importance.argsort(descending=True, stable=True)[:count].sort().values
-
-
-@torch.no_grad()
-def accuracies(model: nn.Module, split: Split, space: tuple) -> np.ndarray:
-    """Accuracy of every network of a space, layer by layer: what two share is computed once."""
-    found = np.empty([len(choices) for choices in space])
-    layers = [[BITS[i] for i in choices] for choices in space[:4]]
-    for i, first in enumerate(layers[0]):
-        h1 = model.pool1(relu(_convolve(model.conv1, split.x, first)))
-        for j, second in enumerate(layers[1]):
-            h2 = model.pool2(relu(_convolve(model.conv2, h1, second))).flatten(1)
-            for w, units in enumerate(kept_units(model, WIDTHS[i]) for i in space[4]):
-                for k, third in enumerate(layers[2]):
-                    weight = quantised(model.fc1.weight[units], third)
-                    h3 = relu(h2 @ weight.T + model.fc1.bias[units])
-                    for m, fourth in enumerate(layers[3]):
-                        weight = quantised(model.fc2.weight[:, units], fourth)
-                        right = (h3 @ weight.T + model.fc2.bias).argmax(1) == split.y
-                        found[i, j, k, m, w] = float(right.double().mean())
-    return found
-
-
-def _convolve(layer: nn.Conv2d, x: Tensor, bits: int) -> Tensor:
-    return nn.functional.conv2d(x, quantised(layer.weight, bits), layer.bias, padding=layer.padding)
-
-
-def sizes(model: nn.Module) -> np.ndarray:
-    """Bits of the weights of every network, over those of 8 bits and full width; no biases."""
-    counts = np.array([getattr(model, name).weight.numel() for name in LAYERS], dtype=float)
-    found = np.empty(SIZES)
-    for place in np.ndindex(*SIZES):
-        width = len(kept_units(model, WIDTHS[place[4]])) / model.fc1.out_features
-        weights = counts * [1, 1, width, width]
-        found[place] = sum(weights * [BITS[i] for i in place[:4]])
-    return found / (8 * counts.sum())
-
-
-def cut_space(felt: list[float]) -> tuple[range, ...]:
-    """Two clusters of log sensitivities: the sensitive layers keep 3 bits and more, others 4 and
-    fewer; all widths stay."""
-    labels, centres = parzen.clusters(np.log(np.maximum(felt, 1e-12)), 2)
-    sensitive = centres[labels] == centres.max()
-    return (*(range(1, 5) if each else range(3) for each in sensitive), range(len(WIDTHS)))
 
 
 def ask_optuna(
