@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import data, masks, models, training
+from panning_core import data, masks, models, pruning, training
 from panning_core.errors import UserError
-from panning_core.methods import dynamic
+from panning_core.methods import dynamic, registry
 from panning_core.methods.dynamic import WAYS, Plan, Update
 from panning_core.runs import base
+from panning_core.runs import prune
 from panning_core.runs.dynamic import DENSE, FOUND, RANDOM, Dynamic, first_mask
 
 SHORT = {"images": 200, "epochs": 4, "updates": 4}
@@ -174,6 +175,20 @@ def test_every_method_ends_with_the_weights_asked_for(method):
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
     if WAYS[method].start is None:
         assert log.density.nunique() == 1
+
+
+def test_each_has_a_record_and_pruning_runs_say_where_it_belongs():
+    assert {*registry.moving()} == {*WAYS}
+    assert not {*registry.moving()} & {*registry.pruners(), *registry.learners()}
+    with pytest.raises(UserError, match="rigl changes its mask .* a run of the kind dynamic"):
+        prune.Run("digits", "lenet300", "rigl", 0.9)
+
+
+def test_the_first_mask_is_that_of_the_pruner_random(lenet300, digits_batch):
+    found = dynamic.begin(lenet300, 0.07, seed=5)
+    same, _ = pruning.prune(lenet300, "random", 0.07, digits_batch, seed=5, scope="erk")
+    assert all(torch.equal(found[name], m) for name, m in same.items())
+    assert masks.density(dynamic.begin(lenet300, 1.0, seed=5)) == 1
 
 
 def test_updates_come_evenly_and_none_after_the_last_step():

@@ -51,7 +51,6 @@ class Way(NamedTuple):
 
 WAYS = {
     "gmp": Way(True, None, 1.0),
-    "gmp-st": Way(True, None, 0.5),
     "set": Way(False, "random"),
     "rigl": Way(False, "gradient"),
     "granet": Way(True, "gradient", 1.0),
@@ -71,6 +70,15 @@ def annealed(rate: float, done: float) -> float:
     ``LEAST_DEATH``."""
     least = min(rate, LEAST_DEATH)
     return least + (rate - least) * (1 + math.cos(math.pi * done)) / 2
+
+
+def begin(model: nn.Module, density: float, seed: int) -> Mask:
+    """The mask that a training begins with: round(density * N) weights at random places, ERK's
+    share for each layer (Evci et al. 2020), or all of them."""
+    generator = torch.Generator().manual_seed(seed)
+    noise = {name: torch.rand(w.shape, generator=generator) for name, w in prunable(model).items()}
+    mask = masks.keep_top(noise, density, "erk")
+    return {name: m.to(next(model.parameters()).device) for name, m in mask.items()}
 
 
 def shrink(model: nn.Module, mask: Mask, density: float) -> Mask:
@@ -190,7 +198,8 @@ class Plan:
 
 
 class Update:
-    """The ``update`` of ``training.train`` for a method of ``WAYS``.
+    """The ``update`` of ``training.train`` for a method of ``WAYS``, in a training that begins with
+    a mask of the density ``start``.
 
     Random growth follows from the seed and the step alone, so a training that was interrupted goes
     on as if it had not been.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
@@ -22,10 +23,10 @@ from .. import masks, metrics
 from ..errors import UserError, keywords, settle, unknown
 from ..masks import Mask
 from ..plugins import Table
-from . import gumbel_softmax, iterative_magnitude, panning, phew, smart_ratio
+from . import dynamic, gumbel_softmax, iterative_magnitude, panning, phew, smart_ratio
 from .scored import by_count, by_metric
 
-DENSE, PRUNER, LEARNER = KINDS = ("dense", "pruner", "learner")
+DENSE, PRUNER, LEARNER, MOVING = KINDS = ("dense", "pruner", "learner", "moving")
 
 #: (step, model, mask) -> the mask from here on
 Update = Callable[[int, nn.Module, Mask], Mask]
@@ -40,16 +41,18 @@ class Method:
         title: in tables and figures.
         find: of a pruner ``(model, batches, density, seed, how, **options) -> mask, trace``, which
             only reads ``model`` and obeys ``how``, a ``pruning.Rounds``; of a learner ``(model,
-            splits, density, seed, **options) -> mask, trace``, and ``model`` is trained then.
-        kind: ``PRUNER``, ``LEARNER`` or ``DENSE``, the network as it is.
+            splits, density, seed, **options) -> mask, trace``, and ``model`` is trained then; of a
+            moving one as of a learner, but the first mask of its training.
+        kind: ``PRUNER``, ``LEARNER``, ``MOVING`` or ``DENSE``, the network as it is.
         paper: who found it.
         colour, marker: in figures, as Matplotlib names them; without a colour it gets the next one.
         rounds: of scoring and pruning that a pruner takes, unless it is asked for others.
         regrows: whether a pruned weight may return, unless asked otherwise.
         takes: of the arguments ``mix`` and ``policy`` of ``pruning.prune`` those that ``find`` has.
         options: name -> default; None is the keyword-only arguments of ``find``.
-        update: makes the hook of ``training.train`` that changes the mask while the network is
-            trained: ``(density, seed, **options) -> Update``; None leaves the mask alone.
+        update: of a moving method makes the hook of ``training.train`` that changes the mask while
+            the network is trained, ``(plan, density, seed) -> Update`` with a ``dynamic.Plan``; its
+            attribute ``start`` is the density of the first mask. None leaves the mask alone.
     """
 
     name: str
@@ -114,6 +117,20 @@ def _panning(name: str, title: str, find: Callable, colour: str, marker: str, ta
     return Method(
         name, title, find, PRUNER, "Kang et al. 2022", colour, marker, rounds=100, regrows=True,
         takes=(takes,),
+    )  # fmt: skip
+
+
+def _at_random(
+    model: nn.Module, splits: object, density: float, seed: int
+) -> tuple[Mask, list[dict]]:
+    return dynamic.begin(model, density, seed), []
+
+
+def _moving(name: str, title: str, paper: str, colour: str, marker: str) -> Method:
+    """A method of ``dynamic.WAYS``."""
+    return Method(
+        name, title, _at_random, MOVING, paper, colour, marker, options={},
+        update=partial(dynamic.Update, name),
     )  # fmt: skip
 
 
@@ -187,6 +204,12 @@ METHODS: dict[str, Method] = Table(
                 iterative_magnitude.trained_magnitude, LEARNER,
                 "Han et al. 2015", "#666666", "8",
             ),
+            _moving("gmp", "GMP", "Zhu & Gupta 2018", "#8c510a", "D"),
+            _moving("granet", "GraNet", "Liu et al. 2021", "#5e3c99", "^"),
+            _moving("granet-st", "GraNet-ST", "Liu et al. 2021", "#b2abd2", "^"),
+            _moving("granet-random", "GraNet, random growth", "", "#dfc27d", "^"),
+            _moving("rigl", "RigL", "Evci et al. 2020", "#01665e", "P"),
+            _moving("set", "SET", "Mocanu et al. 2018", "#80cdc1", "X"),
         )
     },
 )  # fmt: skip
@@ -224,6 +247,11 @@ def names(kind: str | None = None) -> list[str]:
 def pruners() -> list[str]:
     """The methods that prune before training: the names that ``pruning.prune`` takes."""
     return names(PRUNER)
+
+
+def moving() -> list[str]:
+    """The methods that change the mask while the network is trained."""
+    return names(MOVING)
 
 
 def learners() -> list[str]:

@@ -21,7 +21,8 @@ from ..data import Splits
 from ..errors import UserError, fraction, unknown, whole
 from ..masks import Mask
 from ..methods import registry
-from ..methods.dynamic import WAYS, Plan, Update
+from ..methods.dynamic import Plan, begin
+from ..methods.registry import Update
 from . import base
 from .base import short
 
@@ -50,8 +51,8 @@ class Dynamic(base.Run):
         dataset, images: a name of ``data.load``, and how many of its first training images; None
             are all.
         model: a key of ``models.MODELS``.
-        method: a key of ``methods.dynamic.WAYS``, whose mask moves; or, for a mask that stays,
-            ``DENSE``, ``RANDOM`` or a key of ``FOUND``.
+        method: a name of ``registry.moving()``; or, for a mask that stays, ``DENSE``, ``RANDOM`` or
+            a key of ``FOUND``.
         sparsity: in the end; 0 for the dense network.
         epochs: of the training.
         updates, until, death: as in ``methods.dynamic.Plan``, of methods whose mask moves.
@@ -73,7 +74,7 @@ class Dynamic(base.Run):
         for what, value, known in (
             ("data set", self.dataset, data.names()),
             ("model", self.model, models.MODELS),
-            ("method", self.method, [*WAYS, DENSE, RANDOM, *FOUND]),
+            ("method", self.method, [*registry.moving(), DENSE, RANDOM, *FOUND]),
         ):
             if value not in list(known):
                 raise unknown(what, value, known)
@@ -84,17 +85,17 @@ class Dynamic(base.Run):
         fraction("sparsity of a dynamic run", self.sparsity)
         if self.method == DENSE and self.sparsity:
             raise UserError(f"a dense network has sparsity 0, not {self.sparsity}; name a method")
-        if self.method in WAYS:
-            self._check_plan()
+        if self.method in registry.moving():
+            # of one step for each update, the fewest that it can be given
+            self._hook(max(whole("updates", self.updates, 2), 2))
         elif moved := {"updates", "until", "death"} & self.canonical().keys():
             raise UserError(
                 f"the mask of {self.method} stays as it is; leave out {', '.join(sorted(moved))}"
             )
 
-    def _check_plan(self) -> None:
-        """Of one step for each update, the fewest that it can be given."""
-        plan = Plan(max(whole("updates", self.updates, 2), 2), self.updates, self.until, self.death)
-        Update(self.method, plan, 1 - self.sparsity, self.seed)
+    def _hook(self, steps: int) -> Update:
+        plan = Plan(steps, self.updates, self.until, self.death)
+        return registry.method(self.method).update(plan, 1 - self.sparsity, self.seed)
 
     @classmethod
     def prepare(cls, runs: Sequence[Dynamic]) -> None:
@@ -115,11 +116,8 @@ class Dynamic(base.Run):
         Raises:
             UserError: a training that is too short for its updates.
         """
-        if self.method not in WAYS:
-            return None
-        steps = self.epochs * -(-images // BATCH)
-        plan = Plan(steps, self.updates, self.until, self.death)
-        return Update(self.method, plan, 1 - self.sparsity, self.seed)
+        moves = self.method in registry.moving()
+        return self._hook(self.epochs * -(-images // BATCH)) if moves else None
 
     def execute(self, context: base.Context) -> dict:
         """Find the first mask, train, and measure.
@@ -159,14 +157,15 @@ def first_images(splits: Splits, count: int | None) -> Splits:
 
 def first_mask(run: Dynamic, model: nn.Module, splits: Splits, update: Update | None) -> Mask:
     """The mask with which the training begins."""
-    density = update.start if update else 1 - run.sparsity
-    if density == 1:
-        return masks.ones(model)
+    density = 1 - run.sparsity
+    if update is not None:
+        return registry.method(run.method).find(model, splits, update.start, run.seed)[0]
+    if run.method not in FOUND:
+        return begin(model, density, run.seed)
     batches = data.balanced_batches(
         splits.train, PER_CLASS, torch.Generator().manual_seed(run.seed)
     )
-    method, scope = (run.method, "global") if run.method in FOUND else ("random", "erk")
-    return pruning.prune(model, method, density, batches, seed=run.seed, scope=scope)[0]
+    return pruning.prune(model, run.method, density, batches, seed=run.seed)[0]
 
 
 def spent_before(method: str, model: nn.Module, classes: int) -> int:

@@ -18,7 +18,7 @@ from ..agent import observations, policies
 from ..analysis import networks, transfer
 from ..errors import UserError, fraction, pick, unknown, whole
 from ..methods import panning, registry
-from ..methods.registry import DENSE, LEARNER, PRUNER
+from ..methods.registry import DENSE, LEARNER, MOVING, PRUNER
 from ..training import stacked
 from . import base
 from .base import short
@@ -42,7 +42,8 @@ class Run(base.Run):
     and thread count).
 
     Attributes:
-        dataset, model, method: of ``data.names()``, ``models.MODELS`` and ``registry.names()``.
+        dataset, model, method: of ``data.names()``, ``models.MODELS`` and ``registry.names()``
+            without those that move the mask.
         sparsity: fraction removed, in [0, 1).
         seed: of the initialisation, the scoring batches, a metric's noise, and the order of the
             training images.
@@ -152,6 +153,11 @@ class Run(base.Run):
         ):
             if value not in list(known):
                 raise unknown(what, value, known)
+        if self.record().kind == MOVING:
+            raise UserError(
+                f"{self.method} changes its mask while the network is trained; a run of the kind "
+                "dynamic does that"
+            )
         data.check_normalisation(self.dataset, self.normalisation)
         if self.network and self.normalisation != "standardised":
             raise UserError(
