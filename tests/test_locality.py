@@ -71,6 +71,16 @@ def test_kept_neighbours_on_a_grid_counted_one_by_one():
     assert locality.kept_neighbours(mask, locality.grid(4, 5)) == pytest.approx(kept / neighbours)
 
 
+def test_the_radius_is_the_distance_from_the_middle():
+    mask = torch.zeros((3, 4, 5), dtype=torch.bool)
+    # A pair two pixels apart, a 2 x 2 square, and one pixel.
+    mask[0, 1, 1] = mask[0, 1, 3] = mask[2, 0, 0] = True
+    mask[1, :2, :2] = True
+    wanted = ((2 * 1 + 4 * 0.5 + 0) / 7) ** 0.5
+    assert locality.radius(mask.flatten(1), 4, 5) == pytest.approx(wanted)
+    assert locality.radius(torch.zeros((2, 20), dtype=torch.bool), 4, 5) == 0
+
+
 def test_shuffled_is_the_mean_over_shuffles():
     mask = torch.rand((3, 12), generator=seeded(2)) < torch.tensor([[0.2], [0.5], [0.8]])
     generator, shares = seeded(3), []

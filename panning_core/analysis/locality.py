@@ -63,6 +63,18 @@ def kept_neighbours(mask: Tensor, pairs: Tensor) -> float:
     return 2 * int((first & second).sum()) / ends if ends else 0.0
 
 
+def radius(mask: Tensor, height: int, width: int) -> float:
+    """How far kept weights lie from the middle of what their unit keeps, on an image flattened row
+    by row: root mean square over kept weights, in pixels; 0 where nothing is kept."""
+    place = torch.arange(height * width)
+    at = torch.stack([place // width, place % width], 1).double()
+    kept = mask.double()
+    counts = kept.sum(1, keepdim=True)
+    middles = kept @ at / counts.clamp(min=1)
+    inside = (kept @ at.square()).sum() - (counts * middles.square()).sum()
+    return float((inside / counts.sum().clamp(min=1)).clamp(min=0).sqrt())
+
+
 def shuffled(mask: Tensor) -> float:
     """What ``kept_neighbours`` is if each unit keeps as many weights, at random sites.
 

@@ -29,6 +29,7 @@ KINDS = Table(
         "agent": "panning_core.runs.agent.Agent",
         "toy": "panning_core.runs.toy.Toy",
         "emergent-convolution": "panning_core.runs.emergent_convolution.EmergentConvolution",
+        "mask-locality": "panning_core.runs.mask_locality.MaskLocality",
         "ball-indicator": "panning_core.runs.ball_indicator.BallIndicator",
         "gaussian-process": "panning_core.runs.gaussian_process.GaussianProcess",
         "tagi": "panning_core.runs.tagi.Tagi",
