@@ -27,7 +27,7 @@ LAYER = "fc1.weight"  #: of LeNet-300-100, whose sites are the pixels
 PER_CLASS = 100  #: images that a method scores before training
 REWIRINGS = 3  #: random masks that a mask is compared with
 #: method that trains: how often, before it has its mask
-ROUNDS = {"trained-magnitude": 1, "iterative-magnitude": 8}
+ROUNDS = {"trained-magnitude": 1, "iterative-magnitude": 5}
 INPUTS = ("images", "gaussian")
 
 
