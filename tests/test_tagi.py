@@ -231,7 +231,7 @@ def test_a_run_learns_the_digits_and_repeats_itself(learner):
 
 def test_all_learners_start_from_the_same_network_and_images():
     runs = [Tagi(**SHORT, learner=learner, images=50) for learner in ("tagi", "adam")]
-    tasks = [task.Task.of(run, seeded(run.seed)) for run in runs]
+    tasks = [task.drawn(run, seeded(run.seed)) for run in runs]
     assert torch.equal(tasks[0].train.x, tasks[1].train.x) and len(tasks[0].train) == 50
     net = tagi.network([64, 20, 20, 11], seeded(0))
     model = task.Gradient(net, 10, runs[1]).model

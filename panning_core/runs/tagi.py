@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from math import prod
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -81,25 +81,28 @@ class Tagi(base.Run):
         return execute(self)
 
 
-@dataclass
-class Task:
+class Task(NamedTuple):
     """What a run learns: images as rows, standardised."""
 
     train: data.Split
     validation: data.Split
     test: data.Split
 
-    @classmethod
-    def of(cls, run: Tagi, generator: torch.Generator) -> Task:
-        splits = data.load(run.dataset)
-        count = len(splits.train)
-        if run.images is not None and run.images > count:
-            raise UserError(f"images of tagi are {run.images:,}; {splits.title} has {count:,}")
-        drawn = torch.randperm(count, generator=generator)[: run.images]
-        parts = splits.train, splits.validation, splits.test
-        x, y, others = splits.train.x[drawn], splits.train.y[drawn], parts[1:]
-        train = data.Split(x.flatten(1), y, splits.classes)
-        return cls(train, *(data.Split(o.x.flatten(1), o.y, o.classes) for o in others))
+
+def drawn(run: Tagi, generator: torch.Generator) -> Task:
+    """The run's data set with as many training images as it asks for.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    splits = data.load(run.dataset)
+    count = len(splits.train)
+    if run.images is not None and run.images > count:
+        raise UserError(f"images of tagi are {run.images:,}; {splits.title} has {count:,}")
+    rows = torch.randperm(count, generator=generator)[: run.images]
+    train = data.Split(splits.train.x[rows], splits.train.y[rows], splits.classes)
+    parts = (train, splits.validation, splits.test)
+    return Task(*(data.Split(part.x.flatten(1), part.y, part.classes) for part in parts))
 
 
 class Gaussian:
@@ -173,7 +176,7 @@ def execute(run: Tagi) -> dict:
         shares kept of each layer, and test accuracy ``before`` and ``after`` one more epoch.
     """
     generator = torch.Generator().manual_seed(run.seed)
-    task = Task.of(run, generator)
+    task = drawn(run, generator)
     classes = task.train.classes
     sizes = [prod(task.train.x.shape[1:]), run.width, run.width, tagi.tree(classes).outputs]
     net = tagi.network(sizes, generator)
