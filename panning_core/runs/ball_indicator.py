@@ -102,12 +102,11 @@ class BallIndicator(base.Run):
         validation = sample(self, VALIDATION, generator)
         net = Network(self, generator)
         optimiser = OPTIMISERS[self.optimiser](net.trained, lr=self.rate)
-        for step in range(self.steps):
+        for _ in range(self.steps):
             x, y = sample(self, BATCH, generator)
             optimiser.zero_grad()
             (net(x) - y).square().mean().backward()
             optimiser.step()
-            context.progress(step + 1)
         outputs = evaluate(net, test[0])
         wrong = (outputs > 0.5) != (test[1] > 0.5)
         return {
