@@ -82,6 +82,17 @@ class Splits:
             **{part: getattr(self, part).to(device) for part in ("train", "validation", "test")},
         )
 
+    def first(self, **counts: int | None) -> "Splits":
+        """With the first so many inputs alone of the parts that are named; None are all."""
+        parts = {part: getattr(self, part) for part in counts}
+        return replace(
+            self,
+            **{
+                part: replace(split, x=split.x[: counts[part]], y=split.y[: counts[part]])
+                for part, split in parts.items()
+            },
+        )
+
 
 def folder() -> Path:
     """Where data sets lie: ``$PANNING_DATA`` (relative to the checkout), or ``data/`` in it."""

@@ -248,3 +248,16 @@ def test_a_training_too_short_for_its_updates_is_refused():
         run(epochs=1, updates=40)
     with pytest.raises(UserError, match="unknown method that changes its mask 'snip'"):
         Update("snip", Plan(100), 0.1)
+
+
+def test_the_accuracy_is_that_of_the_last_epoch_on_the_first_images_of_a_set():
+    found = run(method="rigl", sparsity=0.9)
+    splits = data.load("digits").first(train=200, test=50)
+    assert (len(splits.train), len(splits.validation), len(splits.test)) == (200, 143, 50)
+    model = models.build("lenet300", splits.input_shape, splits.classes, 0)
+    made = Dynamic(**{**SHORT, "method": "rigl", "sparsity": 0.9})
+    mask = dynamic.begin(model, 0.1, 0)
+    whole = data.load("digits").first(train=200)
+    log = training.train(model, mask, whole, made.recipe(), update=made.update(200))
+    for part in ("test", "validation"):
+        assert found[f"{part}_accuracy"] == pytest.approx(log[f"{part}_accuracy"].iloc[-1])

@@ -28,9 +28,6 @@ from .scored import by_count, by_metric
 
 DENSE, PRUNER, LEARNER, MOVING = KINDS = ("dense", "pruner", "learner", "moving")
 
-#: (step, model, mask) -> the mask from here on
-Update = Callable[[int, nn.Module, Mask], Mask]
-
 
 @dataclass(frozen=True)
 class Method:
@@ -51,8 +48,8 @@ class Method:
         takes: of the arguments ``mix`` and ``policy`` of ``pruning.prune`` those that ``find`` has.
         options: name -> default; None is the keyword-only arguments of ``find``.
         update: of a moving method makes the hook of ``training.train`` that changes the mask while
-            the network is trained, ``(plan, density, seed) -> Update`` with a ``dynamic.Plan``; its
-            attribute ``start`` is the density of the first mask. None leaves the mask alone.
+            the network is trained, ``(plan, density, seed) -> dynamic.Update``, with a
+            ``dynamic.Plan``; None leaves the mask alone.
     """
 
     name: str
@@ -66,7 +63,7 @@ class Method:
     regrows: bool = False
     takes: tuple[str, ...] = ()
     options: Mapping[str, object] | None = None
-    update: Callable[..., Update] | None = None
+    update: Callable[..., dynamic.Update] | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
