@@ -122,6 +122,21 @@ def test_what_was_learned_is_told_apart():
     assert signal == pytest.approx(0.2) and noise == pytest.approx(0.3)
 
 
+def test_a_spread_signal_has_the_same_norm_and_is_covered_by_any_of_its_coordinates():
+    run = replace(SMALL, spread=4, noise=0.0)
+    x, y = sn.draw(run, 6, seeded())
+    assert torch.allclose(x.norm(dim=1), torch.full((6,), run.signal))
+    assert all(
+        row.nonzero().flatten().tolist() == list(range(4 * c, 4 * c + 4)) for row, c in zip(x, y)
+    )
+    mask = torch.zeros(12, 200, dtype=torch.bool)
+    # a neuron of class 1 that sees its own signal, and one of class 2 that sees only another's
+    mask[5, 7] = mask[8, 0] = True
+    assert sn.covered(run, mask).tolist() == [False, True, False]
+    kept = sn.masked(replace(run, kept=0.1, mask="signal-kept"), seeded())
+    assert kept[:, :12].all() and not kept[:, 12:].all()
+
+
 def test_the_orders_of_the_theorems():
     run = SignalNoise(classes=2, inputs=4000, width=25)
     assert sn.mild(run) == pytest.approx(0.33176, abs=1e-5)
@@ -145,7 +160,11 @@ def test_a_run_says_the_same_twice():
         ({"kept": 0}, "kept is 0; it must be a probability above 0"),
         ({"kept": 1.2}, "kept is 1.2"),
         ({"classes": 1}, "classes of a signal-noise run is 1"),
-        ({"inputs": 3}, "3 inputs can not hold the signals of 5 classes"),
+        (
+            {"inputs": 3},
+            "3 inputs can not hold the signals of 5 classes; each class needs 1 of its",
+        ),
+        ({"inputs": 9, "spread": 2}, "9 inputs can not hold the signals of 5 classes"),
         ({"mask": "input"}, "unknown mask of a signal-noise run 'input'; did you mean 'inputs'"),
         ({"signal": -1.0}, "signal is -1.0; it must be a number above 0"),
         ({"noise": -0.1}, "noise is -0.1; it must be a number from 0"),

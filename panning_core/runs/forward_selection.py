@@ -22,8 +22,8 @@ from . import base
 
 #: ways to choose neurons: greedily, at random, or by the product of the norms of their weights
 ARMS = ("greedy", "random", "norm")
-#: parts of the steps after which a sub-network is selected to be trained for the rest of them
-RETRAINED = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
+#: parts of the steps after which sub-networks are tested, and trained for the rest of the steps
+LATER = (0, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1)
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,12 @@ class ForwardSelection(base.Run):
         """Train, select and test.
 
         Returns:
-            Lists, one value a checkpoint: ``step``; ``dense_loss`` and ``dense_accuracy``,
-            ``greedy_loss``, ``random_loss``, ``norm_loss`` on the training images and the
-            accuracies of these arms on the test images; ``distinct`` neurons of the greedy one.
-            ``retrained``: a list of {"step", "greedy_loss", "greedy_accuracy", ...}, sub-networks
-            that were trained for the rest of the steps.
+            Lists, one value a checkpoint: ``step``; ``dense_loss``, ``greedy_loss``,
+            ``random_loss`` and ``norm_loss`` on the training images; ``distinct`` neurons of the
+            greedy sub-network. ``later``, a list of dicts: at such a ``step`` the accuracies on
+            the test images (``dense_accuracy``, ``greedy_accuracy``, ...), and the loss and
+            accuracy of sub-networks that were then trained for the rest of the steps
+            (``greedy_trained_loss``, ...).
         """
         return trace(self)
 
@@ -157,15 +158,6 @@ def checkpoints(steps: int) -> list[int]:
     return found
 
 
-def trained(run: ForwardSelection, network: Network, train: data.Split, steps: int) -> Network:
-    """``network`` after ``steps`` more, at the rates of its own width; it is changed in place."""
-    generator = torch.Generator().manual_seed(run.seed)
-    target = functional.one_hot(train.y, train.classes).float()
-    for rows, _ in zip(batches(len(train), run.batch, generator), range(steps)):
-        network.step(train.x[rows], target[rows], run.lr_in, run.lr_out)
-    return network
-
-
 def chosen(
     run: ForwardSelection, network: Network, hidden: Tensor, train: data.Split
 ) -> dict[str, Tensor]:
@@ -193,49 +185,52 @@ def trace(run: ForwardSelection) -> dict:
     train, test = images(run, generator)
     target = functional.one_hot(train.y, train.classes).float()
     network = Network.drawn(run.width, train.x.shape[1], train.classes, generator)
-    at, later = set(checkpoints(run.steps)), {round(part * run.steps) for part in RETRAINED}
-    supply, rows, retrained = batches(len(train), run.batch, generator), [], []
+    at, tested = set(checkpoints(run.steps)), {round(part * run.steps) for part in LATER}
+    supply, rows, later = batches(len(train), run.batch, generator), [], []
     for step in range(run.steps + 1):
-        if step in at | later:
-            hidden = network.hidden(train.x), network.hidden(test.x)
-            found = chosen(run, network, hidden[0], train)
+        if step in at | tested:
+            hidden = network.hidden(train.x)
+            found = chosen(run, network, hidden, train)
+            outer = {"dense": network.outer, **{a: network.weighed(found[a]) for a in ARMS}}
         if step in at:
-            outer = {arm: network.weighed(found[arm]) for arm in ARMS}
-            row = measured(hidden, {"dense": network.outer, **outer}, train, test)
-            rows.append({"step": step, "distinct": int((found["greedy"] > 0).sum()), **row})
-        if step in later:
-            retrained.append({"step": step, **rest(run, step, network, found, train, test)})
+            losses = {f"{arm}_loss": loss(hidden @ w, target) for arm, w in outer.items()}
+            rows.append({"step": step, "distinct": int((found["greedy"] > 0).sum()), **losses})
+        if step in tested:
+            seen = network.hidden(test.x)
+            right = {f"{arm}_accuracy": accuracy(seen @ w, test.y) for arm, w in outer.items()}
+            rest = trained(run, network, found, train, test, run.steps - step)
+            later.append({"step": step, **right, **rest})
         if step < run.steps:
             picked = next(supply)
             network.step(train.x[picked], target[picked], run.lr_in, run.lr_out)
-    return {**{name: [row[name] for row in rows] for name in rows[0]}, "retrained": retrained}
+    return {**{name: [row[name] for row in rows] for name in rows[0]}, "later": later}
 
 
-def rest(
+def trained(
     run: ForwardSelection,
-    step: int,
     network: Network,
     found: dict[str, Tensor],
     train: data.Split,
     test: data.Split,
+    steps: int,
 ) -> dict[str, float]:
-    """What the sub-networks of ``found`` reach if they are trained for the rest of the steps."""
-    row = {}
+    """Loss and accuracy of the sub-networks of ``found`` after ``steps`` of their own, at the rates
+    of their own width and all on the same batches."""
+    target, row = functional.one_hot(train.y, train.classes).float(), {}
     for arm in ("greedy", "random"):
-        part = trained(run, network.part(found[arm]), train, run.steps - step)
-        hidden = part.hidden(train.x), part.hidden(test.x)
-        row |= measured(hidden, {arm: part.outer}, train, test)
+        part, generator = network.part(found[arm]), torch.Generator().manual_seed(run.seed)
+        for rows, _ in zip(batches(len(train), run.batch, generator), range(steps)):
+            part.step(train.x[rows], target[rows], run.lr_in, run.lr_out)
+        row[f"{arm}_trained_loss"] = loss(part(train.x), target)
+        row[f"{arm}_trained_accuracy"] = accuracy(part(test.x), test.y)
     return row
 
 
-def measured(
-    hidden: tuple[Tensor, Tensor], outer: dict[str, Tensor], train: data.Split, test: data.Split
-) -> dict[str, float]:
-    """For each arm's weights B to the outputs: half the mean squared distance to the targets on the
-    training images, and the accuracy on the test images; ``hidden`` are the activations on both."""
-    target, row = functional.one_hot(train.y, train.classes), {}
-    for arm, weights in outer.items():
-        loss = (hidden[0] @ weights - target).square().sum() / (2 * len(target))
-        right = ((hidden[1] @ weights).argmax(1) == test.y).float().mean()
-        row |= {f"{arm}_loss": float(f"{loss:.6g}"), f"{arm}_accuracy": float(f"{right:.6g}")}
-    return row
+def loss(outputs: Tensor, target: Tensor) -> float:
+    """Half the mean squared distance to the targets, in six digits."""
+    return float(f"{(outputs - target).square().sum() / (2 * len(target)):.6g}")
+
+
+def accuracy(outputs: Tensor, y: Tensor) -> float:
+    """The share of the largest outputs that are right, in six digits."""
+    return float(f"{(outputs.argmax(1) == y).float().mean():.6g}")

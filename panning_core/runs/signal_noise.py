@@ -9,6 +9,7 @@ a signal on one coordinate a class plus Gaussian noise on all of them,
 and output j of the network is the sum of ReLU(<w_jr * m_jr, x>) over the neurons r of class j, with
 fixed masks m whose entries are 1 with probability ``kept``. Full-batch gradient descent on the
 cross-entropy trains w. A class *is covered* if a neuron of its own still sees its coordinate.
+As a control, which is ours, a signal may be spread over several coordinates.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class SignalNoise(base.Run):
         mask: one of ``MASKS``.
         classes, inputs, width: outputs, coordinates of an input, and neurons a class.
         samples: to train on.
+        spread: coordinates that share the signal of a class, whose norm stays the same.
         signal, noise, scale: strength of the signal, and the standard deviations of the noise and
             of the initial weights.
         lr: rate of descent; divided by ``kept`` if ``rescaled``, as a sparser neuron learns more
@@ -57,6 +59,7 @@ class SignalNoise(base.Run):
     inputs: int = 4000
     width: int = 25
     samples: int = 50
+    spread: int = 1
     signal: float = 2.0
     noise: float = 0.2
     scale: float = 0.005
@@ -72,13 +75,14 @@ class SignalNoise(base.Run):
             ("inputs", 2),
             ("width", 1),
             ("samples", 1),
+            ("spread", 1),
             ("steps", 1),
         ):
             whole(f"{name} of a signal-noise run", getattr(self, name), least)
-        if self.inputs < self.classes:
+        if self.inputs < self.classes * self.spread:
             raise UserError(
                 f"{self.inputs} inputs can not hold the signals of {self.classes} classes; "
-                "each class needs a coordinate of its own"
+                f"each class needs {self.spread} of its own"
             )
         if not is_number(self.kept) or not 0 < self.kept <= 1:
             raise UserError(f"kept is {self.kept!r}; it must be a probability above 0 and up to 1")
@@ -98,8 +102,9 @@ class SignalNoise(base.Run):
 
         Returns:
             ``train_loss`` and ``train_accuracy`` at the end, after ``steps_taken``, and whether the
-            loss has ``reached`` the stop before the last step; ``test_loss`` and ``test_accuracy`` there; ``covered``
-            classes; ``kept_weights``; ``signal_learned`` and ``noise_learned`` (``learned``).
+            loss has ``reached`` the stop before the last step; ``test_loss`` and
+            ``test_accuracy`` there; ``covered`` classes; ``kept_weights``; ``signal_learned`` and
+            ``noise_learned`` (``learned``).
         """
         generator = torch.Generator().manual_seed(self.seed)
         x, y = draw(self, self.samples, generator)
@@ -126,11 +131,17 @@ class SignalNoise(base.Run):
 
 
 def draw(run: SignalNoise, count: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """``count`` samples: x [count, inputs], y [count]; coordinate y holds the signal of class y."""
+    """``count`` samples: x [count, inputs], y [count]."""
     y = torch.randint(run.classes, (count,), generator=generator)
     x = run.noise * torch.randn((count, run.inputs), generator=generator)
-    x[torch.arange(count), y] += run.signal
-    return x, y
+    return x + run.signal * directions(run)[y], y
+
+
+def directions(run: SignalNoise) -> Tensor:
+    """[classes, inputs]: the signals, of norm 1. That of class c is on coordinate c, or equally on
+    the ``spread`` coordinates from c * spread on."""
+    blocks = torch.eye(run.classes).repeat_interleave(run.spread, 1) / run.spread**0.5
+    return functional.pad(blocks, (0, run.inputs - blocks.shape[1]))
 
 
 def initial(run: SignalNoise, generator: torch.Generator) -> Tensor:
@@ -145,7 +156,7 @@ def masked(run: SignalNoise, generator: torch.Generator) -> Tensor:
     dice = torch.rand((1 if run.mask == "inputs" else rows, run.inputs), generator=generator)
     mask = (dice < run.kept).expand(rows, -1).clone()
     if run.mask.startswith("signal"):
-        mask[:, : run.classes] = run.mask == "signal-kept"
+        mask[:, : run.classes * run.spread] = run.mask == "signal-kept"
     return mask
 
 
@@ -196,21 +207,22 @@ def measure(run: SignalNoise, weights: Tensor, x: Tensor, y: Tensor) -> tuple[fl
 
 
 def covered(run: SignalNoise, mask: Tensor) -> Tensor:
-    """[classes]: whether one of a class's own neurons keeps the coordinate of its signal."""
-    own = mask.view(run.classes, run.width, run.inputs)
-    return torch.stack([own[c, :, c].any() for c in range(run.classes)])
+    """[classes]: whether one of a class's own neurons keeps a coordinate of its signal."""
+    own = mask.view(run.classes, run.width, run.inputs).any(1)
+    return (own & (directions(run) > 0)).any(1)
 
 
 def learned(run: SignalNoise, weights: Tensor) -> tuple[float, float]:
-    """What the mean class has learned of its signal, the sum of ReLU(w) at its coordinate over its
-    own neurons, and of the noise: the norm of its neurons' sum outside all signals' coordinates."""
+    """What the mean class has learned of its signal, the sum of ReLU(<w, signal>) over its own
+    neurons, and of the noise: the norm of their sum outside all signals' coordinates."""
     own = weights.view(run.classes, run.width, run.inputs)
-    signal = torch.stack([own[c, :, c].relu().sum() for c in range(run.classes)])
-    return float(signal.mean()), float(own[:, :, run.classes :].sum(1).norm(dim=1).mean())
+    signal = torch.einsum("cri,ci->cr", own, directions(run)).relu().sum(1)
+    noise = own[:, :, run.classes * run.spread :].sum(1).norm(dim=1)
+    return float(signal.mean()), float(noise.mean())
 
 
 def coverage(kept: float, width: int) -> float:
-    """The probability that independent masks cover a class."""
+    """The probability that independent masks cover a class whose signal is on one coordinate."""
     return 1 - (1 - kept) ** width
 
 
