@@ -580,7 +580,7 @@ def test_nothing_is_left_of_a_network_that_is_no_longer_needed():
         engine = SparseNet(
             model := models.build("resnet20", (3, 8, 8), 10, 0), random_mask(model, 0.1)
         )
-        signals = [weakref.ref(signal) for signal in engine.signals]
+        signals = [weakref.ref(signal) for signal in engine.memory.signals]
         del engine
         assert not any(signal() for signal in signals)
     finally:

@@ -1,9 +1,9 @@
 """Compiled kernels on disk, safe when several processes compile at once.
 
-numba numbers the files of a function's signatures. Two processes that compile two signatures at the
-same moment take the same number, and the index then leads one signature to the other's machine code:
-wrong numbers, or a crash. Here a file is named after what it holds, and it is there before the index
-names it.
+numba numbers the files of a function's signatures. Two processes that compile two signatures at
+the same moment take the same number, and the index then leads one signature to the other's machine
+code: wrong numbers, or a crash. Here a file is named after what it holds, and it is there before
+the index names it.
 """
 
 from __future__ import annotations

@@ -1,9 +1,11 @@
-"""The inner loops of the sparse engine, compiled by numba: an activation's samples lie side by side, so one surviving
-weight is one multiply-add of a run of samples.
+"""The inner loops of the sparse engine, compiled by numba: an activation's samples lie side by
+side, so one surviving weight is one multiply-add of a run of samples.
 
-An array of activations is [block, floats of a block]. A block holds ``lanes`` samples as [channel][row][column][lane],
-with margins around the rows and columns that stay 0; ``plane`` and ``pitch`` are the floats from one channel and from one
-row to the next, ``origin`` is the place of the first number inside the margins, ``run`` the floats of a row without them.
+An array of activations is [block, floats of a block]. A block holds ``lanes`` samples as
+[channel][row][column][lane], with margins around the rows and columns that stay 0; ``plane`` and
+``pitch`` are the floats from one channel and from one row to the next, ``origin`` is the place of
+the first number inside the margins, ``run`` the floats of a row without them. The package's
+docstring has a drawing.
 """
 
 from __future__ import annotations
@@ -24,18 +26,23 @@ except ImportError:
     numba = None
     jit = primitive = lambda function: function
 
-NARROW = 8  # pixels and samples that are transposed together
-STRETCH = 512  # floats of an activation from which a gradient is added up at a time, so that they stay in the nearest cache
-STEP = 16  # floats of a vector: one AVX-512 register, two AVX2 registers; every run is a multiple
+#: pixels and samples that are transposed together
+NARROW = 8
+#: floats of an activation from which a gradient is added up at a time, so that they stay in the
+#: nearest cache
+STRETCH = 512
+#: floats of a vector: one AVX-512 register, two AVX2 registers; every run is a multiple
+STEP = 16
 FLAGS = ("contract", "reassoc", "nsz")
 
 
-# ------------------------------------------------------------------------------------------------- vectors in registers
+# --- vectors in registers -------------------------------------------------------------------------
 
 if numba:
 
     class Vector(types.Type):
-        """``lanes`` float32 in registers; numba has no such type, and would keep a sum over many samples in memory."""
+        """``lanes`` float32 in registers; numba has no such type, and would keep a sum over many
+        samples in memory."""
 
         def __init__(self, lanes: int):
             self.lanes = lanes
@@ -143,7 +150,8 @@ def repeat(typing, vector, times):
 
 @primitive
 def collect(typing, array, start, places, k, count):
-    """``array[start + place:][:STEP]`` for ``count`` places from ``places[k]`` on, one behind the other."""
+    """``array[start + place:][:STEP]`` for ``count`` places from ``places[k]`` on, one behind the
+    other."""
 
     def lower(context, builder, signature, values):
         table = context.make_array(places)(context, builder, values[2]).data
@@ -276,11 +284,12 @@ def transpose(typing, target, here, down, source, there, step):
     return types.void(target, types.intp, types.intp, source, types.intp, types.intp), lower
 
 
-# --------------------------------------------------------------------------------------------------------- convolutions
+# --- convolutions ---------------------------------------------------------------------------------
 
 
 def _strip(lanes: int):
-    """``lanes`` neighbouring floats of every channel of y; all channels together, because they read the same x."""
+    """``lanes`` neighbouring floats of every channel of y; all channels together, because they read
+    the same x."""
 
     @jit
     def strip(
@@ -324,11 +333,13 @@ def gather(
     positive,
     add,
 ):
-    """``y = biases + weights * x``, or ``y += weights * x`` with ``add``; then 0 where negative, if ``positive``, or where ``gate`` is.
+    """``y = biases + weights * x``, or ``y += weights * x`` with ``add``; then 0 where negative, if
+    ``positive``, or where ``gate`` is.
 
-    Weight k reads the row of x that lies ``places[k]`` behind the row of y. Channel r of y has, in each tile of the input
-    channels, the weights from ``starts[tile, r, 0]`` to ``starts[tile, r, -1]``, sorted by the row of the kernel; row i of y
-    needs rows ``lows[i]`` to ``highs[i]`` of it, the others would only read margins. Geometry without a prefix is y's.
+    Weight k reads the row of x that lies ``places[k]`` behind the row of y. Channel r of y has, in
+    each tile of the input channels, the weights from ``starts[tile, r, 0]`` to ``starts[tile, r,
+    -1]``, sorted by the row of the kernel; row i of y needs rows ``lows[i]`` to ``highs[i]`` of it,
+    the others would only read margins. Geometry without a prefix is y's.
     """
     for block in range(len(y)):
         for i in range(len(lows)):
@@ -409,7 +420,8 @@ def gather(
 
 
 def _group(count: int):
-    """The gradients of ``count`` weights of one output from one stretch of a batch; together, because they share what is read of dy."""
+    """The gradients of ``count`` weights of one output from one stretch of a batch; together,
+    because they share what is read of dy."""
     lanes = count * STEP
 
     @jit
@@ -537,16 +549,20 @@ def moments(sums, squares, z, height, run, origin, plane, pitch):
 
 @jit
 def arrange(found, bounds, row_keys, column_keys, row_places, column_places, values, size, falling):
-    """Sorts the surviving weights of a matrix by ``row_keys + column_keys``, which are below ``size``, in linear time.
+    """Sorts the surviving weights of a matrix by ``row_keys + column_keys``, which are below
+    ``size``, in linear time.
 
-    Those of one key stay in the order of their rows and, within a row, of their columns, or in the opposite one if ``falling``.
+    Those of one key stay in the order of their rows and, within a row, of their columns, or in the
+    opposite one if ``falling``.
 
     Args:
-        found: [weights] where they are in the flat matrix, ascending; row r has those from ``bounds[r]`` to ``bounds[r + 1]``.
+        found: [weights] where they are in the flat matrix, ascending; row r has those from
+            ``bounds[r]`` to ``bounds[r + 1]``.
         values: [weights] int32, one for each; becomes the new place of each.
 
     Returns:
-        ``values`` and ``row_places + column_places`` in the new order, and how many weights have a key below k [size + 1].
+        ``values`` and ``row_places + column_places`` in the new order, and how many weights have a
+        key below k [size + 1].
     """
     starts, columns = np.zeros(size + 1, np.int64), len(column_keys)
     for row in range(len(row_keys)):
@@ -577,14 +593,15 @@ def pick(y, x, index):
         y[k] = x[index[k]]
 
 
-# ------------------------------------------------------------------------------------------------- between convolutions
+# --- between convolutions -------------------------------------------------------------------------
 
 
 @jit
 def fetch(y, x, turned, groups, y_index, x_index, lanes):
     """Images x [n, pixels] into blocks: pixel ``x_index[f]`` to ``y_index[f]`` of y.
 
-    Each block is transposed to ``turned`` first, ``NARROW`` pixels together, from each of ``groups`` on.
+    Each block is transposed to ``turned`` first, ``NARROW`` pixels together, from each of
+    ``groups`` on.
     """
     for block in range(len(y)):
         start = block * lanes
@@ -614,7 +631,8 @@ def fetch(y, x, turned, groups, y_index, x_index, lanes):
 
 @jit
 def relayout(y, x, y_index, x_index, y_lanes, x_lanes, n, add):
-    """Copies (or adds) ``x_index[f]`` of ``n`` samples of x to ``y_index[f]`` of y, for every f; lanes without a sample become 0."""
+    """Copies (or adds) ``x_index[f]`` of ``n`` samples of x to ``y_index[f]`` of y, for every f;
+    lanes without a sample become 0."""
     lanes, one, zero = max(y_lanes, x_lanes), np.float32(1), fill(np.float32(0), STEP)
     end = (n + y_lanes - 1) // y_lanes * y_lanes
     for start in range(0, end, lanes):
@@ -633,7 +651,7 @@ def relayout(y, x, y_index, x_index, y_lanes, x_lanes, n, add):
 
 @jit
 def pool(y, x, window, corners, lanes):
-    """The largest x of each window: ``corners[f, 0]`` of y reads ``corners[f, 1] + window`` of x."""
+    """The largest x of each window: ``corners[f, 0]`` of y reads ``corners[f, 1] + window``."""
     for block in range(len(y)):
         for f in range(len(corners)):
             for lane in range(0, lanes, STEP):
@@ -704,8 +722,9 @@ def unrelu(dy, y):
         dy[j] = dy[j] if y[j] > 0 else np.float32(0)
 
 
-# --------------------------------------------------------------------------------------------- batch normalisation
-# z is normalised to y: ``y = scale * z + shift``, plus ``other`` if there is one, through a ReLU if ``positive``.
+# --- batch normalisation --------------------------------------------------------------------------
+# z is normalised to y: ``y = scale * z + shift``, plus ``other`` if there is one, through a ReLU if
+# ``positive``.
 
 
 @jit
@@ -751,7 +770,8 @@ def unnormalise(
     z_geometry,
     other_geometry,
 ):
-    """Stops dy where the ReLU did, adds up dy and dy * (z - mean) [channel], and hands dy on to ``dother``."""
+    """Stops dy where the ReLU did, adds up dy and dy * (z - mean) [channel], and hands dy on to
+    ``dother``."""
     for block in range(len(dy)):
         for c in range(len(mean)):
             middle = mean[c]
@@ -791,12 +811,13 @@ def centre(dz, dy, z, a, b, c, height, run, z_geometry, y_geometry):
                     target[j] = p * gradient[j] + q * source[j] + s
 
 
-# ------------------------------------------------------------------------------------------------------------- learning
+# --- learning -------------------------------------------------------------------------------------
 
 
 @jit
 def _exp(x):
-    """exp of x <= 0, so written that the compiler makes vectors of it: 2**n * 2**f, |f| <= 1/2, Taylor's series of the second."""
+    """exp of x <= 0, so written that the compiler makes vectors of it: 2**n * 2**f, |f| <= 1/2,
+    Taylor's series of the second."""
     scaled = max(x, np.float32(-87)) * np.float32(1.4426950408889634)
     n = np.floor(scaled + np.float32(0.5))
     f = (scaled - n) * np.float32(0.6931471805599453)
@@ -808,7 +829,8 @@ def _exp(x):
 
 @jit
 def cross_entropy(dy, y, labels, batch, temperature):
-    """The summed loss for scores y [block, class, lane] / temperature; dy becomes the gradient of the mean over ``batch`` by y / temperature."""
+    """The summed loss for scores y [block, class, lane] / temperature; dy becomes the gradient of
+    the mean over ``batch`` by y / temperature."""
     loss, scale, heat, lanes = 0.0, np.float32(1 / batch), np.float32(temperature), y.shape[2]
     top, summed = np.empty((2, lanes), np.float32)
     for block in range(len(y)):

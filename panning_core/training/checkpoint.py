@@ -5,11 +5,22 @@ from __future__ import annotations
 import hashlib
 import os
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors import UserError, told
+
+
+class Resumable(Protocol):
+    """A trainer that can go on in another process."""
+
+    def state(self) -> dict:
+        """All that the next step depends on: tensors and plain values."""
+
+    def load_state(self, state: dict) -> None:
+        """Goes on from what ``state`` gave."""
 
 
 class Checkpoint:
@@ -18,13 +29,15 @@ class Checkpoint:
 
     Args:
         key: what tells this training from others, from ``fingerprint``.
+        trainer: what trains.
     """
 
-    def __init__(self, path: str | Path, key: str):
-        self.path, self.key = Path(path), key
+    def __init__(self, path: str | Path, key: str, trainer: Resumable):
+        self.path, self.key, self.trainer = Path(path), key, trainer
 
     def load(self) -> dict | None:
-        """What ``save`` was given last; None if there is nothing.
+        """What ``save`` was given last, after the trainer has taken over its own state; None if
+        there is nothing.
 
         Raises:
             UserError: a file that is damaged, something else, or of another training.
@@ -33,7 +46,7 @@ class Checkpoint:
             return None
         try:
             found = torch.load(self.path, map_location="cpu", weights_only=True)
-            key, state = found["key"], found["state"]
+            key, loop, trainer = found["key"], found["loop"], found["trainer"]
         except Exception as error:  # of many kinds
             raise UserError(
                 f"{self.path} is not a readable checkpoint ({told(error)[:120]}); delete it and "
@@ -44,17 +57,19 @@ class Checkpoint:
                 f"{self.path} is the checkpoint of another training; give the network as it was "
                 "before, with the same mask, images, recipe and options, or another path"
             )
-        return state
+        self.trainer.load_state(trainer)
+        return loop
 
-    def save(self, state: dict) -> None:
-        """Replaces the file at once, so that an interruption leaves the one before.
+    def save(self, loop: dict) -> None:
+        """Keeps the state of the loop, and the trainer's. The file is replaced at once, so that an
+        interruption leaves the one before.
 
         Raises:
             UserError: a place that can not be written to.
         """
         new = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
         try:
-            torch.save({"key": self.key, "state": state}, new)
+            torch.save({"key": self.key, "loop": loop, "trainer": self.trainer.state()}, new)
             os.replace(new, self.path)
         except (OSError, RuntimeError) as error:
             raise UserError(

@@ -24,20 +24,20 @@ class Cost:
 
     def __init__(self, model: nn.Module):
         self.weights = prunable(model)
+        self.uses: dict[str, int] | None = None
         try:
             with faithful.untouched(model):
                 self.uses = uses(model)
-        # of a network that does not say what it reads
         except UserError:
-            self.uses = None
+            pass  # it does not say what it reads
 
     def image(self, kept: dict[str, int], dense_gradients: bool = False) -> int | None:
         """FLOPs of one image where so many weights of each tensor are kept; None for a network
         whose uses of its weights can not be counted."""
-        if self.uses is None:
+        if (times := self.uses) is None:
             return None
         return sum(
-            2 * self.uses[name] * (2 * count + self._learned(name, count, dense_gradients))
+            2 * times[name] * (2 * count + self._learned(name, count, dense_gradients))
             for name, count in kept.items()
         )
 

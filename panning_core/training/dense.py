@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -24,8 +24,8 @@ class Dense:
     """
 
     name = "dense"
-    #: networks, and the seconds that each took by itself
-    count, seconds = 1, (0.0,)
+    count = 1
+    seconds: Sequence[float] = (0.0,)
 
     def __init__(
         self,

@@ -33,12 +33,9 @@ class Sparse:
 
     def __init__(self, model: nn.Module, mask: Mask, recipe: Recipe):
         self.net, self.recipe = sparse.SparseNet(model, mask), recipe
-        self.images, self.logits, self.store = self.net.pixels, self.net.logits, self.net.store
-        self.answer, self.state, self.load_state = (
-            self.net.answer,
-            self.net.state,
-            self.net.load_state,
-        )
+        net: sparse.Engine = self.net
+        self.images, self.logits, self.answer = net.pixels, net.logits, net.answer
+        self.store, self.state, self.load_state = net.store, net.state, net.load_state
 
     def epochs(self, split: Split, drawn: torch.Generator, done: int) -> Iterator[Iterator[Step]]:
         return epochs(split, self.recipe, drawn, done)
@@ -239,7 +236,7 @@ def prepare(
     if engine == "sparse" and needs_dense:
         raise _refused(needs_dense)
     flops = Cost(model).image(kept(mask))
-    if how.needs_whole():
+    if needs_dense and how.needs_whole():
         return Prepared(None, _dense(model, mask, recipe, how), needs_dense, flops)
     small = _compacted(model, mask)
     network, alive = (small.model, small.mask) if small else (model, mask)

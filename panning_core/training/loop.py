@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -34,11 +35,21 @@ PARTS = ("validation", "test")
 class Trainer(Protocol):
     """What the loop asks of an engine that trains ``count`` networks at once."""
 
-    name: str
-    count: int
-    recipe: Recipe
-    #: [count], what each has taken by itself
-    seconds: Sequence[float]
+    @property
+    def name(self) -> str:
+        """A key of ``ENGINES``."""
+
+    @property
+    def count(self) -> int:
+        """How many networks."""
+
+    @property
+    def recipe(self) -> Recipe:
+        """That of all of them, but for the seed."""
+
+    @property
+    def seconds(self) -> Sequence[float] | np.ndarray:
+        """[count], what each has taken by itself."""
 
     def images(self, x: Tensor) -> Tensor:
         """What ``step`` and ``logits`` want of the images of a whole data set."""
@@ -46,7 +57,7 @@ class Trainer(Protocol):
     def epochs(self, split: Split, drawn: torch.Generator, done: int) -> Iterator[Iterator[Step]]:
         """The batches of each epoch after the first ``done``; ``drawn`` is their order's."""
 
-    def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor | float:
+    def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor | np.ndarray | float:
         """Learns from a batch; the losses before, [count] or one number."""
 
     def logits(self, x: Tensor) -> Tensor:
@@ -60,7 +71,9 @@ class FinalMask(dict):
     """A mask in a table's ``attrs``. Pandas copies these with every column and compares them when
     it joins tables: a mask stays one object, equal to itself alone."""
 
-    __eq__, __hash__ = object.__eq__, object.__hash__
+    __eq__ = object.__eq__
+    # a dict has none
+    __hash__ = object.__hash__  # type: ignore[assignment]
 
     def __deepcopy__(self, memo: dict) -> FinalMask:
         return self
@@ -112,7 +125,6 @@ def fit(
     it was and its share of the seconds.
 
     Args:
-        checkpoint: for a trainer that has ``state`` and ``load_state``.
         products: within what matrix products are made.
     """
     recipe, device = trainer.recipe, splits.train.x.device
@@ -126,8 +138,7 @@ def fit(
         noise=torch.Generator().manual_seed(recipe.seed),
     )
     if checkpoint and (state := checkpoint.load()):
-        done.load_state(state["loop"])
-        trainer.load_state(state["trainer"])
+        done.load_state(state)
         begun -= done.seconds
     with products(device):
         for steps in trainer.epochs(own["train"], done.order, done.epochs):
@@ -144,7 +155,7 @@ def fit(
             _add_rows(done, trainer, found, logits, own)
             if checkpoint:
                 done.seconds = time.perf_counter() - begun
-                checkpoint.save({"loop": done.state(), "trainer": trainer.state()})
+                checkpoint.save(done.state())
             if observe is not None:
                 observe(dict(done.rows[0][-1]))
     trainer.store()
@@ -240,7 +251,7 @@ def _checkpoint(
     network = model.state_dict(), mask, prepared.small is None
     options = [each if isinstance(each, str) else type(each).__name__ for each in how]
     key = fingerprint(*network, train.x, train.y, trainer.recipe, trainer.name, *options)
-    return Checkpoint(path, key)
+    return Checkpoint(path, key, trainer)
 
 
 def _finish(model: nn.Module, splits: Splits, prepared: Prepared, log: pd.DataFrame) -> None:

@@ -69,7 +69,8 @@ class Moving(Dense):
         own = {name: m.clone() for name, m in mask.items()}
         super().__init__(model, own, recipe, optimiser, loss)
         self.update, self.cost, self.kept = update, Cost(model), kept(mask)
-        self.steps, self.flops, self.grew = 0, 0, False
+        self.steps, self.grew = 0, False
+        self.flops: int | None = 0
 
     @staticmethod
     def _may_miss(mask: Tensor) -> bool:
@@ -80,7 +81,10 @@ class Moving(Dense):
         loss = super().step(x, y, lr)
         wanted = getattr(self.update, "dense_gradients", None)
         each = self.cost.image(before, self.grew if wanted is None else wanted)
-        self.flops = None if each is None else self.flops + len(y) * each
+        if each is None or self.flops is None:
+            self.flops = None
+        else:
+            self.flops += len(y) * each
         return loss
 
     def _descend(self) -> None:
