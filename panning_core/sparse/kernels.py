@@ -344,79 +344,19 @@ def gather(
     for block in range(len(y)):
         for i in range(len(lows)):
             here, there = block * y.shape[1] + origin + i * pitch, block * x.shape[1] + i * x_pitch
-            low, high = lows[i], highs[i]
+            rest = plane, weights, biases, places, starts, lows[i], highs[i], positive, add
             t = 0
             while t + 8 * STEP <= run:
-                _widest(
-                    y,
-                    x,
-                    gate,
-                    here + t,
-                    there + t,
-                    plane,
-                    weights,
-                    biases,
-                    places,
-                    starts,
-                    low,
-                    high,
-                    positive,
-                    add,
-                )
+                _widest(y, x, gate, here + t, there + t, *rest)
                 t += 8 * STEP
             if t + 4 * STEP <= run:
-                _wide(
-                    y,
-                    x,
-                    gate,
-                    here + t,
-                    there + t,
-                    plane,
-                    weights,
-                    biases,
-                    places,
-                    starts,
-                    low,
-                    high,
-                    positive,
-                    add,
-                )
+                _wide(y, x, gate, here + t, there + t, *rest)
                 t += 4 * STEP
             if t + 2 * STEP <= run:
-                _half(
-                    y,
-                    x,
-                    gate,
-                    here + t,
-                    there + t,
-                    plane,
-                    weights,
-                    biases,
-                    places,
-                    starts,
-                    low,
-                    high,
-                    positive,
-                    add,
-                )
+                _half(y, x, gate, here + t, there + t, *rest)
                 t += 2 * STEP
             if t < run:
-                _narrow(
-                    y,
-                    x,
-                    gate,
-                    here + t,
-                    there + t,
-                    plane,
-                    weights,
-                    biases,
-                    places,
-                    starts,
-                    low,
-                    high,
-                    positive,
-                    add,
-                )
+                _narrow(y, x, gate, here + t, there + t, *rest)
 
 
 def _group(count: int):
@@ -466,65 +406,18 @@ def correlate(
             for tile in range(len(starts)):
                 for r in range(starts.shape[1]):
                     here, k, end = origin_dy + r * plane, starts[tile, r, 0], starts[tile, r, -1]
+                    rest = here, there, rows, run, dy_steps[1], x_steps[1]
                     while k + 8 <= end:
-                        _eight(
-                            dweights,
-                            dy,
-                            x,
-                            places,
-                            k,
-                            here,
-                            there,
-                            rows,
-                            run,
-                            dy_steps[1],
-                            x_steps[1],
-                        )
+                        _eight(dweights, dy, x, places, k, *rest)
                         k += 8
                     if k + 4 <= end:
-                        _four(
-                            dweights,
-                            dy,
-                            x,
-                            places,
-                            k,
-                            here,
-                            there,
-                            rows,
-                            run,
-                            dy_steps[1],
-                            x_steps[1],
-                        )
+                        _four(dweights, dy, x, places, k, *rest)
                         k += 4
                     if k + 2 <= end:
-                        _two(
-                            dweights,
-                            dy,
-                            x,
-                            places,
-                            k,
-                            here,
-                            there,
-                            rows,
-                            run,
-                            dy_steps[1],
-                            x_steps[1],
-                        )
+                        _two(dweights, dy, x, places, k, *rest)
                         k += 2
                     if k < end:
-                        _one(
-                            dweights,
-                            dy,
-                            x,
-                            places,
-                            k,
-                            here,
-                            there,
-                            rows,
-                            run,
-                            dy_steps[1],
-                            x_steps[1],
-                        )
+                        _one(dweights, dy, x, places, k, *rest)
 
 
 @jit
