@@ -103,18 +103,25 @@ def grown(mask: Tensor, scores: Tensor, count: int) -> Tensor:
 
 
 def exchange(
-    model: nn.Module, mask: Mask, rate: float, generator: torch.Generator | None = None
+    model: nn.Module,
+    mask: Mask,
+    rate: float,
+    generator: torch.Generator | None = None,
+    restart: bool = False,
 ) -> Mask:
     """In each layer the part ``rate`` of the kept weights dies, the smallest first, and as many
     grow: where the gradient is largest, or at random places of ``generator`` if there is one.
 
-    A weight that has just died may grow again. Gradients are read from ``.grad``.
+    Gradients are read from ``.grad``. A weight that has just died may grow again; it then goes on
+    as it was, or with ``restart`` from 0.
     """
     weights, found = prunable(model), {}
     for name, m in mask.items():
         weight = weights[name]
         stay = survivors(weight, m, rate)
         scores = _draw(m, generator) if generator else _gradient(weight).abs()
+        if restart:
+            weight.data.masked_fill_(m & ~stay, 0.0)
         found[name] = grown(stay, scores, masks.count({"": m}) - masks.count({"": stay}))
     return found
 
@@ -236,3 +243,30 @@ class Update:
         if self.way.growth == "gradient":
             return None
         return torch.Generator().manual_seed(STRIDE * self.seed + step)
+
+
+class Exchange:
+    """The ``update`` of FreeTickets (Liu et al. 2022, arXiv 2106.14568), in a phase of a training.
+
+    Growth is by gradient, at a constant death rate: the authors' code computes an annealed one and
+    does not use it.
+
+    Unlike GraNet's a weight that dies and grows again begins at 0. The authors' momentum is not
+    masked; here that of a weight that enters or leaves is 0, as in all trainings.
+
+    Attributes:
+        dense_gradients: whether the last step needed the gradients of pruned weights too.
+    """
+
+    def __init__(self, every: int, death: float, first: float | None = None):
+        """An update after every so many steps; ``first`` is another death rate, of one after the
+        first step of the phase."""
+        self.every, self.death = whole("every of an exchange", every, 1), fraction("death", death)
+        self.first = None if first is None else fraction("first", first)
+        self.dense_gradients = False
+
+    def __call__(self, step: int, model: nn.Module, mask: Mask) -> Mask:
+        rate = self.death if step % self.every == 0 else None
+        rate = self.first if step == 1 and self.first is not None else rate
+        self.dense_gradients = rate is not None
+        return mask if rate is None else exchange(model, mask, rate, restart=True)

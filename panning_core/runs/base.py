@@ -40,6 +40,7 @@ KINDS = Table(
         "checkpoint-diffusion": "panning_core.runs.checkpoint_diffusion.CheckpointDiffusion",
         "cluster-tpe": "panning_core.runs.cluster_tpe.ClusterTPE",
         "dynamic": "panning_core.runs.dynamic.Dynamic",
+        "tickets": "panning_core.runs.tickets.Tickets",
     },
 )
 

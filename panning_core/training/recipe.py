@@ -24,6 +24,7 @@ DECAYS: dict[str, Callable[[int, int], float]] = {
     "steps": lambda t, steps: 0.1 ** ((t >= steps * 3 // 8) + (t >= steps * 3 // 4)),
     # Smith 2018: up for three tenths, then down
     "one-cycle": lambda t, steps: min((t + 1) / (0.3 * steps), (steps - t) / (0.7 * steps)),
+    "constant": lambda t, steps: 1.0,
 }
 PRECISIONS = ("fp32", "bf16")
 
@@ -38,8 +39,8 @@ class Recipe:
             takes what is left).
         lr, momentum, weight_decay, nesterov: as in ``torch.optim.SGD``; BatchNorm and biases decay
             too, as in the papers' code.
-        decay: ``"cosine"`` to 0; ``"steps"``, a tenth after 3/8 and after 3/4 of the steps; or
-            ``"one-cycle"``, in a line up to ``lr`` and down to 0.
+        decay: ``"cosine"`` to 0; ``"steps"``, a tenth after 3/8 and after 3/4 of the steps;
+            ``"one-cycle"``, in a line up to ``lr`` and down to 0; or ``"constant"``.
         warm_up: epochs in which the rate rises in a line to what ``decay`` asks for.
         augment: random crop (4 pixels) and flip.
         precision: ``"fp32"``, or ``"bf16"`` for autocast: weights stay float32, products are of
