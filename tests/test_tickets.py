@@ -1,152 +1,203 @@
-"""Ensembles of sparse networks: milestones, the update between tickets, and what is measured."""
+"""Masks of trained networks: exact counts, nested rounds, and weights that go back to exactly what
+they were.
+"""
 
-import math
+import copy
+import dataclasses
 
 import pytest
 import torch
-from torch import nn
 
-from panning_core import data, masks
+from panning_core import masks, models, training
 from panning_core.errors import UserError
-from panning_core.methods import dynamic
-from panning_core.methods.dynamic import Exchange
-from panning_core.runs import base, tickets
-from panning_core.runs.tickets import Tickets
+from panning_core.methods import iterative_magnitude
 
-SHORT = {"images": 300, "updates": 4}
+TOTAL = 50_200
 
 
-def run(**fields):
-    return Tickets(**{**SHORT, **fields}).execute(base.Context())
+def fresh(digits):
+    return models.build("lenet300", digits.input_shape, digits.classes, seed=0)
 
 
-def members(**fields):
-    made = Tickets(**{**SHORT, **fields})
-    return tickets.trained(made, data.load("digits").first(train=300), made.seed)
+def state(model):
+    return {name: t.clone() for name, t in model.state_dict().items()}
 
 
-def test_the_published_milestones():
-    """450 epochs, 150 of them to explore, 3 tickets: restarts after 250 and 350, a lower rate after
-    200, 300 and 400; a single training has 250."""
-    ends, found = 0, []
-    for phase in tickets.sequence(100, 3, 0.8):
-        found.append((ends, phase.lr, phase.shake))
-        ends += phase.epochs
-    assert ends == 450
-    assert found == [
-        *((0, 0.1, None), (150, 0.01, None), (200, 0.001, None), (250, 0.01, 0.8)),
-        *((300, 0.001, None), (350, 0.01, 0.8), (400, 0.001, None)),
+def equal(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def largest_on_paths(model, weights, among, room):
+    """The effective ones of the largest weights of the mask ``among``: ever more of them, until
+    more than ``room`` are effective or there are no more.
+    """
+    flat, allowed = (
+        masks.flatten({name: weights[name].abs() for name in among}),
+        masks.flatten(among),
+    )
+    order = flat.masked_fill(~allowed, -1).argsort(descending=True, stable=True)[
+        : int(allowed.sum())
     ]
-    assert sum(phase.epochs for phase in tickets.single(8)) == 20
-    assert [phase.epochs for phase in tickets.single(8)] == [10, 5, 5]
-    assert sum(phase.ticket for phase in tickets.sequence(8, 3, None)) == 3
+
+    def live(n):
+        kept = torch.zeros(TOTAL, dtype=torch.bool)
+        kept[order[:n]] = True
+        return masks.effective(model, masks.unflatten(kept, among))
+
+    n, step = 0, 2**16
+    while step:  # the counts grow with n
+        while n + step <= len(order) and masks.count(live(n + step)) <= room:
+            n += step
+        step //= 2
+    return live(n), n
 
 
-def test_a_weight_that_dies_and_grows_again_begins_at_0():
-    model = nn.Sequential(nn.Linear(8, 1))
-    weight = model[0].weight
-    weight.data = torch.tensor([[0.9, -0.1, 0.4, 0, 0, -0.05, 0.3, 0]])
-    weight.grad = torch.tensor([[0, 0.8, 0.1, 0.5, -0.9, 0.2, 0.3, 0.1]])
-    mask = dynamic.exchange(model, {"0.weight": weight.detach() != 0}, 0.5, restart=True)
-    assert mask["0.weight"].nonzero()[:, 1].tolist() == [0, 1, 2, 3, 4]
-    wanted = torch.tensor([[0.9, 0, 0.4, 0, 0, 0, 0, 0]])
-    assert torch.equal(weight.detach(), wanted)
+@pytest.fixture
+def trainings(monkeypatch):
+    """(weights before, mask, recipe, weights after) of every training."""
+    made, train = [], training.train
+
+    def watched(model, mask, splits, recipe, *rest):
+        before = state(model)
+        log = train(model, mask, splits, recipe, *rest)
+        made.append((before, {name: m.clone() for name, m in mask.items()}, recipe, state(model)))
+        return log
+
+    monkeypatch.setattr(iterative_magnitude.training, "train", watched)
+    return made
 
 
-def test_when_weights_are_exchanged():
-    model = nn.Sequential(nn.Linear(8, 6))
-    weight = model[0].weight
-    weight.grad = torch.zeros_like(weight)
-    mask = dynamic.begin(model, 0.5, seed=0)
-    hook, seen = Exchange(3, death=0.25, first=0.75), []
-    for step in range(1, 8):
-        weight.data = mask["0.weight"] * (1 + torch.rand(6, 8))
-        weight.grad = 1 + torch.rand(6, 8)
-        new = hook(step, model, mask)
-        assert masks.count(new) == masks.count(mask)
-        seen.append((hook.dense_gradients, int((weight == 0).sum()) - 24))
-        mask = new
-    # of 24 weights 18 and 6 have died, whether or not they grew again
-    assert seen == [(True, 18), (False, 0), (True, 6), *[(False, 0)] * 2, (True, 6), (False, 0)]
-
-
-def test_without_deaths_the_tickets_are_snapshots_of_one_static_network():
-    moved = members(method="edst", death=0, shake=0)
-    still = members(method="snapshots", death=0)
-    first = moved[0].mask
-    for a, b in zip(moved, still):
-        assert all(torch.equal(a.mask[name], first[name]) for name in first)
-        assert all(torch.equal(b.mask[name], first[name]) for name in first)
-        # the engines differ, and so do their last bits
-        assert torch.allclose(a.test, b.test, atol=1e-3)
-    shaken = members(method="edst")
-    assert len({t.mask["fc1.weight"].numpy().tobytes() for t in shaken}) == 3
-    assert len({t.mask["fc1.weight"].numpy().tobytes() for t in members(method="snapshots")}) == 1
-
-
-def test_the_first_ticket_is_the_same_with_and_without_others():
-    (alone,), three = members(tickets=1), members(tickets=3)
-    assert torch.equal(alone.test, three[0].test) and alone.flops == three[0].flops
-
-
-def test_members_that_are_trained_apart_differ_from_the_start():
-    made = Tickets(**SHORT, method="dst", tickets=2)
-    splits = data.load("digits").first(train=300)
-    (a,), (b,) = (tickets.trained(made, splits, seed) for seed in (0, tickets.MEMBER))
-    found = run(method="dst", tickets=2)
-    assert found["members"] == pytest.approx(
-        [float((t.test.argmax(1) == splits.test.y).double().mean()) for t in (a, b)], abs=1e-6
+@pytest.mark.parametrize("density", [0.3, 0.02, 0.002])
+def test_magnitude_after_training_is_the_largest_weights_of_the_dense_training(density, digits):
+    """Trained a second time here; then as many of the largest weights as leave so many on a path."""
+    dense = fresh(digits)
+    log = training.train(
+        dense,
+        masks.ones(dense),
+        digits,
+        dataclasses.replace(training.RECIPES["mnist"], seed=3, epochs=3),
     )
-    assert found["first_test_accuracy"] == pytest.approx(found["members"][0], abs=1e-6)
-    assert found["disagreement"] == pytest.approx(
-        float((a.test.argmax(1) != b.test.argmax(1)).double().mean()), abs=1e-6
+    room = round(density * TOTAL)
+    expected, n = largest_on_paths(dense, state(dense), masks.ones(dense), room)
+    assert density > 0.1 or n > room
+
+    model = fresh(digits)
+    mask, trace = iterative_magnitude.trained_magnitude(model, digits, density, seed=3, epochs=3)
+    assert equal(mask, expected) and equal(
+        state(model), state(dense)
+    )  # left as they were trained, pruned weights too
+    assert (
+        len(trace) == 1
+        and trace[0]["events"] == []
+        and trace[0]["sparsity"] == 1 - masks.density(mask)
+        and trace[0]["loss"] == log.loss.iloc[-1]
     )
-    assert found["training_flops"] == a.flops + b.flops
+    assert equal(mask, masks.effective(model, mask)) and 0 < masks.count(mask) <= room
 
 
-def test_measures_by_hand():
-    right = torch.tensor([0, 0, 1, 1])
-    answers = torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6], [0.6, 0.4]], dtype=torch.double)
-    found = tickets.scores(answers, right)
-    assert found["test_accuracy"] == 0.5
-    assert found["ece"] == pytest.approx(0.25)
-    assert found["nll"] == pytest.approx(-sum(map(math.log, (0.9, 0.1, 0.6, 0.4))) / 4, abs=1e-6)
-    assert tickets.disagreement([answers]) == tickets.disagreement([answers] * 3) == 0
-    # Of three pairs two differ, each on every input.
-    assert tickets.disagreement([answers, answers, 1 - answers]) == pytest.approx(2 / 3)
+@pytest.mark.parametrize("rewind", [False, True])
+def test_iterative_magnitude_round_by_round(rewind, digits, trainings):
+    model = fresh(digits)
+    initial, quiet = state(model), torch.get_rng_state()
+    mask, trace = iterative_magnitude.iterative_magnitude(
+        model, digits, 0.05, seed=2, rounds=4, epochs=2, rewind=rewind
+    )
+    assert torch.equal(torch.get_rng_state(), quiet)
+    assert [(recipe.epochs, recipe.seed) for _, _, recipe, _ in trainings] == [(2, 2)] * 4
+    assert [masks.count(trained) for _, trained, _, _ in trainings] == [
+        round(TOTAL * 0.05 ** (t / 4)) for t in range(4)
+    ]
+    rounds = [trained for _, trained, _, _ in trainings] + [mask]
+    for t, (_, trained, _, after) in enumerate(trainings):
+        assert all(
+            (trained[name] | ~m).all() for name, m in rounds[t + 1].items()
+        )  # nested, the last one too
+        kept, gone = (
+            torch.cat(
+                [after[name].abs()[trained[name] & which(rounds[t + 1][name])] for name in trained]
+            )
+            for which in (lambda m: m, lambda m: ~m)
+        )
+        if t < 3:
+            assert (
+                kept.min() >= gone.max() and len(gone) > 100
+            )  # the smallest that were still there
+    assert (
+        equal(
+            mask,
+            largest_on_paths(model, trainings[-1][3], trainings[-1][1], round(0.05 * TOTAL))[0],
+        )
+        and masks.count(mask) > 0
+    )
+
+    for t, (before, *_) in enumerate(trainings):
+        assert equal(before, initial if rewind or t == 0 else trainings[t - 1][3])
+    assert equal(state(model), initial if rewind else trainings[-1][3])
+    assert [row["round"] for row in trace] == [1, 2, 3, 4] and trace[-1][
+        "sparsity"
+    ] == 1 - masks.density(mask)
+    assert [row["sparsity"] for row in trace[:3]] == [
+        1 - masks.density(trained) for trained in rounds[1:4]
+    ]
+    assert all(0 < row["loss"] < 3 and row["events"] == [] for row in trace)
 
 
-def test_flops_are_those_of_every_step():
-    """300 images are three steps an epoch and 24 a unit, so every sixth step exchanges."""
-    weights = 50_200
-    sparse, dense = 6 * round(0.2 * weights), 6 * weights
-    found = run(method="dense", sparsity=0, tickets=1)
-    assert found["training_flops"] == found["dense_flops"] == 20 * 300 * dense
-    grow = 100 * 2 * (weights - round(0.2 * weights))
-    found = run(method="dst", tickets=2)
-    # of 30, 15 and 15 steps
-    assert found["first_training_flops"] == 20 * 300 * sparse + (5 + 2 + 2) * grow
-    found = run(method="edst")
-    # of 36 steps, then of 12 six times, twice with one more after the first
-    assert found["training_flops"] == 36 * 300 * sparse + (6 + 6 * 2 + 2) * grow
-    assert found["inference_flops"] == 3 * 2 * round(0.2 * weights)
-    found = run(method="snapshots")
-    assert found["training_flops"] == 36 * 300 * sparse + 6 * grow
+def test_learning_is_a_function_of_its_seed(digits):
+    def found(seed):
+        model = fresh(digits)
+        return iterative_magnitude.iterative_magnitude(
+            model, digits, 0.1, seed, rounds=2, epochs=1
+        ), state(model)
+
+    ((mask, trace), weights), ((again, told), same), ((other, _), _) = (
+        found(0),
+        found(0),
+        found(1),
+    )
+    assert equal(mask, again) and trace == told and equal(weights, same) and not equal(mask, other)
+
+
+def test_one_round_is_magnitude_after_training(digits):
+    one, other = fresh(digits), fresh(digits)
+    assert equal(
+        iterative_magnitude.iterative_magnitude(one, digits, 0.1, 0, rounds=1, epochs=2)[0],
+        iterative_magnitude.trained_magnitude(other, digits, 0.1, 0, epochs=2)[0],
+    )
+    assert equal(state(one), state(other))
+
+
+def test_a_found_mask_trains_to_more_than_its_shuffle(digits):
+    accuracies = []
+    for shuffled in (False, True):
+        model = fresh(digits)
+        mask, _ = iterative_magnitude.iterative_magnitude(
+            model, digits, 0.02, seed=0, rounds=3, epochs=4, rewind=True
+        )
+        log = training.train(
+            model,
+            masks.shuffle(mask, 0) if shuffled else mask,
+            digits,
+            training.Recipe(epochs=6, batch_size=32),
+        )
+        accuracies.append(log.test_accuracy.iloc[-1])
+    assert accuracies[0] > accuracies[1] + 0.02 and accuracies[0] > 0.8
 
 
 @pytest.mark.parametrize(
-    "fields, said",
+    "how, says",
     [
-        ({"method": "edts"}, "did you mean 'edst'"),
-        ({"method": "dense"}, "dense networks have sparsity 0"),
-        ({"unit": 12}, "multiple of 8"),
-        ({"tickets": 0}, "tickets of an ensemble is 0"),
-        ({"shake": 1.0}, "shake of an ensemble is 1.0"),
-        ({"death": -1}, "death of an ensemble is -1"),
-        ({"images": 0}, "images of an ensemble is 0"),
-        ({"dataset": "digit"}, "unknown data set 'digit'"),
+        ({"rounds": 0}, "rounds is 0; it must be a whole number from 1"),
+        ({"rounds": -2}, "rounds is -2"),
+        ({"epochs": 0}, "epochs is 0; it must be a whole number from 1"),
+        (
+            {"density": 1e-9, "rounds": 1, "epochs": 1},
+            "leaves 0 of 50,200 weights, too few for a path",
+        ),
     ],
 )
-def test_bad_input_is_told_in_one_sentence(fields, said):
-    with pytest.raises(UserError, match=said):
-        Tickets(**fields)
+def test_bad_input_is_named(how, says, digits):
+    model = fresh(digits)
+    before = copy.deepcopy(state(model))
+    with pytest.raises(UserError, match=says):
+        iterative_magnitude.iterative_magnitude(model, digits, **{"density": 0.1, "seed": 0, **how})
+    assert "density" in how or equal(state(model), before)
