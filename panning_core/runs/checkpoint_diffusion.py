@@ -175,42 +175,74 @@ def judge(
     loss = diffusion.losses(shape, theta, *task.validation)
     desired = prompts(loss, float(collection.loss[:, -1].mean()))
     found = updated(model, theta, loss, desired, collection.scale, generator)
+    masked, copied = found * kept[:, None], nearest(collection, theta, desired) * kept[:, None]
     observed, followed = measured(shape, found, desired, task.validation)
-    masked, masked_followed = measured(shape, found * kept[:, None], desired, task.validation)
-    best = int(masked.mean(0).argmin())
-    chosen = diffusion.logits(shape, (found * kept[:, None])[:, best], task.test.x)
-    at = list(range(STEPS + 1))
-    path = diffusion.train(shape, theta, kept, task.train, STEPS, at, generator, RATE)
-    sgd = torch.stack([diffusion.losses(shape, t, *task.validation).mean() for t in path.unbind(1)])
-    reached = (sgd <= masked[:, best].mean()).nonzero().flatten()
-    pruned = found[~kept[:, None].expand_as(found)]
-    mean_update = (collection.theta[:, -1] - collection.theta[:, 0]).mean(0)
-    controls = {"mean_update": theta + mean_update, "mean_network": collection.theta[:, -1].mean(0)}
+    observed_masked, followed_masked = measured(shape, masked, desired, task.validation)
+    means = observed_masked.mean(0)
+    chosen = diffusion.logits(shape, masked[:, means.argmin()], task.test.x)
     return {
         "start_loss": float(loss.mean()),
         "desired": desired.mean(0).tolist(),
         "observed": observed.mean(0).tolist(),
-        "observed_masked": masked.mean(0).tolist(),
+        "observed_masked": means.tolist(),
         "alignment": followed,
-        "alignment_masked": masked_followed,
-        "alignment_test": measured(shape, found * kept[:, None], desired, task.test)[1],
-        "alignment_nearest": measured(
-            shape, nearest(collection, theta, desired) * kept[:, None], desired, task.validation
-        )[1],
-        "best_loss": float(masked[:, best].mean()),
+        "alignment_masked": followed_masked,
+        "alignment_test": measured(shape, masked, desired, task.test)[1],
+        "alignment_nearest": measured(shape, copied, desired, task.validation)[1],
+        "best_loss": float(means.min()),
         "test_accuracy": float((chosen.argmax(-1) == task.test.y).double().mean()),
-        "sgd": sgd[:: STEPS // 30].tolist(),
+        **by_sgd(shape, theta, kept, float(means.min()), task, generator),
+        **among_pruned(found, kept, collection.scale),
+        **without_model(shape, collection, theta, kept, task.validation),
+    }
+
+
+def by_sgd(
+    shape: Shape,
+    theta: Tensor,
+    kept: Tensor,
+    loss: float,
+    task: Tasks,
+    generator: torch.Generator,
+) -> dict:
+    """The mean loss of the same networks in a training, and how many steps of it reach ``loss``."""
+    path = diffusion.train(shape, theta, kept, task.train, STEPS, range(STEPS + 1), generator, RATE)
+    means = torch.stack(
+        [diffusion.losses(shape, t, *task.validation).mean() for t in path.unbind(1)]
+    )
+    reached = (means <= loss).nonzero().flatten()
+    return {
+        "sgd": means[:: STEPS // 30].tolist(),
         "sgd_steps": int(reached[0]) if len(reached) else STEPS,
-        "zeros": float((pruned.abs() * collection.scale < ZERO * diffusion.DEVIATION)
-                       .double().mean()) if len(pruned) else 1.0,
-        "pruned_deviation": float(pruned.std() / found.std()) if len(pruned) else 0.0,
-        **{
-            f"{name}_loss": float(
-                diffusion.losses(shape, network * kept, *task.validation).mean()
-            )
-            for name, network in controls.items()
-        },
-    }  # fmt: skip
+    }
+
+
+def among_pruned(found: Tensor, kept: Tensor, scale: float) -> dict:
+    """What an update does to pruned weights: the share that it leaves at 0, and their deviation
+    over that of all parameters."""
+    pruned = found[~kept[:, None].expand_as(found)]
+    if not len(pruned):
+        return {"zeros": 1.0, "pruned_deviation": 0.0}
+    small = pruned.abs() * scale < ZERO * diffusion.DEVIATION
+    return {
+        "zeros": float(small.double().mean()),
+        "pruned_deviation": float(pruned.std() / found.std()),
+    }
+
+
+def without_model(
+    shape: Shape, collection: Collection, theta: Tensor, kept: Tensor, task: Task
+) -> dict:
+    """Losses of controls: what trainings change on average, and where they end on average."""
+    first, last = collection.theta[:, 0], collection.theta[:, -1]
+    controls = {
+        "mean_update_loss": (theta + (last - first).mean(0)) * kept,
+        "mean_network_loss": last.mean(0) * kept,
+    }
+    return {
+        name: float(diffusion.losses(shape, networks, *task).mean())
+        for name, networks in controls.items()
+    }
 
 
 def run(settings: CheckpointDiffusion) -> dict:
