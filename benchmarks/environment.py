@@ -14,6 +14,7 @@ from torch import nn
 
 from panning_core import masks, metrics
 from panning_core.agent import learning, observations
+from panning_core.agent.environment import PanningEnv, episode
 from panning_core.metrics import Batch
 
 from . import straightforward
@@ -80,7 +81,7 @@ def speed(quick: bool) -> pd.DataFrame:
             build(name),
             np.zeros(len(observations.MIXED), np.float32),
         )
-        env = learning.PanningEnv(lambda draw: (model, split))
+        env = PanningEnv(lambda draw: (model, split))
         env.reset(seed=0)
         plain = Straightforward(build(name), [dense.batch for dense in env._pool])
 
@@ -117,8 +118,8 @@ def fixes(quick: bool) -> pd.DataFrame:
         return pd.DataFrame()
     split, model = images((1, 28, 28)), build("lenet300")
 
-    def environment(*departures: str) -> learning.PanningEnv:
-        return learning.PanningEnv(lambda draw: (model, split), pool=32, departures=departures)
+    def environment(*departures: str) -> PanningEnv:
+        return PanningEnv(lambda draw: (model, split), pool=32, departures=departures)
 
     def synflow(observation: np.ndarray) -> np.ndarray:
         return np.array([1.0, -1.0, -1.0])
@@ -129,10 +130,7 @@ def fixes(quick: bool) -> pd.DataFrame:
     def returns(*departures: str) -> str:
         """Of SynFlow alone, in the first episode and in the eighth."""
         env = environment(*departures)
-        found = [
-            learning.episode(env, synflow, TARGET, seed=None if k else 0)["return"]
-            for k in range(8)
-        ]
+        found = [episode(env, synflow, TARGET, seed=None if k else 0)["return"] for k in range(8)]
         return f"{found[0]:.1f}, {found[-1]:.1f}"
 
     env = environment("loss")
@@ -140,7 +138,7 @@ def fixes(quick: bool) -> pd.DataFrame:
     losses = np.array([dense.look.loss for dense in env._pool])
     single = losses.astype(np.float32)
     lived = [
-        learning.episode(environment(*departures), nothing, TARGET, seed=0)["rounds"]
+        episode(environment(*departures), nothing, TARGET, seed=0)["rounds"]
         for departures in (("shares",), ())
     ]
     ends = [_returns_learned(bootstrap) for bootstrap in (False, True)]

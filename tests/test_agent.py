@@ -17,8 +17,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from panning_core import ROOT, data, masks, metrics, models
-from panning_core.agent import learning, observations
-from panning_core.agent.learning import PanningEnv, Training
+from panning_core.agent import environment, learning, observations
+from panning_core.agent.environment import PanningEnv
+from panning_core.agent.learning import Training
 from panning_core.errors import UserError
 
 
@@ -402,14 +403,14 @@ batch = digits.train.x[:20], digits.train.y[:20]
 mask, trace = pruning.prune(network, "panning-agent", 0.5, batch, rounds=2)
 assert masks.count(mask) == 25100 and len(trace) == 2
 try:
-    from panning_core.agent import learning
+    from panning_core.agent import environment
     raise SystemExit("gymnasium was found")
 except ModuleNotFoundError as error:
     assert error.name == "gymnasium", error
 
 Absent.names = ["stable_baselines3"]
-from panning_core.agent import learning
-env = learning.PanningEnv(lambda draw: (network, digits.train), rounds=2)
+from panning_core.agent.environment import PanningEnv
+env = PanningEnv(lambda draw: (network, digits.train), rounds=2)
 env.reset(seed=0)
 assert env.step([0, 0, 0])[0][6] == 0.5
 print("good")
@@ -430,12 +431,12 @@ print("good")
 def test_targets_become_harder_after_exploration(env):
     env.reset(seed=0)
     early = [env.reset()[1]["target"] for _ in range(100)]
-    env.steps = learning.EXPLORING - 1
+    env.steps = environment.EXPLORING - 1
     early += [env.reset()[1]["target"] for _ in range(100)]
-    env.steps = learning.EXPLORING
+    env.steps = environment.EXPLORING
     late = [env.reset()[1]["target"] for _ in range(400)]
     assert (
-        learning.EXPLORING == 10_000
+        environment.EXPLORING == 10_000
         and 0.8 <= min(early) < 0.82
         and 0.98 < max(early) < 1
         and 0.88 < np.mean(early) < 0.92

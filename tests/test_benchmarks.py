@@ -15,7 +15,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import environment, grid, timing, train
 from panning_core import masks, models, pruning, training
-from panning_core.agent import learning
+from panning_core.agent.environment import PanningEnv
 from panning_core.errors import UserError
 from panning_core.experiments import studies
 
@@ -206,7 +206,7 @@ def test_the_straightforward_environment_sees_the_same():
     model, plain_model = (
         models.build("lenet5", (1, 16, 16), 10, seed=0, init="panning") for _ in range(2)
     )
-    env = learning.PanningEnv(lambda draw: (model, split), rounds=10, pool=1, per_class=2)
+    env = PanningEnv(lambda draw: (model, split), rounds=10, pool=1, per_class=2)
     env.reset(seed=0, options={"sparsity": 0.9})
     plain = environment.Straightforward(plain_model, [env.batch])
     for t, action in enumerate(np.random.default_rng(0).uniform(-1, 1, (10, 3)), start=1):

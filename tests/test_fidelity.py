@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from panning_core import data, masks, metrics, models, training
-from panning_core.agent import learning, observations
+from panning_core.agent import environment, observations
 from panning_core.experiments import studies
 from panning_core.methods import panning, registry
 from panning_core.reporting import fidelity
@@ -28,7 +28,7 @@ def test_every_setting_has_a_word_and_what_is_the_same_reads_the_same():
 
 @pytest.mark.parametrize("module, name, value, setting", [
     (metrics, "TEMPERATURE", 100.0, "logits are divided by"),
-    (learning, "EXPLORING", 20_000, "targets"),
+    (environment, "EXPLORING", 20_000, "targets"),
     (observations, "DEFAULT", ("kept", "loss"), "gTg of a sub-network"),
     (observations, "DEFAULT", ("extremes",), "extremes of loss and gTg"),
     (panning, "SUM_STAGES", panning.PRODUCT_STAGES, "stage table, sum"),

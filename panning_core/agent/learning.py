@@ -1,9 +1,7 @@
-"""The panning agent: its environment and how it learns (Kang et al. 2022; the environment follows their code).
+"""How the panning agent learns (Kang et al. 2022): TD3 of stable-baselines3 in ``environment``.
 
-An episode prunes one network from dense to a target sparsity. In every round the agent sees seven numbers and answers with the
-coefficients of SynFlow, SNIP and GraSP. What it does and sees depends on no architecture, so one agent can serve many networks.
-
-gymnasium is needed for the environment and stable-baselines3 for learning; a policy that has learned needs neither (``policies``).
+What the agent does and sees depends on no architecture, so one agent can serve many networks. A
+policy that has learned needs neither gymnasium nor stable-baselines3 (``policies``).
 """
 
 from __future__ import annotations
@@ -12,202 +10,24 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
-import gymnasium
 import numpy as np
 import torch
 from torch import nn
 
-from .. import __version__, data, masks, metrics, models
+from .. import __version__, data, models
 from ..agent import observations
-from ..agent.observations import MIXED, OBSERVED, Extremes, Look
+from ..agent.observations import MIXED, Look
 from ..agent.policies import Actor
 from ..data import Split
-from ..errors import UserError, pick, unknown, whole
-
-#: draws a network to prune and the images to score it on
-Source = Callable[[np.random.Generator], tuple[nn.Module, Split]]
-
-EXPLORING = (
-    10_000  #: steps with targets from [0.8, 1]; later half from [0.9, 1] and half from [0.98, 1]
-)
-
-
-class PanningEnv(gymnasium.Env):
-    """One episode prunes one network from dense to a target sparsity, in up to ``rounds`` steps.
-
-    - **Action** [3] in [-1, 1]: the coefficients of SynFlow, SNIP and GraSP are action + 1.
-    - **Step** i from 0: the mask is made of the scores that the step before ended with, and keeps (1 - target)^((i + 1) / rounds) of the
-      weights; then comes a new batch, on which the dense network and the sub-network are looked at and all is scored again.
-    - **Observation** [7], float64: ``observations.OBSERVED``; the first one has zeros from the third number on.
-    - **Reward**: ``observations.reward``; a network without a path ends the episode and costs ``rounds`` - i more.
-
-    The dense network never changes, so whatever depends on a batch alone is computed once for each batch of a pool.
-
-    What it observes and pays is the authors'. ``departures``, keys of ``observations.DEPARTURES``, name the things in which it is
-    nevertheless another environment; with none, and no pool, it is theirs.
-
-    Args:
-        source: draws the network and its images, in ``reset``. As long as it returns the same network, its pool is kept.
-        rounds: of an episode at most, K.
-        per_class: images of each class in a batch.
-        pool: batches, drawn for each network (and again in a reset with a seed); 0 draws a fresh one for every step, as the authors do.
-    """
-
-    metadata = {"render_modes": []}
-
-    def __init__(
-        self,
-        source: Source,
-        rounds: int = 100,
-        per_class: int = 10,
-        pool: int = observations.WARM_UP,
-        departures: Collection[str] = observations.DEFAULT,
-    ):
-        for name, value, least in (
-            ("rounds", rounds, 1),
-            ("per_class", per_class, 1),
-            ("pool", pool, 0),
-        ):
-            whole(name, value, least)
-        for name in departures:
-            pick("departure", name, observations.DEPARTURES)
-        self.source, self.rounds, self.per_class, self.pool, self.departures = (
-            source,
-            rounds,
-            per_class,
-            pool,
-            frozenset(departures),
-        )
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (len(MIXED),), np.float32)
-        self.observation_space = gymnasium.spaces.Box(-np.inf, np.inf, (len(OBSERVED),), np.float64)
-        self.steps, self.model = 0, None
-        self.known: list[
-            Look
-        ] = []  # what an earlier environment of this network has seen, for extremes that never stop growing
-
-    def reset(
-        self, *, seed: int | None = None, options: dict | None = None
-    ) -> tuple[np.ndarray, dict]:
-        """Begin an episode; ``options={"sparsity": ...}`` sets its target, which is drawn otherwise.
-
-        Raises:
-            UserError: an unknown option, or a target outside (0, 1).
-        """
-        super().reset(seed=seed)
-        for name in (options or {}).keys() - {"sparsity"}:
-            raise unknown("option", name, ["sparsity"])
-        self.target = options["sparsity"] if options else self._draw_target()
-        if type(self.target) not in (int, float) or not 0 < self.target < 1:
-            raise UserError(f"sparsity is {self.target!r}; a target is a fraction between 0 and 1")
-        model, split = self.source(self.np_random)
-        if model is not self.model or seed is not None:
-            self._take(model, split)
-        self.t, self.mask, self.scheduled = 0, masks.ones(model), 0.0
-        self._score()
-        return self._observe(self.dense.look, 0.0), self._info(0.0)
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
-        if np.shape(action) != self.action_space.shape:
-            raise UserError(
-                f"an action has {len(MIXED)} numbers, for {', '.join(MIXED)}; got {action!r}"
-            )
-        mix = (
-            observations.coefficients(action)
-            if "shares" in self.departures
-            else np.clip(np.asarray(action, dtype=float), -1, 1) + 1
-        )
-        distance, unit = observations.deviations(self.synflow)
-        scores = distance.mul_(float(mix[0]) / unit) if unit else torch.zeros_like(distance)
-        for weight, normal in zip(mix[1:], self.dense.normal):
-            scores.add_(normal, alpha=float(weight))
-        i, self.t = self.t, self.t + 1
-        density = (1 - self.target) ** (self.t / self.rounds)
-        self.scheduled = 1 - density
-        self.mask = masks.SCOPES["global"](scores, self.mask, max(density, 1 / len(scores)))
-        self._score()
-        effective = self.sight.effective_sparsity(self.mask, self.synflow)
-        observation = self._observe(self.sight.look(self.mask, self.batch), effective)
-        dead, last = effective == 1, self.t == self.rounds
-        reward = observations.reward(observation) - (self.rounds - i if dead else 0)
-        self.steps += 1
-        truncates = "end" in self.departures
-        return (
-            observation,
-            reward,
-            dead or last and not truncates,
-            last and not dead and truncates,
-            self._info(effective),
-        )
-
-    def _draw_target(self) -> float:
-        low = 0.8 if self.steps < EXPLORING else self.np_random.choice([0.9, 0.98])
-        return float(self.np_random.uniform(low, 1))
-
-    def _take(self, model: nn.Module, split: Split) -> None:
-        """Another network: everything that depends on it and a batch alone."""
-        generator = torch.Generator().manual_seed(int(self.np_random.integers(2**31)))
-        self.model, self.ones = model, masks.ones(model)
-        self.sight, self.flow = (
-            observations.Sight(model, self.departures),
-            metrics.synflow_of(model),
-        )
-        self._fresh = data.balanced_batches(split, self.per_class, generator)
-        self._pool = [
-            self._prepare(batch)
-            for _, batch in zip(range(self.pool or observations.WARM_UP), self._fresh)
-        ]
-        self.extremes = Extremes(
-            [*self.known, *(dense.look for dense in self._pool)], "extremes" in self.departures
-        )
-
-    def _prepare(self, batch: metrics.Batch) -> _Dense:
-        products = metrics.products(self.model, self.ones, batch, metrics.TEMPERATURE, hessian=True)
-        normal = []
-        for scores in (products.snip, products.grasp):
-            distance, unit = observations.deviations(masks.flatten(scores))
-            normal.append(distance.div_(unit) if unit else torch.zeros_like(distance))
-        return _Dense(batch, normal, self.sight.seen(products.loss, products.gtg))
-
-    def _score(self) -> None:
-        """A new batch, and SynFlow on the mask."""
-        self.dense = (
-            self._pool[self.np_random.integers(self.pool)]
-            if self.pool
-            else self._prepare(next(self._fresh))
-        )
-        self.batch = self.dense.batch
-        self.synflow = self.flow(self.mask, self.batch)[0]
-
-    def _observe(self, sub: Look, effective: float) -> np.ndarray:
-        return self.extremes.observe(
-            self.dense.look, sub, effective, self.scheduled, self.t / self.rounds
-        )
-
-    def _info(self, effective: float) -> dict:
-        return {
-            "target": self.target,
-            "sparsity": 1 - masks.density(self.mask),
-            "effective_sparsity": effective,
-        }
-
-
-@dataclass(frozen=True)
-class _Dense:
-    """What the dense network does on a batch."""
-
-    batch: metrics.Batch
-    normal: list[torch.Tensor]  #: |z-score| of SNIP and of GraSP [weights], float64
-    look: Look
-
-
-# --- learning -------------------------------------------------------------------------------------------------------
+from ..errors import UserError, pick, unknown
+from .environment import PanningEnv, Source, episode
 
 LEG = 5_000  #: steps after which what was learned is evaluated and saved
 TARGETS = (0.9, 0.98, 0.99, 0.999)  #: that a learner is evaluated at
@@ -216,19 +36,24 @@ HELD_OUT = 10_000  #: seed of the networks it is evaluated on
 
 @dataclass(frozen=True)
 class Training:
-    """Everything that decides what an agent learns, as plain values; defaults are the published settings.
+    """Everything that decides what an agent learns, as plain values; defaults are the published
+    settings.
 
     Attributes:
         networks: ``"MODEL/DATA SET"`` of each network that an episode may prune.
         seed: of the network, the batches, the targets, the exploration and the learner's weights.
         init: a key of ``models.INITS``.
-        redraw: a new initialisation (and one of ``networks``) in every episode, else the same network all the time.
+        redraw: a new initialisation (and one of ``networks``) in every episode, else the same
+            network all the time.
         steps: of the environment.
         rounds, per_class, pool, departures: as in ``PanningEnv``.
-        bootstrap: a truncated episode has a value beyond its end. Not by default: the agent sees the clock and nothing follows (Pardo et al. 2018);
-            and as every reward is negative, the value of going on for ever would make dying pay.
-        lr, gamma, tau, batch_size, width: of TD3 (Fujimoto et al. 2018), actor and critics having two hidden layers.
-        noise: deviation of the exploration; ``target_noise``, clipped at ``noise_clip``, that of the smoothed target; ``delay`` critic updates a policy update.
+        bootstrap: a truncated episode has a value beyond its end. Not by default: the agent sees
+            the clock and nothing follows (Pardo et al. 2018); and as every reward is negative, the
+            value of going on for ever would make dying pay.
+        lr, gamma, tau, batch_size, width: of TD3 (Fujimoto et al. 2018), actor and critics having
+            two hidden layers.
+        noise: deviation of the exploration; ``target_noise``, clipped at ``noise_clip``, that of
+            the smoothed target; ``delay`` critic updates a policy update.
         random_steps: of uniform actions before learning begins.
     """
 
@@ -263,8 +88,9 @@ class Training:
             model, _, dataset = str(network).partition("/")
             if model not in models.MODELS or dataset not in data.names():
                 raise UserError(
-                    f"networks has {network!r}; a network is MODEL/DATA SET, such as lenet5/mnist, of the models "
-                    f"{', '.join(models.MODELS)} and the data sets {', '.join(data.names())}"
+                    f"networks has {network!r}; a network is MODEL/DATA SET, such as lenet5/mnist, "
+                    f"of the models {', '.join(models.MODELS)} and the data sets "
+                    f"{', '.join(data.names())}"
                 )
         if self.init not in list(models.INITS):
             raise unknown("initialisation", self.init, models.INITS)
@@ -279,9 +105,8 @@ class Training:
             if kind is float and type(value) is int:
                 object.__setattr__(self, field.name, value := float(value))  # 1 and 1.0 are one key
             if type(value) is not kind:
-                raise UserError(
-                    f"{field.name} is {value!r}; it must be {'a whole number' if kind is int else f'a {kind.__name__}'}"
-                )
+                right = "a whole number" if kind is int else f"a {kind.__name__}"
+                raise UserError(f"{field.name} is {value!r}; it must be {right}")
             if kind in (int, float):
                 least, most = (
                     0 if kind is float or field.name in ("seed", "random_steps", "pool") else 1,
@@ -291,11 +116,13 @@ class Training:
                     raise UserError(f"{field.name} is {value!r}; it must be from {least} to {most}")
         if self.random_steps >= self.steps:
             raise UserError(
-                f"random_steps is {self.random_steps} of {self.steps} steps; nothing would be learned"
+                f"random_steps is {self.random_steps} of {self.steps} steps; "
+                "nothing would be learned"
             )
         if len(self.networks) > 1 and not self.redraw:
             raise UserError(
-                "several networks need redraw: true; one network without it is the same all the time"
+                "several networks need redraw: true; "
+                "one network without it is the same all the time"
             )
 
     def canonical(self) -> dict:
@@ -315,10 +142,13 @@ class Training:
 
     def name(self) -> str:
         """Of the policy: its network or ``general``, its seed, and the beginning of the key."""
-        return f"{'general' if self.redraw else self.networks[0].replace('/', '-')}-seed{self.seed}-{self.key()[:6]}"
+        network = "general" if self.redraw else self.networks[0].replace("/", "-")
+        return f"{network}-seed{self.seed}-{self.key()[:6]}"
 
     def source(self, seed: int | None = None) -> Source:
-        """Draws the networks of the episodes; with a seed always the first of ``networks`` with this one."""
+        """Draws the networks of the episodes; with a seed always the first of ``networks`` with
+        this one.
+        """
         fixed = seed is not None or not self.redraw
         # All that are drawn from, because data.load remembers two.
         loaded = {
@@ -345,26 +175,6 @@ class Training:
         )
 
 
-def episode(
-    env: PanningEnv,
-    act: Callable[[np.ndarray], np.ndarray],
-    sparsity: float,
-    seed: int | None = None,
-) -> dict:
-    """One episode: sparsity asked for, effective_sparsity reached, return (sum of rewards), and rounds lived."""
-    observation, info = env.reset(seed=seed, options={"sparsity": sparsity})
-    total, over = 0.0, False
-    while not over:
-        observation, reward, terminated, truncated, info = env.step(act(observation))
-        total, over = total + reward, terminated or truncated
-    return {
-        "sparsity": sparsity,
-        "effective_sparsity": info["effective_sparsity"],
-        "return": total,
-        "rounds": env.t,
-    }
-
-
 def checkpoint(training: Training, folder: Path) -> Path:
     """Where ``learn`` keeps what a training needs to go on."""
     return Path(folder) / f"{training.name()}.checkpoint"
@@ -373,18 +183,21 @@ def checkpoint(training: Training, folder: Path) -> Path:
 def learn(
     training: Training, folder: Path, progress: Callable[[int], object] = lambda steps: None
 ) -> tuple[Actor, dict]:
-    """Train an agent with stable-baselines3's TD3; goes on from the checkpoint in ``folder`` if there is one, even from a finished training's.
+    """Train an agent with stable-baselines3's TD3; goes on from the checkpoint in ``folder`` if
+    there is one, even from a finished training's.
 
-    Every leg of ``LEG`` steps begins with a fresh episode and random numbers of its own, so that a training that was interrupted
-    ends with the same bits as one that was not.
+    Every leg of ``LEG`` steps begins with a fresh episode and random numbers of its own, so that a
+    training that was interrupted ends with the same bits as one that was not.
 
     Args:
-        folder: gets ``NAME.checkpoint``, to be deleted when the policy is safe; it is read without unpickling anything.
+        folder: gets ``NAME.checkpoint``, to be deleted when the policy is safe; it is read without
+            unpickling anything.
         progress: called with the number of steps done so far.
 
     Returns:
-        The policy, and what happened: ``episodes`` (columns steps, sparsity, return, effective_sparsity, rounds) while it explored,
-        ``evaluations`` (rows of ``episode`` with steps) of the deterministic policy on a network of another seed, seconds.
+        The policy, and what happened: ``episodes`` (columns steps, sparsity, return,
+        effective_sparsity, rounds) while it explored, ``evaluations`` (rows of ``episode`` with
+        steps) of the deterministic policy on a network of another seed, seconds.
     """
     from stable_baselines3 import TD3
     from stable_baselines3.common.noise import NormalActionNoise
@@ -487,7 +300,9 @@ def _actor(learner, card: dict) -> Actor:
 
 @contextmanager
 def _random_numbers_of_its_own() -> Iterator[None]:
-    """stable-baselines3 seeds and draws from the global generators; afterwards they are as before."""
+    """stable-baselines3 seeds and draws from the global generators; afterwards they are as
+    before.
+    """
     plain, numbers = random.getstate(), np.random.get_state()
     try:
         with torch.random.fork_rng(devices=[]):
@@ -501,10 +316,11 @@ _BUFFER = ("observations", "next_observations", "actions", "rewards", "dones", "
 
 
 def _keep(learner, told: dict, path: Path) -> None:
-    """Write everything that a leg begins with, whole or not at all. stable-baselines3's own files hold pickles."""
-    buffer = (
-        learner.replay_buffer
-    )  # as long as the training; once it is full, its own ``pos`` is 0 again
+    """Write everything that a leg begins with, whole or not at all. stable-baselines3's own files
+    hold pickles.
+    """
+    # As long as the training; once it is full, its own ``pos`` is 0 again.
+    buffer = learner.replay_buffer
     state = {
         "policy": learner.policy.state_dict(),
         "actor": learner.actor.optimizer.state_dict(),
@@ -541,6 +357,7 @@ def _restore(learner, path: Path) -> dict:
         learner._n_updates, told = int(state["updates"]), json.loads(state["told"])
     except Exception as error:  # torch, zipfile and json raise many kinds for a damaged file
         raise UserError(
-            f"{path} is not a checkpoint of this training ({str(error).partition(chr(10))[0]}); delete it and the training begins again"
+            f"{path} is not a checkpoint of this training ({str(error).partition(chr(10))[0]}); "
+            "delete it and the training begins again"
         ) from error
     return told

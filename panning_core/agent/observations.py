@@ -38,10 +38,13 @@ OBSERVED = (
 #: what each does
 DEPARTURES = {
     "end": "the last round truncates an episode; theirs terminates it",
-    "extremes": "units are those of a fixed pool of dense batches; theirs grow with every look at a dense or sub-network",
+    "extremes": "units are those of a fixed pool of dense batches; theirs grow with every look at "
+    "a dense or sub-network",
     "kept": "gTg of a sub-network is over its kept weights; theirs over all prunable ones",
-    "loss": "the loss is a float64; theirs a float32, whose steps are coarse against the differences that are observed",
-    "shares": "three coefficients of 0 mean equal shares; theirs tie all weights and keep the first ones in order, which kills the network",
+    "loss": "the loss is a float64; theirs a float32, whose steps are coarse against the "
+    "differences that are observed",
+    "shares": "three coefficients of 0 mean equal shares; theirs tie all weights and keep the "
+    "first ones in order, which kills the network",
 }
 DEFAULT = ("end", "loss", "shares")  #: what an agent sees and earns is the authors'
 FIRST = tuple(

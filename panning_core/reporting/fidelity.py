@@ -12,7 +12,7 @@ from dataclasses import fields
 import pandas as pd
 
 from .. import data, metrics, training
-from ..agent import learning, observations
+from ..agent import environment, learning, observations
 from ..experiments import studies
 from ..methods import panning, registry
 
@@ -81,7 +81,7 @@ def table() -> pd.DataFrame:
         ("agent", "TD3", "lr 0.0002, gamma 0.99, tau 0.01, batch 256, two layers of 256, noise 0.1, target noise 0.2 clipped at 0.5, delay 2, 2,000 random steps",
          td3.format(**agent), SAME, ""),
         ("agent", "targets", "first 10,000 steps U(0.8, 1), later half U(0.9, 1) and half U(0.98, 1)",
-         f"first {learning.EXPLORING:,} steps U(0.8, 1), later half U(0.9, 1) and half U(0.98, 1)", SAME, ""),
+         f"first {environment.EXPLORING:,} steps U(0.8, 1), later half U(0.9, 1) and half U(0.98, 1)", SAME, ""),
         ("agent", "extremes of loss and gTg", "of every dense and sub-network look, never reset",
          _departs("extremes", "of every dense and sub-network look, never reset"), SAME, "departures: [extremes] keeps them fixed"),
         ("agent", "gTg of a sub-network", "over all prunable weights", _departs("kept", "over all prunable weights"), SAME, "departures: [kept] sums over kept weights"),
