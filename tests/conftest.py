@@ -6,9 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import data, models
+from panning_core import data, models, plugins
 
 torch.set_num_threads(1)
+# With PANNING_PLUGIN, what a plugin adds goes through the batteries like the package's own.
+plugins.load_plugins()
 
 
 @pytest.fixture(scope="session")

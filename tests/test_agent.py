@@ -21,6 +21,7 @@ from panning_core.agent import environment, learning, observations
 from panning_core.agent.environment import PanningEnv
 from panning_core.agent.learning import Training
 from panning_core.errors import UserError
+from panning_core.runs.agent import Agent
 
 
 def flat(tensors):
@@ -806,11 +807,11 @@ def test_the_networks_of_a_training(digits):
 
 def test_a_recorded_training_that_names_no_departures_had_them_all():
     old = {"networks": ["lenet5/mnist"], "steps": 20_000}
-    training = learning.recorded(old)
+    training = Agent.recorded(old)
     assert (
         training.departures == observations.FIRST
         and training.canonical() == old
-        and learning.recorded(Training("lenet5/mnist").canonical()) == Training("lenet5/mnist")
+        and Agent.recorded(Training("lenet5/mnist").canonical()) == Agent("lenet5/mnist")
     )
     assert (
         training.key() != Training("lenet5/mnist", steps=20_000).key()
@@ -830,7 +831,7 @@ def learned(monkeypatch, tmp_path_factory):
     and its exploration are short.
     """
     monkeypatch.setattr(learning, "LEG", 50)
-    monkeypatch.setattr(learning, "EXPLORING", 70)
+    monkeypatch.setattr(environment, "EXPLORING", 70)
     if not LEARNED:
         LEARNED.extend(with_learner(Training(**TINY), tmp_path_factory.mktemp("whole")))
     return LEARNED

@@ -23,6 +23,7 @@ from .. import masks, metrics
 from ..errors import UserError, keywords, settle, unknown
 from ..masks import Mask
 from ..plugins import Table
+from ..training import Update
 from . import dynamic, gumbel_softmax, iterative_magnitude, panning, phew, smart_ratio
 from .scored import by_count, by_metric
 
