@@ -8,32 +8,22 @@ name: ``NORMALISATIONS``.
 from __future__ import annotations
 
 import hashlib
-import io
-import os
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from . import ROOT
+from .datasets.arrays import channels_first, checked
+from .datasets.augment import crop_and_flip  # noqa: F401
+from .datasets.files import Raw, digits, folder, from_torchvision, parquet
+from .datasets.loaders import READING, collected, loader_batches  # noqa: F401
 from .errors import UserError, shown, told, unknown, whole
-from .plugins import Table
+from .names import Table
 
-# uint8 or float images [n, c, h, w] and labels [n]: train, test
-Raw = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-
-#: of images in parquet files; for others Pillow may start a program, such as Ghostscript
-FORMATS = (
-    "PNG",
-    "JPEG",
-)
-READING = 3  #: times the size of a set is in memory while it is standardised and split
 VALIDATION_FRACTION = (
     0.1  #: of the official training images; never trained on, the only data a choice may look at
 )
@@ -94,116 +84,18 @@ class Splits:
         )
 
 
-def folder() -> Path:
-    """Where data sets lie: ``$PANNING_DATA`` (relative to the checkout), or ``data/`` in it."""
-    return (ROOT / Path(os.environ.get("PANNING_DATA") or "data").expanduser()).resolve()
-
-
-def _digits() -> Raw:
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    # scikit-learn names no official test set.
-    order = np.random.default_rng(0).permutation(len(labels))
-    images, labels, cut = (
-        images.reshape(-1, 1, 8, 8)[order].astype(np.float32),
-        labels[order],
-        len(labels) * 4 // 5,
-    )
-    return images[:cut], labels[:cut], images[cut:], labels[cut:]
-
-
-def _torchvision(name: str):
-    def read() -> Raw:
-        import torchvision
-
-        make = getattr(torchvision.datasets, name)
-        sets = []
-        for train in (True, False):
-            try:
-                sets.append(make(folder(), train=train, download=False))
-            except Exception:  # not there, or damaged: torchvision raises many kinds
-                sets.append(_download(make, name, train))
-        arrays = []
-        for images, labels in ((s.data, s.targets) for s in sets):
-            images = np.asarray(images)
-            arrays += [
-                images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2),
-                np.asarray(labels),
-            ]
-        return tuple(arrays)
-
-    return read
-
-
-def _download(make, name: str, train: bool):
-    new = [
-        path
-        for path in (folder() / make.__name__ / "raw", folder() / make.__name__, folder())
-        if not path.exists()
-    ]
-    try:
-        return make(folder(), train=train, download=True)
-    except Exception as error:
-        # No network, a read-only folder, a damaged file: torchvision raises many kinds.
-        for path in new:  # it makes them before it knows
-            with suppress(OSError):
-                path.rmdir()
-        raise UserError(
-            f"{name} is missing or damaged in {folder()} and could not be downloaded"
-            f" ({' '.join(str(error).split())}); set PANNING_DATA to a folder that holds it"
-        ) from error
-
-
-def _parquet(path: Path) -> Raw:
-    """``train.parquet`` and ``test.parquet`` with the hub's schema: image column (struct of bytes,
-    path) and label column.
-    """
-    import pandas as pd
-    from PIL import Image
-
-    arrays: list[np.ndarray] = []
-    for part in ("train", "test"):
-        file = path / f"{part}.parquet"
-        try:
-            table = pd.read_parquet(file)
-            image = next(c for c in ("img", "image") if c in table)
-            label = next(c for c in ("label", "fine_label") if c in table)
-            images = np.stack(
-                [
-                    np.asarray(Image.open(io.BytesIO(cell["bytes"]), formats=FORMATS))
-                    for cell in table[image]
-                ]
-            )
-        except StopIteration:
-            raise UserError(
-                f"{file} has columns {list(table)}; it needs an image column (img or image) and a"
-                " label column"
-            ) from None
-        except Exception as error:  # pyarrow and PIL raise many kinds for a missing or damaged file
-            raise UserError(
-                f"{file} is missing or damaged: {' '.join(str(error).split())}; a data set of"
-                " this kind is a folder in PANNING_DATA with train.parquet and test.parquet"
-            ) from error
-        arrays += [
-            images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2),
-            table[label].to_numpy(),
-        ]
-    return tuple(arrays)
-
-
 #: name -> a function that gives images and labels of train and test, or ``Splits``; a user may add
 #: some
 DATASETS = Table(
     __name__ + ".DATASETS",
     {
-        "digits": _digits,
-        "mnist": _torchvision("MNIST"),
-        "fashion-mnist": _torchvision("FashionMNIST"),
-        "cifar10": _torchvision("CIFAR10"),
-        "cifar100": _torchvision("CIFAR100"),
+        "digits": digits,
+        "mnist": from_torchvision("MNIST"),
+        "fashion-mnist": from_torchvision("FashionMNIST"),
+        "cifar10": from_torchvision("CIFAR10"),
+        "cifar100": from_torchvision("CIFAR100"),
         # A name that a profile may have where the files are not.
-        "cifar10-jpeg": lambda: _parquet(folder() / "cifar10-jpeg"),
+        "cifar10-jpeg": lambda: parquet(folder() / "cifar10-jpeg"),
     },
 )
 #: how pixels become inputs; ``authors`` is what the code of Kang et al. 2022 does (``AUTHORS``)
@@ -259,7 +151,7 @@ def load(name: str, normalisation: str = "standardised") -> Splits:
 def _load(name: str, normalisation: str, read: Callable[[], Raw | Splits] | None) -> Splits:
     """``load`` by the function that the name stands for now."""
     scale = authors_scale(name) if normalisation == "authors" else None
-    arrays = _read(name, read) if read else _parquet(folder() / name)
+    arrays = _read(name, read) if read else parquet(folder() / name)
     if isinstance(arrays, Splits):  # a data set of the user's own, such as from_loaders gives
         return arrays
     title = TITLES.get(name, name)
@@ -334,42 +226,7 @@ def from_arrays(
         UserError: shapes that do not match, labels that are not 0, 1, 2, ..., or values that are
             not finite.
     """
-    try:
-        raw = [np.asarray(a) for a in (x_train, y_train, x_test, y_test)]
-    except ValueError as error:  # lists of unequal length
-        raise UserError(f"{name}: these are not arrays of images and labels: {error}") from error
-    for part, x, y in (("train", *raw[:2]), ("test", *raw[2:])):
-        if x.ndim not in (2, 3, 4) or x.shape[1:] != raw[0].shape[1:] or 0 in x.shape[1:]:
-            raise UserError(
-                f"{name}: {part} images have shape {x.shape}; they must be [n, channels, height,"
-                f" width], [n, height, width] or [n, features], alike in train {raw[0].shape} and"
-                f" test {raw[2].shape}"
-            )
-        if y.shape != (len(x),) or not len(y):
-            raise UserError(
-                f"{name}: {part} labels have shape {y.shape} for {len(x)} images; there must be"
-                " one label for each image"
-            )
-        if y.dtype.kind not in "iu" or y.min() < 0:
-            raise UserError(
-                f"{name}: {part} labels must be integers from 0, got {y.dtype} such as"
-                f" {y.min() if y.dtype.kind == 'i' else y[0]}"
-            )
-        if x.dtype.kind not in "biuf":
-            raise UserError(f"{name}: {part} images are {x.dtype}; they must be numbers")
-        with np.errstate(over="ignore"):
-            finite = np.isfinite(x.astype(np.float32)).all()
-        if not finite:
-            raise UserError(
-                f"{name}: {part} images hold values that are not finite numbers in float32"
-            )
-    if len(raw[1]) < 2:
-        raise UserError(
-            f"{name}: one training image; at least 2 are needed, one of them for validation"
-        )
-    raw[0], raw[2] = (_channels_first(x, channels, name) for x in (raw[0], raw[2]))
-    if tokens:
-        _check_tokens(raw[0], raw[2], name)
+    raw = checked((x_train, y_train, x_test, y_test), name, channels, tokens)
     digest = hashlib.sha256()
     for each in raw:
         digest.update(np.ascontiguousarray(each))
@@ -407,33 +264,6 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.numel() == mean.numel():  # a single number has no deviation
         return mean, torch.ones_like(mean)
     return mean, x.std(over, keepdim=True).clamp_min(1e-8)
-
-
-def _channels_first(x: np.ndarray, channels: str | None, name: str) -> np.ndarray:
-    """Images [n, channels, height, width]; other arrays as they are."""
-    if channels not in (None, "first", "last"):
-        raise unknown("place of the channels", channels, ("first", "last"))
-    if x.ndim != 4:
-        return x
-    if channels == "last":
-        return x.transpose(0, 3, 1, 2)
-    height, width, few = x.shape[1:]
-    if channels is None and (height == width > few or min(height, width) > 4 >= few):
-        raise UserError(
-            f"{name}: images of shape {x.shape} look like [n, height, width, channels]; say "
-            "channels='last', "
-            "or channels='first' if they are [n, channels, height, width]"
-        )
-    return x
-
-
-def _check_tokens(train: np.ndarray, test: np.ndarray, name: str) -> None:
-    if train.ndim != 2 or any(x.dtype.kind not in "iu" or x.min() < 0 for x in (train, test)):
-        raise UserError(
-            f"{name}: tokens are whole numbers from 0, [n, length]; got {train.dtype} "
-            f"{train.shape} "
-            f"and {test.dtype} {test.shape}"
-        )
 
 
 def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -495,7 +325,7 @@ def from_loaders(
         UserError: what is no such loader, an empty one, too large a set, or inputs and labels that
             ``from_arrays`` refuses.
     """
-    parts = [_collected(loader, part, name) for loader, part in ((train, "train"), (test, "test"))]
+    parts = [collected(loader, part, name) for loader, part in ((train, "train"), (test, "test"))]
     (x, y), (x_test, y_test) = parts
     if x.shape[1:] != x_test.shape[1:]:
         raise UserError(
@@ -503,7 +333,7 @@ def from_loaders(
             "test; they must be alike"
         )
     x, x_test = (
-        torch.from_numpy(_channels_first(part.numpy(), channels, name)) for part in (x, x_test)
+        torch.from_numpy(channels_first(part.numpy(), channels, name)) for part in (x, x_test)
     )
     tokens, shape = x.dim() == 2 and not x.is_floating_point(), x.shape[1:]
     unscaled = torch.zeros(1), torch.ones(1)
@@ -515,109 +345,6 @@ def from_loaders(
         rows,
         **{part: replace(split, x=split.x.view(-1, *shape)) for part, split in whole_again.items()},
     )
-
-
-def _collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor]:
-    """All inputs and labels of a loader."""
-    if not isinstance(loader, Iterable) or isinstance(loader, Tensor | dict | str):
-        raise UserError(
-            f"{name}: {part} is {shown(loader)}; it must be a DataLoader that gives pairs"
-            " (inputs, labels)"
-        )
-    inputs, labels, bytes_ = [], [], 0
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        for batch in loader:
-            if not (
-                isinstance(batch, tuple | list)
-                and len(batch) == 2
-                and all(isinstance(each, Tensor) and each.dim() for each in batch)
-            ):
-                raise UserError(
-                    f"{name}: {part} gives {shown(batch)}; it must give pairs (inputs [n, ...], "
-                    "labels [n]) of tensors"
-                )
-            x = batch[0].detach().cpu()
-            inputs.append(x.float() if x.is_floating_point() else x)
-            labels.append(batch[1].cpu())
-            each = x[:1].numel() * max(4, x.element_size())
-            bytes_ += len(x) * each
-            _check_memory(max(bytes_, each * _length(loader)), part, name)
-    if not inputs:
-        raise UserError(f"{name}: {part} gives no batch")
-    if len(shapes := {tuple(x.shape[1:]) for x in inputs}) > 1:
-        raise UserError(
-            f"{name}: {part} gives inputs of the shapes {sorted(shapes)}; all must be alike"
-        )
-    return torch.cat(inputs), torch.cat(labels)
-
-
-def _length(loader: DataLoader) -> int:
-    """How many inputs a loader gives, 0 where it does not know."""
-    try:
-        return len(loader.dataset)
-    except (AttributeError, TypeError):
-        return 0
-
-
-def _check_memory(bytes_: int, part: str, name: str) -> None:
-    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    if READING * bytes_ > there:
-        raise UserError(
-            f"{name}: {part} is {bytes_ / 2**30:,.1f} GiB, {READING} times as much while it is "
-            "read, and this machine has "
-            f"{there / 2**30:,.1f}; give fewer inputs, such as torch.utils.data.Subset"
-        )
-
-
-def loader_batches(loader: DataLoader, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of ``loader``, epoch after epoch without end; where it shuffles by ``seed``, the
-    global random state left alone.
-
-    Raises:
-        UserError: a loader without a batch.
-    """
-    batches, state = iter(()), torch.Generator().manual_seed(seed).get_state()
-    while True:
-        with torch.random.fork_rng(devices=[]):
-            torch.set_rng_state(state)
-            batch = next(batches, None)
-            if batch is None:
-                batches = iter(loader)
-                batch = next(batches, None)
-            state = torch.get_rng_state()
-        if batch is None:
-            raise UserError(
-                "the loader gives no batch; it needs at least one, of a pair (inputs, labels)"
-            )
-        yield batch
-
-
-def crop_and_flip(x: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:
-    """A batch [n, c, h, w] with each image shifted by up to ``pad`` pixels (zeros come in) and
-    mirrored with probability 1/2.
-
-    Raises:
-        UserError: a batch that is not of images.
-    """
-    if x.dim() != 4:
-        raise UserError(
-            f"crop and flip are for images [n, channels, height, width], got {list(x.shape)}; "
-            "use a recipe without augment"
-        )
-    n, _, height, width = x.shape
-    device = x.device
-    dy, dx = (
-        torch.randint(-pad, pad + 1, (n, 1), generator=generator).to(device) for _ in range(2)
-    )
-    flip = (torch.rand((n, 1), generator=generator) < 0.5).to(device)
-    rows = torch.arange(height, device=device) + dy + pad
-    columns = torch.arange(width, device=device).expand(n, -1)
-    columns = torch.where(flip, columns.flip(1), columns) + dx + pad
-    padded = torch.nn.functional.pad(x, (pad,) * 4)
-    return padded[
-        torch.arange(n, device=device)[:, None, None], :, rows[:, :, None], columns[:, None, :]
-    ].permute(0, 3, 1, 2)
 
 
 def balanced_batch(

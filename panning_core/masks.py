@@ -7,23 +7,26 @@ means keep.
 
 from __future__ import annotations
 
-import zipfile
 from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from functools import partial
-from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from . import graph, layers
+from . import layers
+from .datasets.archives import arrays
 from .errors import UserError, fraction_kept, pick, shown
 from .layers import Least
 from .models import prunable, uses
-from .plugins import Table
+from .names import Table
+from .paths import on_paths
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Mask = dict[str, Tensor]
 Scores = dict[str, Tensor]
@@ -287,10 +290,10 @@ def density(mask: Mask) -> float:
 
 def paths(model: nn.Module, mask: Mask) -> Mask:
     """True for a kept weight that lies on a path of kept weights from an input to an output, and
-    for a removed one that would join two ends of such paths (``graph.on_paths``).
+    for a removed one that would join two ends of such paths (``paths.on_paths``).
     """
     check(model, mask)
-    return graph.on_paths(model, mask)
+    return on_paths(model, mask)
 
 
 def effective(model: nn.Module, mask: Mask) -> Mask:
@@ -343,6 +346,8 @@ def table(model: nn.Module, mask: Mask) -> pd.DataFrame:
     FLOPs are those of one input's forward pass, 2 for a multiply-add; ``flops_nonzero`` counts
     effective weights only.
     """
+    import pandas as pd
+
     live, times = effective(model, mask), uses(model)
     rows = []
     for name, m in mask.items():
@@ -396,31 +401,6 @@ def save(mask: Mask, path: str | Path) -> None:
         raise UserError(f"the mask can not be written to {path}: {error}") from error
 
 
-def arrays(path: str | Path, most: int) -> dict[str, np.ndarray]:
-    """The arrays of a NumPy archive that unpacks to at most ``most`` bytes, whatever it says of
-    itself; nothing in it is unpickled.
-
-    Raises:
-        Exception: of many kinds, zipfile's, zlib's and NumPy's, for a file that is damaged or
-            something else.
-    """
-    with zipfile.ZipFile(path) as archive:
-        if sum(member.file_size for member in archive.infolist()) > most:
-            raise ValueError("it is too large")
-        # NumPy may stop before the end of a member, where its checksum would be looked at.
-        if damaged := archive.testzip():
-            raise ValueError(f"{damaged} is damaged")
-        # A few bytes can claim a huge array, and NumPy makes room for it before it reads.
-        for member in archive.infolist():
-            with archive.open(member) as file:
-                np.lib.format.read_magic(file)
-                shape, _, kind = np.lib.format.read_array_header_1_0(file)
-            if prod(shape) * kind.itemsize > member.file_size:
-                raise ValueError(f"{member.filename} claims more than it holds")
-    with np.load(path, allow_pickle=False) as archive:
-        return {name: archive[name] for name in archive.files}
-
-
 def load(path: str | Path, model: nn.Module | None = None) -> Mask:
     """Read a mask that ``save`` wrote; with ``model`` also check that it is one of that network,
     and put it where the network is.
@@ -431,7 +411,7 @@ def load(path: str | Path, model: nn.Module | None = None) -> Mask:
     """
     try:
         mask = {name: torch.from_numpy(array) for name, array in arrays(path, LARGEST).items()}
-    except Exception as error:  # as ``arrays`` says
+    except Exception as error:  # as ``archives.arrays`` says
         raise UserError(f"{path} is not a readable mask: {error}") from error
     if not mask or any(m.dtype != torch.bool for m in mask.values()):
         raise UserError(f"{path} is not a mask: a mask is an archive of boolean arrays")

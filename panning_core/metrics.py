@@ -32,7 +32,7 @@ from .inspection import noise
 from .inspection.faithful import one_tensor
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
-from .plugins import Table
+from .names import Table
 
 Batch = tuple[Tensor, Tensor]
 TEMPERATURE = (
@@ -249,31 +249,6 @@ def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]
         return products, total
 
     return flow
-
-
-def sees_every_path(model: nn.Module) -> bool:
-    """Whether SynFlow's product is 0 at a kept weight only if no path leads through it: then the
-    same pass gives ``masks.effective``.
-
-    Not so where a weight is 0 or the product of a path's weights could underflow, nor where
-    max-pooling picks the largest of a plane that padding has made uneven.
-    """
-    weights = prunable(model).values()
-    if any(type(module) not in TRANSPARENT for module in model.modules()):
-        return False
-    pools = any(isinstance(module, nn.MaxPool2d) for module in model.modules())
-    pads = any(
-        isinstance(module, nn.Conv2d) and module.padding != (0, 0) for module in model.modules()
-    )
-    least = torch.finfo(torch.double).tiny ** (1 / len(weights))
-    return not (pools and pads) and all(float(w.detach().abs().min()) > least for w in weights)
-
-
-#: Modules that do nothing to a value but what ``sees_every_path`` looks for.
-TRANSPARENT = {
-    nn.Sequential, models.Block, nn.Conv2d, nn.Linear, nn.BatchNorm2d, nn.ReLU, nn.Identity,
-    nn.Flatten, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d,
-}  # fmt: skip
 
 
 def _absolute(scores: Scores, mask: Mask | None = None) -> Scores:

@@ -30,7 +30,8 @@ from .layers import Least, Pattern
 from .masks import Mask
 from .metrics import Batch
 from .models import prunable
-from .plugins import Table
+from .names import Table
+from .paths.visible import sees_every_path
 
 #: density after round t of ``rounds``; both end exactly at the density asked for
 SCHEDULES: dict[str, Callable[[float, int, int], float]] = Table(
@@ -202,7 +203,7 @@ class Paths:
     """How much of a sub-network of ``model`` lies on paths from an input to an output."""
 
     def __init__(self, model: nn.Module):
-        self.model, self.transparent = model, metrics.sees_every_path(model)
+        self.model, self.transparent = model, sees_every_path(model)
         self._followed = True
 
     def effective_sparsity(

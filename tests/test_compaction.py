@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from panning_core import masks, metrics, models
+from panning_core import masks, metrics, models, zoo
 from panning_core.compaction import Select, compact
 from panning_core.errors import UserError
 
@@ -166,7 +166,7 @@ def cases(draw):
     for _ in range(draw(st.integers(1, 3))):
         outside, stride = draw(number), draw(st.integers(1, 2))
         if draw(st.integers(0, 3)) == 0:
-            layers.append(models.Block(channels, outside, stride))
+            layers.append(zoo.Block(channels, outside, stride))
         else:
             stage = [
                 nn.Conv2d(
@@ -486,7 +486,7 @@ def test_a_channel_of_a_residual_stream_goes_when_none_of_its_readers_needs_it(d
     )
     read = channels_read(mask)
     assert all(one <= other for one, other in zip(streams, read)) if fold else streams == read
-    assert type(small.model.blocks[3]) is models.Block and small.model.conv.in_channels == 3
+    assert type(small.model.blocks[3]) is zoo.Block and small.model.conv.in_channels == 3
     assert_same(model, mask)
 
 
@@ -494,7 +494,7 @@ def blocks_and_others():
     """Streams that begin at the input, go through layers without weights, or end at the output
     without any.
     """
-    block = lambda inside, outside, stride=1: models.Block(inside, outside, stride)
+    block = lambda inside, outside, stride=1: zoo.Block(inside, outside, stride)
     return {
         "block first": sequential(
             block(3, 3), block(3, 4), nn.Flatten(), nn.Linear(4 * 36, 3), shape=(3, 6, 6)

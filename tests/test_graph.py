@@ -20,6 +20,7 @@ from panning_core import compaction, graph, masks, metrics, models, pruning, tra
 from panning_core.analysis import pathways
 from panning_core.errors import UserError
 from panning_core.methods import gumbel_softmax
+from panning_core.paths import visible
 
 
 def equal(one, two):
@@ -1200,4 +1201,4 @@ def test_synflows_pass_says_what_is_effective_only_of_modules_that_are_known():
         [masks.density(masks.effective(model, new)) for new in seen]
     )
     first = metrics.synflow(model, masks.ones(model), batch)
-    assert sum(int((s == 0).sum()) for s in first.values()) and not metrics.sees_every_path(model)
+    assert sum(int((s == 0).sum()) for s in first.values()) and not visible.sees_every_path(model)

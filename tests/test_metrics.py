@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 
 from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
+from panning_core.paths import visible
 
 
 def half(model, seed=0):
@@ -778,7 +779,7 @@ def plain_conv(padding):
 )
 def test_synflow_sees_every_path(build):
     model = build()
-    assert metrics.sees_every_path(model)
+    assert visible.sees_every_path(model)
     dead = 0
     for density in (0.02, 0.05, 0.1, 0.3, 1.0):
         generator = torch.Generator().manual_seed(1)
@@ -801,6 +802,6 @@ def test_synflow_does_not_see_every_path():
             weight.fill_(1e-120)
     for model in (uneven, zero, tiny):
         mask = masks.ones(model)
-        assert not metrics.sees_every_path(model) and not same(
+        assert not visible.sees_every_path(model) and not same(
             seen(model, mask), masks.effective(model, mask)
         )

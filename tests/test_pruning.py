@@ -16,6 +16,7 @@ from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
 from panning_core.methods import panning
 from panning_core.methods.registry import method as record
+from panning_core.paths import visible
 
 REVIVING = {"force", "panning", "panning-product", "panning-masked", "panning-agent"}
 DRAWING = {"random", "ntk-sap", "smart-ratio", "phew"}
@@ -931,7 +932,7 @@ def test_the_trace_knows_the_effective_sparsity_of_every_round(
     (model, batch), density = (
         ((lenet300, digits_batch), 0.002) if seen_at_once else (bordered(), 0.8)
     )
-    assert metrics.sees_every_path(model) == seen_at_once
+    assert visible.sees_every_path(model) == seen_at_once
     seen = []
     mask, trace = pruning.prune(
         model, method, density, batch, rounds=8, observe=lambda t, old, new, batch: seen.append(new)

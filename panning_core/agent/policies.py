@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from .. import masks, results
+from .. import results
 from ..agent.observations import FIRST, MIXED, OBSERVED, Look
+from ..datasets import archives
 from ..errors import UserError, unknown
 from ..models import fingerprint
 
@@ -134,7 +135,7 @@ def load(policy: str | Path) -> Actor:
     if path is None:
         raise unknown("policy", policy, places())
     try:
-        arrays = masks.arrays(path, LARGEST)
+        arrays = archives.arrays(path, LARGEST)
         card = json.loads(arrays.pop("card").tobytes().decode())
         actor = Actor(
             _layers(arrays), {name: value for name, value in card.items() if name != "digest"}
@@ -143,7 +144,7 @@ def load(policy: str | Path) -> Actor:
             raise ValueError(f"its card lacks {', '.join(wrong)}")
         if card.get("digest") != actor.digest():
             raise ValueError("its weights are not those of its card")
-    except Exception as error:  # as ``masks.arrays`` says, and json's
+    except Exception as error:  # as ``archives.arrays`` says, and json's
         raise UserError(
             f"{path} is not a policy: {error}; a policy is a file that Actor.save wrote"
         ) from error

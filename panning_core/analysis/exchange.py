@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.utils import prune
 
 from .. import compaction, masks
+from ..datasets import archives
 from ..errors import UserError, shown
 from ..masks import Mask
 from ..models import input_shape, modes, prunable
@@ -109,11 +110,13 @@ def _tensors(path: Path) -> dict[str, Tensor]:
             return _safetensors().load_file(path)
         return {
             name: torch.from_numpy(array)
-            for name, array in masks.arrays(path, masks.LARGEST).items()
+            for name, array in archives.arrays(path, masks.LARGEST).items()
         }
     except UserError:
         raise
-    except Exception as error:  # of many kinds: those of the reader, and as ``masks.arrays`` says
+    except (
+        Exception
+    ) as error:  # of many kinds: those of the reader, and as ``archives.arrays`` says
         raise UserError(f"{path} is not a readable mask: {' '.join(str(error).split())}") from error
 
 

@@ -12,10 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from .. import compaction, graph, masks
+from .. import compaction, masks
 from ..data import Split
 from ..masks import Mask
-from ..models import input_shape, linearised, modes, prunable
+from ..models import input_shape, modes, prunable
+from ..paths import linearised, on_paths
 
 
 @contextmanager
@@ -104,7 +105,7 @@ def permutation_importance(
 
 def pathway(model: nn.Module, mask: Mask, output: int) -> Mask:
     """The kept weights that lie on a path from an input to this output."""
-    return {name: mask[name] & p for name, p in graph.on_paths(model, mask, output).items()}
+    return {name: mask[name] & p for name, p in on_paths(model, mask, output).items()}
 
 
 def without(model: nn.Module, mask: Mask, output: int, shared: bool = False) -> Mask:

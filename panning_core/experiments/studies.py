@@ -14,7 +14,6 @@ from pathlib import Path
 
 from .. import plugins
 from ..errors import UserError, command_line
-from ..runs import base
 from ..runs.prune import (
     CONTROLS,
     PRUNING,

@@ -20,11 +20,12 @@ from functools import partial
 from torch import nn
 
 from .. import masks, metrics
-from ..errors import UserError, keywords, settle, unknown
+from ..errors import UserError, unknown
 from ..masks import Mask
-from ..plugins import Table
+from ..names import Table
 from ..training import Update
 from . import dynamic, gumbel_softmax, iterative_magnitude, panning, phew, smart_ratio
+from .options import keywords, settle
 from .scored import by_count, by_metric
 
 DENSE, PRUNER, LEARNER, MOVING = KINDS = ("dense", "pruner", "learner", "moving")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from ..errors import UserError, unknown
-from ..plugins import Table
+from ..names import Table
 
 #: Kind -> where its class is, or the class itself. A name is looked up when it is needed, so that
 #: a machine without gymnasium can prune; a plugin adds its own class.

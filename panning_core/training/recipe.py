@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import data
 from ..data import Split
 from ..errors import UserError, is_number, pick, unknown, whole
-from ..plugins import Table
+from ..names import Table
 
 #: a step's images, labels and learning rate
 Step = tuple[Tensor, Tensor, float]

@@ -1,5 +1,4 @@
-"""Tables of names that a user may add to, such as ``models.MODELS``, and how what is added reaches
-every process.
+"""How what a user adds to a table of names reaches every process.
 
 A *plugin* is a Python file that adds to them when it runs::
 
@@ -32,29 +31,12 @@ from types import ModuleType
 
 import cloudpickle
 
-from .errors import UserError, told
+from ..errors import UserError, told
+from ..names import TABLES
 
-TABLES: dict[str, Table] = {}  # "panning_core.models.MODELS" -> the table
 #: what this process has loaded -> 12 hex digits of the SHA-256 of the file
 PLUGINS: dict[Path, str] = {}
 VARIABLE = "PANNING_PLUGIN"  #: files, with ``os.pathsep`` between them
-
-
-class Table(dict):
-    """Name -> what it stands for; it knows what was added later.
-
-    Args:
-        place: module and name of the table.
-    """
-
-    def __init__(self, place: str, entries: dict):
-        super().__init__(entries)
-        self.known = dict(entries)  # in every process: the package's own and those of plugins
-        TABLES[place] = self
-
-    def added(self) -> dict:
-        """What this process alone has."""
-        return {name: value for name, value in self.items() if self.known.get(name) is not value}
 
 
 # --- plugins --------------------------------------------------------------------------------------

@@ -1,0 +1,111 @@
+"""Chains: which layer reads which, as far as compaction can read a network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+from ..errors import UserError
+from ..models import input_shape
+from ..zoo import Block
+
+Chain = list[tuple[str, nn.Module]]
+# With the streams that it reads and writes; of stream 0, the network's input and output, everything
+# stays.
+Link = tuple[Chain, int, int]
+
+#: What compaction reads besides ``Sequential`` and ``Block``: the attributes that matter, and the
+#: value that each must have.
+KNOWN = {
+    nn.Linear: {},
+    nn.ReLU: {},
+    nn.MaxPool2d: {},
+    nn.AdaptiveAvgPool2d: {},
+    nn.Conv2d: {"groups": 1},
+    nn.BatchNorm2d: {"affine": True, "track_running_stats": True},
+    nn.Flatten: {"start_dim": 1, "end_dim": -1},
+}
+WEIGHTED = (nn.Linear, nn.Conv2d)
+
+
+class Select(nn.Module):
+    """The features ``index`` [k] of a batch [n, features]: those that the ``Linear`` behind it
+    reads.
+    """
+
+    def __init__(self, index: Tensor):
+        super().__init__()
+        self.register_buffer("index", index)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.index_select(1, self.index)  # x[:, index], several times faster in both directions
+
+
+def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    # named_children() would leave out the second use of a module.
+    for (
+        name,
+        module,
+    ) in model._modules.items():
+        if type(module) is nn.Sequential:
+            yield from _layers(module, f"{prefix}{name}.")
+        else:
+            yield prefix + name, module
+
+
+def chains(model: nn.Module) -> list[Link]:
+    """The chains of a network, in the order in which they compute.
+
+    Raises:
+        UserError: a network that compaction cannot read.
+    """
+    if type(model) is not nn.Sequential:
+        raise UserError(
+            f"compaction cannot read a {type(model).__name__}; it reads an nn.Sequential, nested"
+            " or not"
+        )
+    links: list[Link] = []
+    chain, source, streams = [], 0, 0
+    for name, module in _layers(model):
+        if type(module) is Block:
+            if chain:
+                streams += 1
+                links.append((chain, source, streams))
+                source = streams
+            branch = [
+                (f"{name}.{part}", getattr(module, part))
+                for part in ("conv1", "bn1", "relu1", "conv2", "bn2")
+            ]
+            shortcut = list(_layers(module.shortcut, f"{name}.shortcut."))
+            streams += bool(shortcut)
+            links += [
+                (branch, source, streams),
+                *([(shortcut, source, streams)] if shortcut else []),
+            ]
+            chain, source = [], streams
+        elif type(module) is Select:  # an earlier compaction left nothing before it that may go
+            links.append((chain, source, 0))
+            chain, source = [], 0
+        else:
+            chain.append((name, module))
+    links.append((chain, source, 0))
+    flat, seen = len(input_shape(model)) == 1, set()
+    for name, module in (layer for chain, _, _ in links for layer in chain):
+        unread = f"compaction cannot read {name}, a {type(module).__name__}"
+        if type(module) not in KNOWN:
+            raise UserError(
+                f"{unread}; it knows {', '.join(kind.__name__ for kind in KNOWN)}, Sequential and"
+                " Block"
+            )
+        for attribute, value in KNOWN[type(module)].items():
+            if getattr(module, attribute) != value:
+                raise UserError(
+                    f"{unread} with {attribute}={getattr(module, attribute)}; it must be {value}"
+                )
+        if isinstance(module, nn.Linear) and not flat:
+            raise UserError(f"{unread} that acts on images; put a Flatten before it")
+        if seen & (own := set(module.parameters())):
+            raise UserError(f"{unread} whose parameters another layer uses too; give each its own")
+        flat, seen = flat or isinstance(module, nn.Flatten), seen | own
+    return links
