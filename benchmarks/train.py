@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from panning_core import compaction, data, masks, models, pruning, sparse, training
 from panning_core.experiments import studies
 from panning_core.masks import Mask
-from panning_core.models import Shape
+from panning_core.zoo import Shape
 
 from .timing import PRODUCT_FLOPS, interleave, matrix_product, ratio
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import data, models, plugins
+from panning_core import data, models, plugins, zoo
 
 torch.set_num_threads(1)
 # With PANNING_PLUGIN, what a plugin adds goes through the batteries like the package's own.
@@ -44,7 +44,7 @@ def make_residual(seed: int = 0) -> nn.Module:
             nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            models.Block(4, 5, stride=2),
+            zoo.Block(4, 5, stride=2),
             nn.Flatten(),
             nn.Linear(5 * 2 * 2, 3),
         ).double()

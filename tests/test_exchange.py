@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn.utils import prune
 
-from panning_core import compaction, masks, models
+from panning_core import compaction, masks, models, zoo
 from panning_core.analysis import exchange
 from panning_core.errors import UserError
 
@@ -282,7 +282,7 @@ def test_onnx_files_compute_what_the_network_computes(tmp_path):
             nn.BatchNorm2d(4),
             nn.ReLU(),
             nn.MaxPool2d(2),
-            models.Block(4, 5, stride=2),
+            zoo.Block(4, 5, stride=2),
             nn.Flatten(),
             nn.Linear(20, 3),
         )

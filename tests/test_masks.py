@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from panning_core import masks, models
+from panning_core import masks, models, zoo
 from panning_core.errors import UserError
 
 inf, nan = float("inf"), float("nan")
@@ -401,7 +401,7 @@ def residual_graph():
 def identity_graph():
     """A block whose shortcut has no weights: what enters it always leaves it."""
     model = nn.Sequential(
-        nn.Conv2d(1, 2, 3, padding=1), models.Block(2, 2, 1), nn.Flatten(), nn.Linear(8, 2)
+        nn.Conv2d(1, 2, 3, padding=1), zoo.Block(2, 2, 1), nn.Flatten(), nn.Linear(8, 2)
     )
     model.input_shape = (1, 2, 2)
     graph = Graph()

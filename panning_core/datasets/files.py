@@ -95,7 +95,7 @@ def parquet(path: Path) -> Raw:
     for part in ("train", "test"):
         file = path / f"{part}.parquet"
         try:
-            table = pd.readparquet(file)
+            table = pd.read_parquet(file)
             image = next(c for c in ("img", "image") if c in table)
             label = next(c for c in ("label", "fine_label") if c in table)
             images = np.stack(

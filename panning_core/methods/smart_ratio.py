@@ -13,7 +13,8 @@ from torch import nn
 
 from ..errors import UserError
 from ..masks import Scores
-from ..models import Block, prunable
+from ..models import prunable
+from ..zoo import Block
 
 
 def smart_ratio(model: nn.Module, count: int, generator: torch.Generator) -> Scores:

@@ -10,7 +10,7 @@ from torch import fx, nn
 
 from ..compaction import Select
 from ..errors import UserError
-from ..models import Block
+from ..zoo import Block
 
 REFUSED = "the sparse engine cannot train this network: "
 
