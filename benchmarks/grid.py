@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pandas as pd
 
 from panning_core import data
-from panning_core.experiments import profiles, studies, sweep
+from panning_core.experiments import profiles, studies
 
 from .train import mnist_is_here
 
@@ -38,7 +38,6 @@ def grid(quick: bool) -> pd.DataFrame:
         with (
             patch.dict(os.environ, PANNING_RESULTS=folder),
             patch.object(profiles, "section", lambda *_: {"grid": [GRID]}),
-            patch.object(sweep, "section", lambda *_: {"grid": [GRID]}),
         ):
             start = time.perf_counter()
             lines = studies.sweep("grid", "benchmarks", jobs=JOBS)
