@@ -125,8 +125,10 @@ def in_rounds(
     asked_for = pick("schedule", how.schedule, SCHEDULES)
     keep = pick("scope", how.scope, masks.SCOPES)
     keep = partial(keep, least=how.least) if how.least else keep
-    mask, trace, stream, paths = masks.ones(model), [], _stream(batches, how.count), Paths(model)
-    kept, batch = masks.places(masks.flatten(mask)), None
+    mask, stream, paths = masks.ones(model), _stream(batches, how.count), Paths(model)
+    kept = masks.places(masks.flatten(mask))
+    batch: Batch | None = None
+    trace: list[dict] = []
 
     for t in range(1, how.count + 1):
         last, batch = batch, next(stream)

@@ -33,7 +33,15 @@ from torch import Tensor, nn
 
 from .. import masks, metrics
 from ..agent import observations, policies
-from ..agent.observations import MIXED, Look, Sight, coefficients, deviations, resampled
+from ..agent.observations import (
+    MIXED,
+    Extremes,
+    Look,
+    Sight,
+    coefficients,
+    deviations,
+    resampled,
+)
 from ..agent.policies import Policy
 from ..errors import UserError, is_number
 from ..masks import Mask
@@ -107,10 +115,14 @@ class Chosen:
         self.policy, self.rounds = policy, rounds
         self.departures = getattr(policy, "departures", observations.DEFAULT)
         self.known = policy.known(model) if hasattr(policy, "known") else []
-        self.sight, self.extremes = Sight(model, self.departures), None
-        self.t, self.scheduled = 0, 0.0
+        self.sight, self.t, self.scheduled = Sight(model, self.departures), 0, 0.0
+        self.extremes: Extremes | None = None
 
-    def __call__(self, asked: float, mask: Mask, batch: Batch, dense: Look, synflow: Tensor) -> Mix:
+    def __call__(
+        self, asked: float, mask: Mask, batch: Batch, dense: Look | None, synflow: Tensor | None
+    ) -> Mix:
+        # It uses all three metrics, and so the batch was looked at.
+        assert dense is not None
         if self.extremes is None:
             fixed = "extremes" in self.departures
             self.extremes = resampled(self.sight, batch, self.known, fixed)
@@ -201,11 +213,13 @@ class Panner:
         self.seen: dict[int | None, _Seen] = {}
         # With noise of its own, such as dropout's, one batch has other products every time.
         self.draws = False
-        self.synflow_of, self.flow = metrics.synflow_of(model), (None, None)
+        self.synflow_of = metrics.synflow_of(model)
         neutral = torch.tensor(
             form.neutral, dtype=torch.double, device=next(model.parameters()).device
         )
         self.neutral = neutral.expand(masks.size(self.dense))
+        # The mask that SynFlow saw last, its products and R.
+        self.flow: tuple[Mask | None, tuple[Tensor, float]] = (None, (self.neutral, 0.0))
 
     def __call__(self, mask: Mask, batch: Batch, asked: float) -> Scored:
         seen = self._look(mask, batch)
@@ -412,7 +426,9 @@ def one_path(model: nn.Module, mask: Mask | None = None) -> Mask:
         UserError: there is no path to begin with.
     """
     flow, path = metrics.synflow_of(model), dict(mask or masks.ones(model))
-    shape = torch.empty((1, *input_shape(model)), device=next(model.parameters()).device), None
+    device = next(model.parameters()).device
+    # No image and no label: SynFlow asks for the shape alone.
+    shape = torch.empty((1, *input_shape(model)), device=device), torch.empty(0)
     for name in path:
         products, total = flow(path, shape)
         if not total:

@@ -141,7 +141,9 @@ def _stages(model: nn.Module, strength: np.ndarray) -> list[list[list[tuple[int,
             "PHEW cannot walk through a Select; prune the network before it is made smaller"
         )
     parts = unflatten(torch.from_numpy(strength), prunable(model))
-    stages, widths, before = [], {}, None
+    stages: list[list[list[tuple[int, np.ndarray]]]] = []
+    widths: dict[object, int | None] = {}
+    before = None
     for chain, *streams in compaction.chains(model):
         source, target = streams
         way, units = [], widths.get(source)
@@ -151,7 +153,10 @@ def _stages(model: nn.Module, strength: np.ndarray) -> list[list[list[tuple[int,
             if isinstance(module, compaction.WEIGHTED)
         ):
             way.append(
-                (part.storage_offset(), part.reshape(len(part), units or part.shape[1], -1).numpy())
+                (
+                    int(part.storage_offset()),
+                    part.reshape(len(part), units or part.shape[1], -1).numpy(),
+                )
             )
             units = len(part)
         widths[target] = units

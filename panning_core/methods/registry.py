@@ -23,7 +23,6 @@ from .. import masks, metrics
 from ..errors import UserError, unknown
 from ..masks import Mask
 from ..names import Table
-from ..training import Update
 from . import dynamic, gumbel_softmax, iterative_magnitude, panning, phew, smart_ratio
 from .options import keywords, settle
 from .scored import by_count, by_metric
@@ -79,7 +78,7 @@ class Method:
         Raises:
             UserError: an option that this method has not, or a value of the wrong kind.
         """
-        return settle(self.name, self.options, options)
+        return settle(self.name, self.options or {}, options)
 
     def taken(self, **given: object) -> dict[str, object]:
         """What was given of ``mix`` and ``policy``.
