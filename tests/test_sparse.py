@@ -1,11 +1,14 @@
 """The sparse engine against plain PyTorch: dense layers, masked gradients, ``torch.optim.SGD``."""
 
+import ast
 import copy
 import gc
 import importlib.util
+import inspect
 import random
 import sys
 import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +19,7 @@ pytest.importorskip("numba")
 
 from panning_core import compaction, masks, metrics, models, pruning
 from panning_core.errors import UserError
-from panning_core.sparse import SparseNet, Together, kernels, unsupported
+from panning_core.sparse import Engine, SparseNet, Together, kernels, unsupported
 
 
 def random_mask(model, density, seed=0):
@@ -713,3 +716,47 @@ def test_without_numba_only_the_engine_is_missing(monkeypatch):
     spec.loader.exec_module(bare)  # the module itself can be had
     monkeypatch.setattr(kernels, "numba", bare.numba)
     assert unsupported(nn.Sequential(nn.Linear(3, 2))) == "numba is not installed"
+
+
+# --- the wall around it ---
+
+
+def test_the_engine_is_what_its_protocol_says():
+    asked = {name for name in vars(Engine) if not name.startswith("_")}
+    assert {"step", "logits", "flow", "answer", "store", "state", "load_state"} <= asked
+    for name in asked:
+        theirs, own = (inspect.signature(getattr(kind, name)) for kind in (Engine, SparseNet))
+        assert theirs == own, name
+
+
+def test_objects_complete_themselves():
+    """No file of the engine sets an attribute of another object, but for numba's and PyTorch's."""
+    found = []
+    for file in Path(kernels.__file__).parent.glob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
+                owner = ast.unparse(node.value)
+                found += [] if owner == "self" else [(file.name, owner, node.attr)]
+    assert sorted(found) == [
+        ("cache.py", "compiled._cache._cache_file", "__class__"),
+        ("normalisation.py", "module", "num_batches_tracked"),
+    ]
+
+
+@pytest.mark.parametrize("name, shape", [("lenet300", (1, 8, 8)), ("resnet20", (3, 8, 8))])
+def test_what_one_engine_has_learned_another_goes_on_from(name, shape):
+    def make():
+        model = models.build(name, shape, 10, seed=0)
+        return model, SparseNet(model, random_mask(model, 0.3))
+
+    (model, engine), (other, later) = make(), make()
+    steps = list(batches((13, 20, 7), shape))
+    for x, y in steps[:2]:
+        engine.step(x, y, 0.1, 0.9, 5e-4)
+    state = engine.state()
+    engine.step(*steps[2], 0.1, 0.9, 5e-4)
+    later.load_state(state)
+    later.step(*steps[2], 0.1, 0.9, 5e-4)
+    engine.store(), later.store()
+    for one, two in zip(model.state_dict().values(), other.state_dict().values()):
+        assert torch.equal(one, two)

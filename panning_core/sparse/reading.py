@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, fx, nn
 
 from ..compaction import Select
+from ..errors import UserError
 from ..inspection import faithful
 from ..models import input_shape
 from .kernels import STEP
 from .layout import Signal, lanes_for
 from .plan import Image, Plan
 from .steps import Average, Pool
-from .tracing import examine, pair, refuse, trace
+from .tracing import REFUSED, examine, pair, refuse, trace
 
 #: a mask: name of each weight -> bool of its shape, True where the weight survives
 Kept = dict[str, Tensor]
@@ -51,7 +52,7 @@ def read(model: nn.Module, kept: Kept) -> Reading:
     try:
         graph = trace(model)
     except Exception as error:
-        refuse(f"its forward can not be traced ({error})")
+        raise UserError(f"{REFUSED}its forward can not be traced ({error})") from error
     output = _follow(graph, model, kept, plan)
     plan.lay_out()
     called = {f"{node.target}.weight" for node in graph.nodes if node.op == "call_module"}

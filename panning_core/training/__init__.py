@@ -25,17 +25,17 @@ from .precision import fast_products
 from .recipe import DECAYS, PRECISIONS, RECIPES, Recipe, epochs
 
 __all__ = [
-    "Cost",
     "DECAYS",
-    "Dense",
     "ENGINES",
     "LOSSES",
-    "Moving",
     "OPTIMISERS",
     "PRECISIONS",
     "RECIPES",
-    "Recipe",
     "SPARSE_BELOW",
+    "Cost",
+    "Dense",
+    "Moving",
+    "Recipe",
     "Shared",
     "Sparse",
     "Trainer",

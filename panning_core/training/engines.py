@@ -213,7 +213,7 @@ def prepare(
     splits: Splits,
     recipe: Recipe,
     engine: str | None = None,
-    how: How = How(),
+    how: How | None = None,
 ) -> Prepared:
     """Checks everything that ``train`` is given, and chooses what trains.
 
@@ -229,6 +229,7 @@ def prepare(
         raise UserError(
             f"a recipe is a training.Recipe, or one of training.RECIPES, not {shown(recipe)}"
         )
+    how = how or How()
     how.check()
     check(model, splits, recipe.batch_size, how.loss)
     pick("engine", engine or "dense", ENGINES)

@@ -89,19 +89,39 @@ class _Progress:
     order: torch.Generator
     noise: torch.Generator
     epochs: int = 0
+    #: before this process
     seconds: float = 0.0
 
     def over(self) -> bool:
         """Whether no loss is finite any more."""
         return self.epochs > 0 and not any(_goes_on(rows) for rows in self.rows)
 
-    def state(self) -> dict:
+    def record(
+        self, trainer: Trainer, lost: list[float], logits: dict[str, Tensor], own: dict[str, Split]
+    ) -> None:
+        """One more epoch: a row for each network whose last loss was finite.
+
+        Args:
+            lost: [count], the mean loss over the training images.
+            logits: [n, count, classes] of the images of each part.
+        """
+        self.epochs += 1
+        for k, (rows, loss) in enumerate(zip(self.rows, lost)):
+            if _goes_on(rows):
+                row = {"epoch": self.epochs, "loss": loss}
+                for part in PARTS:
+                    row[f"{part}_accuracy"] = losses.accuracy(logits[part][:, k], own[part].y)
+                if isinstance(trainer, Moving):
+                    row["density"] = masks.density(trainer.mask)
+                rows.append(row)
+
+    def state(self, seconds: float) -> dict:
         return {
             "rows": self.rows,
             "order": self.order.get_state(),
             "noise": self.noise.get_state(),
             "epochs": self.epochs,
-            "seconds": self.seconds,
+            "seconds": seconds,
         }
 
     def load_state(self, state: dict) -> None:
@@ -146,16 +166,14 @@ def fit(
                 break
             with noise.drawn_from(done.noise, device):
                 total = sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps)
-                found = torch.as_tensor(total / len(splits.train)).reshape(-1).tolist()
+                lost = torch.as_tensor(total / len(splits.train)).reshape(-1).tolist()
                 logits = {
                     part: trainer.logits(own[part].x).unflatten(1, (trainer.count, -1))
                     for part in PARTS
                 }
-            done.epochs += 1
-            _add_rows(done, trainer, found, logits, own)
+            done.record(trainer, lost, logits, own)
             if checkpoint:
-                done.seconds = time.perf_counter() - begun
-                checkpoint.save(done.state())
+                checkpoint.save(done.state(time.perf_counter() - begun))
             if observe is not None:
                 observe(dict(done.rows[0][-1]))
     trainer.store()
@@ -164,24 +182,6 @@ def fit(
     for table, seconds in zip(tables, alone):
         table.attrs.update(engine=trainer.name, seconds=shared + float(seconds))
     return tables
-
-
-def _add_rows(
-    done: _Progress,
-    trainer: Trainer,
-    found: list[float],
-    logits: dict[str, Tensor],
-    own: dict[str, Split],
-) -> None:
-    """The row of this epoch for each network whose last loss was finite."""
-    for k, (rows, loss) in enumerate(zip(done.rows, found)):
-        if _goes_on(rows):
-            row = {"epoch": done.epochs, "loss": loss}
-            for part in PARTS:
-                row[f"{part}_accuracy"] = losses.accuracy(logits[part][:, k], own[part].y)
-            if isinstance(trainer, Moving):
-                row["density"] = masks.density(trainer.mask)
-            rows.append(row)
 
 
 def train(
