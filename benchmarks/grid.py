@@ -32,16 +32,16 @@ def grid(quick: bool) -> pd.DataFrame:
     """
     if quick or not mnist_is_here():
         return pd.DataFrame()
-    with tempfile.TemporaryDirectory() as folder:
-        # No profile holds this grid, and its ledger is thrown away; all else is the way that every
-        # study takes.
-        with (
-            patch.dict(os.environ, PANNING_RESULTS=folder),
-            patch.object(profiles, "section", lambda *_: {"grid": [GRID]}),
-        ):
-            start = time.perf_counter()
-            lines = studies.sweep("grid", "benchmarks", jobs=JOBS)
-            seconds = time.perf_counter() - start
+    # No profile holds this grid, and its ledger is thrown away; all else is the way that every study
+    # takes.
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch.dict(os.environ, PANNING_RESULTS=folder),
+        patch.object(profiles, "section", lambda *_: {"grid": [GRID]}),
+    ):
+        start = time.perf_counter()
+        lines = studies.sweep("grid", "benchmarks", jobs=JOBS)
+        seconds = time.perf_counter() - start
     metrics = pd.DataFrame([line["metrics"] for line in lines])
     return pd.DataFrame(
         [
