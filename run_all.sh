@@ -3,134 +3,13 @@
 # Kept to bash 3.2, which macOS ships, and to what a bare Debian has.
 set -euo pipefail
 
-usage() {
-    cat <<'USAGE'
-Usage: ./run_all.sh [quick|paper|PROFILE] [--only STUDY] [--jobs N] [--device cpu|cuda]
-       ./run_all.sh verify [quick|paper|PROFILE] [--sample N] [--seed N]
-       ./run_all.sh bench [--quick] [--only PART]
-       ./run_all.sh test [pytest arguments]
-       ./run_all.sh lab
-       and --plugin FILE with a profile, verify or lab
-
-  quick   every study on small embedded data, minutes on two cores (the default)
-  paper   every study on the published networks and data; finished runs are kept
-  PROFILE one of your own: notebooks/profiles/PROFILE.yaml names notebooks of notebooks/ and their runs
-  verify  every table, verdict and figure of a profile made again from its ledgers, and a random
-          sample of its runs done again: are they those of results/? Changes nothing (paper: 5 minutes)
-  bench   how fast it is against plain PyTorch and a straightforward implementation, into
-          results/benchmarks (about 20 minutes on one core)
-  test    the tests
-  lab     the notebooks in JupyterLab, the playground first
-
-  --only STUDY        this study alone; for bench this part: training, memory, agreement, scoring, selection, agent, fixes or grid
-  --quick             for bench: the headline ratios in under three minutes, the last line JSON; writes nothing
-  --jobs N            N runs at a time
-  --device cpu|cuda   where to compute
-  --sample N          for verify: so many runs, of those that took a minute at most (5)
-  --seed N            for verify: draws the sample (random, and told)
-  --plugin FILE       a Python file that adds your own networks, data sets, metrics or methods; may be there several times
-  --help              this text
-
-The first start installs the packages of requirements.txt into .venv (about 4 minutes
-and 6 GB). If the active environment already holds this checkout, as after
-`pip install -e .` or `conda env create -f environment.yml`, it is used as it is.
-USAGE
-}
-
 # fail STATUS SENTENCE
 fail() {
     echo "run_all.sh: $2" >&2
     exit "$1"
 }
-misused() { fail 2 "$1; see ./run_all.sh --help"; }
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd -P)
-
-# --- What is asked for: settled before anything is installed, since that takes minutes.
-# (`${options[@]+...}`: bash 3.2 calls an empty list unset.)
-
-mode=""
-profile=""
-plugged=""
-options=()
-is_profile() {
-    case $1 in
-        quick | paper) ;;
-        "" | */*) return 1 ;;
-        *) [ -f "$here/notebooks/profiles/$1.yaml" ] ;;
-    esac
-}
-own_profiles() {
-    local file name
-    for file in "$here"/notebooks/profiles/*.yaml; do
-        name=${file##*/}
-        case ${name%.yaml} in
-            quick | paper | "*") ;;
-            *) printf ' %s,' "${name%.yaml}" ;;
-        esac
-    done
-}
-while [ $# -gt 0 ]; do
-    case $1 in
-        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}" ;;
-    esac
-    case $1 in
-        -h | --help)
-            usage
-            exit 0
-            ;;
-        --only | --jobs | --device | --sample | --seed | --plugin)
-            case ${2-} in
-                "" | -*) misused "option $1 needs a value" ;;
-            esac
-            case $1=$2 in
-                --jobs=*[!0-9]* | --jobs=0*) misused "--jobs is a whole number from 1, not '$2'" ;;
-                --sample=*[!0-9]* | --seed=*[!0-9]*) misused "$1 is a whole number from 0, not '$2'" ;;
-                --device=cpu | --device=cuda) ;;
-                --device=*) misused "--device is cpu or cuda, not '$2'" ;;
-                --plugin=/*) plugin=$2 ;;
-                --plugin=*) plugin=$PWD/$2 ;;
-            esac
-            if [ "$1" = --plugin ]; then
-                [ -f "$plugin" ] || misused "--plugin is a Python file, and there is no '$2'"
-                export PANNING_PLUGIN="${PANNING_PLUGIN:+$PANNING_PLUGIN:}$plugin" # for this command and all that it starts
-                plugged=--plugin
-            else
-                options+=("$1" "$2")
-            fi
-            shift 2
-            ;;
-        --quick)
-            options+=("$1")
-            shift
-            ;;
-        -*) misused "unknown option '$1', it can be --only, --jobs, --device, --quick, --sample, --seed, --plugin or --help" ;;
-        verify | bench | test | lab)
-            [ -z "$mode$profile" ] || misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper,$(own_profiles) verify, bench, test or lab"
-            mode=$1
-            shift
-            [ "$mode" != test ] || break # the rest is for pytest
-            ;;
-        *)
-            is_profile "$1" || misused "unknown argument '$1', it can be quick, paper,$(own_profiles) verify, bench, test or lab"
-            case $mode$profile in
-                "" | verify) profile=$1 ;;
-                *) misused "unexpected argument '$1' after '${profile:-$mode}', give one of quick, paper,$(own_profiles) verify, bench, test or lab" ;;
-            esac
-            shift
-            ;;
-    esac
-done
-mode=${mode:-reproduce}
-profile=${profile:-quick}
-for option in ${options[@]+"${options[@]}"} $plugged; do
-    case $mode$option in
-        reproduce--only | reproduce--jobs | reproduce--device | verify--sample | verify--seed | bench--only | bench--quick) ;;
-        reproduce--plugin | verify--plugin | lab--plugin) ;;
-        reproduce--*) misused "option $option is not for '$profile'" ;;
-        "$mode"--*) misused "option $option is not for '$mode'" ;;
-    esac
-done
-
+from=$PWD
 cd "$here"
 
 # --- Which Python.
@@ -176,7 +55,6 @@ install() { # STAMP
     local version
     version=$(version_of .venv/bin/python) || version=0.0
     if [ "$(cat "$stamp" 2>/dev/null)" = unfinished ] || ! suitable "$version" || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
-        find_python
         echo "Creating .venv with $base ..."
         "$base" -m venv --clear .venv || {
             rm -rf .venv # half an environment would let the system's pip pass for its own
@@ -194,22 +72,31 @@ install() { # STAMP
     echo "Installed."
 }
 
+# --- What is asked for: looked at before anything is installed, since that takes minutes.
+
+look() { # WORDS
+    local status=0
+    (cd "$from" && "$base" "$here/panning_core/commands.py" "$@") || status=$?
+    case $status in
+        0) ;;
+        10) exit 0 ;; # it was asked for help
+        *) exit "$status" ;;
+    esac
+}
+
 if active_environment_is_ours; then
     python=python
 else
     python=$here/.venv/bin/python
     wanted="$here $(cat requirements.txt pyproject.toml | cksum)"
     if [ ! -x "$python" ] || [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+        find_python
+        look "$@"
         install "$wanted"
     fi
 fi
 
 # --- Go.
 
-case $mode in
-    reproduce) exec "$python" -m panning_core.reporting.notebooks "$profile" ${options[@]+"${options[@]}"} ;;
-    verify) exec "$python" -m panning_core.reporting.verify "$profile" ${options[@]+"${options[@]}"} ;;
-    bench) exec "$python" -m benchmarks ${options[@]+"${options[@]}"} ;;
-    test) exec "$python" -m pytest "$@" ;;
-    lab) exec "$python" -m jupyterlab --ServerApp.root_dir="$here" --LabApp.default_url=/lab/tree/notebooks/playground.ipynb ;;
-esac
+cd "$from" # where a path in the words begins
+exec "$python" -m panning_core "$@"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from collections.abc import Callable
 import pandas as pd
 import torch
 
-from panning_core import results
+from panning_core import commands, results
 from panning_core.errors import command_line, pick
 
 from . import agreement, environment, grid, scoring, show, timing, train
@@ -66,33 +65,23 @@ def headline(parts: dict[str, pd.DataFrame]) -> dict[str, float | None]:
     return found
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="./run_all.sh bench",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description=(
-            "Measure what is compared side by side, on one thread: medians with quartiles.\n"
-            "The last line is JSON:"
-        )
-        + headline.__doc__.partition(":")[2],
-    )
-    parser.add_argument(
-        "--quick",
-        action="store_true",
-        help="the headline ratios alone, under three minutes; writes nothing",
-    )
-    parser.add_argument("--only", metavar="PART", help=f"one of {', '.join(PARTS)}")
-    options = parser.parse_args()
-    chosen = (
-        {options.only: pick("part", options.only, PARTS)} if options.only is not None else PARTS
-    )
+def measure(quick: bool = False, only: str | None = None) -> int:
+    """Measure every part, or ``only`` one, and show it; the last line is JSON (``headline``).
+
+    Args:
+        quick: the headline ratios alone; writes nothing.
+
+    Raises:
+        UserError: there is no such part.
+    """
+    chosen = PARTS if only is None else {only: pick("part", only, PARTS)}
     torch.set_num_threads(1)
     parts = {}
-    for name, measure in chosen.items():
+    for name, part in chosen.items():
         print(f"{name} ...", file=sys.stderr)
-        if len(table := measure(options.quick)):
+        if len(table := part(quick)):
             parts[name] = table
-            if not options.quick:
+            if not quick:
                 save(name, table)
     print(show.tables(parts))
     print(json.dumps(headline(parts)))
@@ -116,6 +105,11 @@ def save(part: str, table: pd.DataFrame) -> None:
     if "training" in every:
         show.figure(every["training"], folder / "speedup.png")
     print(f"written: {folder / part}.csv", file=sys.stderr)
+
+
+def main() -> int:
+    options = commands.read(["bench", *sys.argv[1:]])
+    return measure(options.quick, options.only)
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ import torch
 from torch import nn
 
 from panning_core.masks import Mask, Scores
+from panning_core.methods.panning import SUM_STAGES
 from panning_core.metrics import Batch
 from panning_core.models import prunable
-from panning_core.methods.panning import SUM_STAGES
 
 
 def data_products(

@@ -58,10 +58,10 @@ def checkout(tmp_path_factory):
     return made
 
 
-def command(checkout, module, *words):
+def command(checkout, *words):
     environment = {**os.environ, "PYTHONPATH": str(checkout.root)}
     return subprocess.run(
-        [sys.executable, "-m", f"panning_core.{module}", *words, "--plugin", "square.py"],
+        [sys.executable, "-m", "panning_core", *words, "--plugin", "square.py"],
         cwd=checkout.root,
         env=environment,
         capture_output=True,
@@ -72,26 +72,26 @@ def command(checkout, module, *words):
 
 def test_a_kind_from_outside_is_swept_shown_and_verified(checkout):
     folder = checkout.root / "results" / "mine" / "01_square"
-    done = command(checkout, "experiments.studies", "01_square", "--profile", "mine", "--jobs", "2")
+    done = command(checkout, "sweep", "01_square", "--profile", "mine", "--jobs", "2")
     assert done.returncode == 0, done.stderr
     lines = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     assert {line["kind"] for line in lines} == {"square"} and len(lines) == 10
     assert {line["metrics"]["square"] for line in lines} == {4, 5, 6, 7, 8, 9, 10, 11, 12, 13}
 
-    done = command(checkout, "reporting.notebooks", "mine", "--jobs", "1")
+    done = command(checkout, "run", "mine", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert "Squares grow." in (folder / "README.md").read_text()
     assert (folder / "squares.csv").read_text().splitlines()[1] == "0,2,4"
     page = (folder.parent / "html" / "01_square.runs.html").read_text()
     assert "Kind of run: square" in page and page.count("<tr>") >= 10
 
-    done = command(checkout, "reporting.verify", "mine", "--sample", "3")
+    done = command(checkout, "verify", "mine", "--sample", "3")
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("equal to the bit") == 3
 
     (folder / "runs.jsonl").rename(checkout.root / "other.jsonl")
     words = ("01_square", "--profile", "mine", "--merge", "other.jsonl")
-    assert command(checkout, "experiments.studies", *words).stdout == "10 new runs\n"
+    assert command(checkout, "sweep", *words).stdout == "10 new runs\n"
 
 
 def test_bad_input_of_a_kind_from_outside_is_one_sentence(checkout):
@@ -99,6 +99,6 @@ def test_bad_input_of_a_kind_from_outside_is_one_sentence(checkout):
     (checkout.root / "notebooks" / "profiles" / "bad.yaml").write_text(
         json.dumps({"01_square": bad})
     )
-    done = command(checkout, "experiments.studies", "01_square", "--profile", "bad")
+    done = command(checkout, "sweep", "01_square", "--profile", "bad")
     assert done.returncode == 2
     assert done.stderr == "error: number of a square is -1; it must be a whole number from 0\n"

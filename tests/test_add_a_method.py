@@ -109,7 +109,7 @@ def run(checkout, *words):
 
 
 def test_a_method_from_outside_is_swept_drawn_and_tabled(checkout):
-    run(checkout, "-m", "panning_core.reporting.notebooks", "mine", "--jobs", "2", *LOADED)
+    run(checkout, "-m", "panning_core", "run", "mine", "--jobs", "2", *LOADED)
     folder = checkout.root / "results" / "mine" / "01_powers"
     rows = [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
     assert len(rows) == 6 and {row["metrics"]["kept_weights"] for row in rows} == {5_020}

@@ -22,12 +22,12 @@ from checkout import PARAMETERS, Checkout
 from torch import nn
 
 import panning_core
-from benchmarks import __main__ as benchmarks
 from panning_core import ROOT, compaction, data, errors, masks, metrics, models, pruning, training
+from panning_core.__main__ import main
 from panning_core.agent import learning, policies
 from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.experiments import ledger, profiles, studies
+from panning_core.experiments import profiles, studies
 from panning_core.experiments.ledger import Ledger
 from panning_core.methods import gumbel_softmax, iterative_magnitude
 from panning_core.reporting import notebooks
@@ -946,7 +946,7 @@ IN_PYTHON = {
     ),
     "a damaged line": (
         lambda d: d.ledger(b'{"key": ', LINE).rows(),
-        "runs.jsonl, line 1: not a run; `python -m panning_core.experiments.ledger ",
+        "runs.jsonl, line 1: not a run; `python -m panning_core ledger ",
     ),
     "a line of another file": (
         lambda d: d.ledger(LINE, b"root:x:0:0", LINE).failures(),
@@ -1000,136 +1000,107 @@ def test_bad_input_is_one_sentence(desk, do, says):
     assert says in told and "\n" not in told and len(told) < 1000
 
 
-#: command -> (its function; what is typed -> a part of the last line)
+#: command -> what is typed -> a part of the last line
 COMMANDS = {
-    "python -m panning_core.experiments.studies": (
-        studies.main,
-        {
-            "": "error: the following arguments are required: study",
-            "01_tiny": "error: unknown profile 'quick'; known: tiny",
-            "01_tin --profile tiny": (
-                "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?"
-            ),
-            "01_tiny.ipynb --profile tiny": (
-                "error: unknown study in profile tiny '01_tiny.ipynb'; did you mean '01_tiny'?"
-            ),
-            "01_tiny --profile": "error: argument --profile: expected one argument",
-            "01_tiny --profile tiny --jobs 0": "error: jobs is 0; it must be at least 1",
-            "01_tiny --profile tiny --jobs two": (
-                "error: argument --jobs: invalid int value: 'two'"
-            ),
-            "01_tiny --profile tiny --device gpu": (
-                "error: unknown device 'gpu'; did you mean 'cpu'?"
-            ),
-            "01_tiny --profile tiny --device cuda": (
-                "error: device is cuda but PyTorch sees no CUDA device here; use --device cpu"
-            ),
-            "01_tiny --profile tiny --device cuda:x": (
-                "error: unknown device 'cuda:x'; did you mean 'cuda'?"
-            ),
-            "01_tiny --profile tiny --device cpu:7": (
-                "error: unknown device 'cpu:7'; did you mean 'cpu'?"
-            ),
-            "01_tiny --profile tiny --merge nowhere.jsonl": (
-                "error: nowhere.jsonl: no such ledger"
-            ),
-            "01_tiny --profile tiny --merge .": (
-                "error: . can not be read (Is a directory); a ledger is a file of runs, one a line"
-            ),
-            "01_tiny --profile tiny --merge requirements.txt": (
-                "error: requirements.txt, line 1: not a run; "
-            ),
-            "01_tiny --profile tiny --merge results/paper/04_panning_agent/runs.jsonl": (
-                "runs.jsonl holds no run of 01_tiny in the profile tiny"
-            ),
-            "01_tiny 02_other --profile tiny": "error: unrecognized arguments: 02_other",
-        },
-    ),
-    "./run_all.sh": (
-        notebooks.main,
-        {
-            "papper": "error: unknown profile 'papper'; known: tiny",
-            "tiny --only 01_tin": (
-                "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?"
-            ),
-            "tiny --only ''": "error: unknown study in profile tiny ''; known: 01_tiny",
-            "tiny --only notebooks/01_tiny.ipynb": (
-                "error: unknown study in profile tiny 'notebooks/01_tiny.ipynb'"
-            ),
-            "tiny --jobs 0": "error: jobs is 0; it must be at least 1",
-            "tiny --device gpu": "error: unknown device 'gpu'; did you mean 'cpu'?",
-            "tiny --device cuda": (
-                "error: device is cuda but PyTorch sees no CUDA device here; use --device cpu"
-            ),
-            "tiny quick": "error: unrecognized arguments: quick",
-        },
-    ),
-    "python -m panning_core.analysis.networks": (
-        networks.main,
-        {
-            "": "error: the following arguments are required: file",
-            "nowhere.json": (
-                "error: nowhere.json is not a readable network: [Errno 2] No such file or directory"
-            ),
-            ".": "error: . is not a readable network: [Errno 21] Is a directory",
-            "requirements.txt": (
-                "error: requirements.txt is not a readable network: Expecting value: line 1"
-                " column 1 (char 0); a network is JSON"
-            ),
-            "NETWORK --dataset digit": "error: unknown data set 'digit'; did you mean 'digits'?",
-            "NETWORK --dataset ''": "error: unknown data set ''; known: ",
-            "NETWORK --dataset digits": (
-                "error: the network reads images [1, 28, 28] of 10 classes; scikit-learn digits"
-                " has [1, 8, 8] of 10"
-            ),
-        },
-    ),
-    "python -m panning_core.experiments.ledger": (
-        ledger.main,
-        {
-            "": "error: the following arguments are required: file",
-            "nowhere.jsonl": "error: nowhere.jsonl: no such ledger",
-            "README.md --repair": "error: README.md is no ledger: none of its lines is a run",
-        },
-    ),
-    "python -m benchmarks": (
-        benchmarks.main,
-        {
-            "--only trainin": "error: unknown part 'trainin'; did you mean 'training'?",
-            "--only ''": "error: unknown part ''; known: agent, agreement",
-            "--quik": "error: unrecognized arguments: --quik",
-        },
-    ),
+    "sweep": {
+        "": "error: the following arguments are required: study",
+        "01_tiny": "error: unknown profile 'quick'; known: tiny",
+        "01_tin --profile tiny": (
+            "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?"
+        ),
+        "01_tiny.ipynb --profile tiny": (
+            "error: unknown study in profile tiny '01_tiny.ipynb'; did you mean '01_tiny'?"
+        ),
+        "01_tiny --profile": "error: argument --profile: expected one argument",
+        "01_tiny --profile tiny --jobs 0": "error: argument --jobs: '0' is no whole number from 1",
+        "01_tiny --profile tiny --jobs two": (
+            "error: argument --jobs: 'two' is no whole number from 1"
+        ),
+        "01_tiny --profile tiny --device gpu": (
+            "error: argument --device: 'gpu' is neither cpu nor cuda"
+        ),
+        "01_tiny --profile tiny --device cuda": (
+            "error: device is cuda but PyTorch sees no CUDA device here; use --device cpu"
+        ),
+        "01_tiny --profile tiny --device cuda:x": (
+            "error: argument --device: 'cuda:x' is neither cpu nor cuda"
+        ),
+        "01_tiny --profile tiny --device cpu:7": (
+            "error: argument --device: 'cpu:7' is neither cpu nor cuda"
+        ),
+        "01_tiny --profile tiny --merge nowhere.jsonl": ("error: nowhere.jsonl: no such ledger"),
+        "01_tiny --profile tiny --merge .": (
+            "error: . can not be read (Is a directory); a ledger is a file of runs, one a line"
+        ),
+        "01_tiny --profile tiny --merge requirements.txt": (
+            "error: requirements.txt, line 1: not a run; "
+        ),
+        "01_tiny --profile tiny --merge results/paper/04_panning_agent/runs.jsonl": (
+            "runs.jsonl holds no run of 01_tiny in the profile tiny"
+        ),
+        "01_tiny 02_other --profile tiny": "error: unrecognized arguments: 02_other",
+    },
+    "run": {
+        "papper": "error: unknown profile 'papper'; known: tiny",
+        "tiny --only 01_tin": (
+            "error: unknown study in profile tiny '01_tin'; did you mean '01_tiny'?"
+        ),
+        "tiny --only ''": "error: unknown study in profile tiny ''; known: 01_tiny",
+        "tiny --only notebooks/01_tiny.ipynb": (
+            "error: unknown study in profile tiny 'notebooks/01_tiny.ipynb'"
+        ),
+        "tiny --jobs 0": "error: argument --jobs: '0' is no whole number from 1",
+        "tiny --device gpu": "error: argument --device: 'gpu' is neither cpu nor cuda",
+        "tiny --device cuda": (
+            "error: device is cuda but PyTorch sees no CUDA device here; use --device cpu"
+        ),
+        "tiny quick": "error: unrecognized arguments: quick",
+    },
+    "network": {
+        "": "error: the following arguments are required: file",
+        "nowhere.json": (
+            "error: nowhere.json is not a readable network: [Errno 2] No such file or directory"
+        ),
+        ".": "error: . is not a readable network: [Errno 21] Is a directory",
+        "requirements.txt": (
+            "error: requirements.txt is not a readable network: Expecting value: line 1"
+            " column 1 (char 0); a network is JSON"
+        ),
+        "NETWORK --dataset digit": "error: unknown data set 'digit'; did you mean 'digits'?",
+        "NETWORK --dataset ''": "error: unknown data set ''; known: ",
+        "NETWORK --dataset digits": (
+            "error: the network reads images [1, 28, 28] of 10 classes; scikit-learn digits"
+            " has [1, 8, 8] of 10"
+        ),
+    },
+    "ledger": {
+        "": "error: the following arguments are required: file",
+        "nowhere.jsonl": "error: nowhere.jsonl: no such ledger",
+        "README.md --repair": "error: README.md is no ledger: none of its lines is a run",
+    },
+    "bench": {
+        "--only trainin": "error: unknown part 'trainin'; did you mean 'training'?",
+        "--only ''": "error: unknown part ''; known: agent, agreement",
+        "--quik": "error: unrecognized arguments: --quik",
+    },
 }
 
 
 @pytest.mark.parametrize(
     "command, typed",
-    [(command, typed) for command, (_, rows) in COMMANDS.items() for typed in rows],
+    [(command, typed) for command, rows in COMMANDS.items() for typed in rows],
 )
 def test_misuse_of_a_command_is_one_sentence_and_exit_code_2(desk, capsys, command, typed):
-    main, rows = COMMANDS[command]
     desk.patch.setattr(torch.cuda, "is_available", lambda: False)
     desk.patch.chdir(ROOT)
-    desk.patch.setattr(
-        sys,
-        "argv",
-        [
-            command,
-            *(
-                word.strip("'")
-                for word in typed.replace(
-                    "NETWORK", "results/paper/06_gumbel_softmax/network.json"
-                ).split()
-            ),
-        ],
-    )
+    network = "results/paper/06_gumbel_softmax/network.json"
+    words = [word.strip("'") for word in typed.replace("NETWORK", network).split()]
     with pytest.raises(SystemExit) as exit:
-        errors.command_line(main)
+        errors.command_line(lambda: main([command, *words]))
     told = capsys.readouterr()
     assert (
         exit.value.code == 2
-        and rows[typed] in told.err.splitlines()[-1]
+        and COMMANDS[command][typed] in told.err.splitlines()[-1]
         and "Traceback" not in told.err
         and not told.out
     )
@@ -1140,33 +1111,14 @@ def test_misuse_of_a_command_is_one_sentence_and_exit_code_2(desk, capsys, comma
     "command, says",
     [
         (
-            ["./run_all.sh", "papper"],
-            (
-                "run_all.sh: unknown argument 'papper', it can be quick, paper, verify, bench,"
-                " test or lab; see ./run_all.sh --help"
-            ),
-        ),
-        (
-            ["./run_all.sh", "--only="],
-            "run_all.sh: option --only needs a value; see ./run_all.sh --help",
-        ),
-        (
-            ["./run_all.sh", "--jobs", "1.5"],
-            "run_all.sh: --jobs is a whole number from 1, not '1.5'; see ./run_all.sh --help",
-        ),
-        (
-            ["./run_all.sh", "--device=gpu"],
-            "run_all.sh: --device is cpu or cuda, not 'gpu'; see ./run_all.sh --help",
-        ),
-        (
-            [sys.executable, "-m", "panning_core.analysis.networks", "nowhere.json"],
+            [sys.executable, "-m", "panning_core", "network", "nowhere.json"],
             (
                 "error: nowhere.json is not a readable network: [Errno 2] No such file or"
                 " directory: 'nowhere.json'"
             ),
         ),
         (
-            [sys.executable, "-m", "panning_core.experiments.studies", "03_sparsity_sweeep"],
+            [sys.executable, "-m", "panning_core", "sweep", "03_sparsity_sweeep"],
             (
                 "error: unknown study in profile quick '03_sparsity_sweeep'; did you mean"
                 " '03_sparsity_sweep'?"

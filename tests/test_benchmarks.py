@@ -15,6 +15,7 @@ import torch
 from benchmarks import __main__ as command
 from benchmarks import environment, grid, timing, train
 from panning_core import masks, models, pruning, training
+from panning_core.__main__ import main
 from panning_core.agent.environment import PanningEnv
 from panning_core.errors import UserError
 from panning_core.experiments import studies
@@ -298,8 +299,7 @@ def faked(monkeypatch, tmp_path):
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path))
 
     def run(capsys, *arguments):
-        monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
-        assert command.main() == 0
+        assert main(["bench", *arguments]) == 0
         return capsys.readouterr().out.rstrip("\n").splitlines()[-1]
 
     return run

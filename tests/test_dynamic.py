@@ -10,8 +10,7 @@ from panning_core import data, masks, models, pruning, training
 from panning_core.errors import UserError
 from panning_core.methods import dynamic, registry
 from panning_core.methods.dynamic import WAYS, Plan, Update
-from panning_core.runs import base
-from panning_core.runs import prune
+from panning_core.runs import base, prune
 from panning_core.runs.dynamic import DENSE, FOUND, RANDOM, Dynamic, first_mask
 
 SHORT = {"images": 200, "epochs": 4, "updates": 4}

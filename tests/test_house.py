@@ -52,10 +52,11 @@ class Absent:
             raise ImportError(name + " is not installed")
 
 sys.meta_path.insert(0, Absent())
-from panning_core import errors, studies
-errors.command_line(studies.main)
+from panning_core import errors
+from panning_core.__main__ import main
+errors.command_line(main)
 """)
-    done = made.run("bare.py", "01_tiny", "--profile", "tiny", "--jobs", "1")
+    done = made.run("bare.py", "sweep", "01_tiny", "--profile", "tiny", "--jobs", "1")
     assert done.returncode == 0, done.stderr
     assert [row["run"].get("method") for row in Ledger(made.ledger("01_tiny")).rows()] == [
         "panning"

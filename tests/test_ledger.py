@@ -18,8 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from panning_core import ROOT
+from panning_core.__main__ import main
 from panning_core.errors import UserError
-from panning_core.experiments.ledger import Ledger, main
+from panning_core.experiments.ledger import Ledger
 
 
 def line(key, **content):
@@ -233,8 +234,7 @@ def damaged(ledger):
 
 
 def run_main(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["ledger", *map(str, arguments)])
-    return main()
+    return main(["ledger", *map(str, arguments)])
 
 
 def test_the_command_that_the_refusal_names_repairs_and_keeps_a_copy(damaged, tmp_path):

@@ -2,13 +2,13 @@
 
 import copy
 import json
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 from panning_core import errors, masks, models, training
+from panning_core.__main__ import main
 from panning_core.analysis import networks
 from panning_core.errors import UserError
 
@@ -203,9 +203,8 @@ def test_what_can_not_be_read_is_named(content, tmp_path):
 
 
 def command(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["networks", *map(str, arguments)])
     with pytest.raises(SystemExit) as exit_:
-        errors.command_line(networks.main)
+        errors.command_line(lambda: main(["network", *map(str, arguments)]))
     return exit_.value.code
 
 

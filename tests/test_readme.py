@@ -109,11 +109,7 @@ def test_sweep_command_is_understood():
     """Its study is in the profile; with no jobs allowed it is refused at the last check before the
     work.
     """
-    commands = [
-        c[c.index("python") :]
-        for c in COMMANDS
-        if "python -m panning_core.experiments.studies" in c
-    ]
+    commands = [c[c.index("python") :] for c in COMMANDS if "python -m panning_core sweep" in c]
     assert len(commands) == 2 and all(
         c.split()[3] in studies.profile(c.split()[5]) for c in commands
     )
@@ -126,7 +122,7 @@ def test_commands_for_the_night_and_a_cluster_are_understood(tmp_path):
     repair, faults = (
         line.split()[1:]
         for line in COMMANDS
-        if line.startswith(("python -m panning_core.experiments.ledger", "python -m tests.faults"))
+        if line.startswith(("python -m panning_core ledger", "python -m tests.faults"))
     )
     (tmp_path / "runs.jsonl").write_text('not a run\n{"key": "a", "run": {}, "metrics": {}}\n')
     done = subprocess.run(
@@ -152,7 +148,7 @@ def test_commands_for_the_night_and_a_cluster_are_understood(tmp_path):
 
 
 def test_the_network_of_399_weights_is_there():
-    (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core.analysis.networks")]
+    (command,) = [c for c in COMMANDS if c.startswith("python -m panning_core network")]
     model, mask = networks.rebuild(networks.load(ROOT / command.split()[-1]))
     assert (
         masks.count(mask) == masks.count(masks.effective(model, mask)) <= 399

@@ -13,11 +13,10 @@ import pytest
 from checkout import PARAMETERS, Checkout
 
 from panning_core import ROOT, data, masks, metrics, models, plugins, pruning
-from panning_core.analysis import networks
+from panning_core.__main__ import main
 from panning_core.errors import UserError
 from panning_core.experiments import studies, workers
 from panning_core.experiments.ledger import Ledger
-from panning_core.reporting import notebooks, verify
 
 PLUGIN = """
 import numpy as np
@@ -149,25 +148,23 @@ def test_a_plugin_that_does_not_run_is_one_sentence(text, says, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "command", [(studies, "03_sparsity_sweep"), (notebooks,), (verify,), (networks, "x")]
+    "command", [["sweep", "03_sparsity_sweep"], ["run"], ["verify"], ["network", "x"], ["lab"]]
 )
 def test_commands_take_a_plugin(command, tmp_path, monkeypatch):
-    module, *arguments = command
     path = tmp_path / "bad.py"
     path.write_text("1 / 0\n")
     monkeypatch.setenv(plugins.VARIABLE, "")
-    monkeypatch.setattr(sys, "argv", ["command", *arguments, "--plugin", str(path)])
     with pytest.raises(
         UserError, match=f"plugin {path}, line 1: ZeroDivisionError: division by zero"
     ):
-        module.main()
+        main([*command, "--plugin", str(path)])
 
 
 def test_a_broken_plugin_of_the_environment_is_one_sentence(tmp_path):
     path = tmp_path / "bad.py"
     path.write_text("1 / 0\n")
     done = subprocess.run(
-        [sys.executable, "-m", "panning_core.experiments.studies", "03_sparsity_sweep"],
+        [sys.executable, "-m", "panning_core", "sweep", "03_sparsity_sweep"],
         capture_output=True,
         text=True,
         cwd=tmp_path,

@@ -149,7 +149,7 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
     }
     made.profile({"00_fails": {}, "01_works": {"grid": [{**run, "seed": [0, 1]}]}})
     results = made.root / "results" / "tiny"
-    command = ("-m", "panning_core.reporting.notebooks", "tiny", "--jobs", "1")
+    command = ("-m", "panning_core", "run", "tiny", "--jobs", "1")
 
     first = made.run(*command)
     assert first.returncode == 1, first.stderr

@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ PYTHONS = ["python3", "python3.14", "python3.13", "python3.12", "python3.11"]
 # Notes its arguments in calls.txt, gives itself on into a new .venv, and fails where the test wants
 # it to.
 FAKE_PYTHON = r"""#!/bin/sh
+case "$1" in */commands.py) exec "$REAL_PYTHON" "$@" ;; esac
 echo "$@" >>"$CALLS"
 case "$*" in
     *sys.version_info*) echo "$FAKE_VERSION" ;;
@@ -37,8 +39,15 @@ class Checkout:
         )
         self.root.mkdir()
         self.bin.mkdir()
-        for name in ["run_all.sh", "requirements.txt", "pyproject.toml"]:
-            shutil.copy(CHECKOUT / name, self.root)
+        for name in [
+            "run_all.sh",
+            "requirements.txt",
+            "pyproject.toml",
+            "panning_core/commands.py",
+            "notebooks/03_sparsity_sweep.yaml",
+        ]:
+            (self.root / name).parent.mkdir(exist_ok=True)
+            shutil.copy(CHECKOUT / name, self.root / name)
         for name in ["python", *PYTHONS]:
             (self.bin / name).write_text(FAKE_PYTHON)
             (self.bin / name).chmod(0o755)
@@ -57,6 +66,7 @@ class Checkout:
         fake |= {
             "PATH": f"{self.bin}{os.pathsep}{os.environ['PATH']}",
             "CALLS": str(self.calls_file),
+            "REAL_PYTHON": sys.executable,
         }
         self.calls_file.write_text("")
         return subprocess.run(
@@ -98,42 +108,30 @@ def test_the_scripts_parse_and_are_executable(script):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    "arguments, words",
     [
-        ["--help"],
-        ["-h"],
-        ["paper", "--help"],
-        ["bench", "--quick", "--help"],
-        ["verify", "paper", "--help"],
+        (["--help"], ["run", "sweep", "verify", "bench", "test", "lab", "check", "paper"]),
+        (["-h"], ["quick", "requirements.txt"]),
+        (["paper", "--help"], ["run", "COMMAND"]),
+        (["run", "--help"], ["--only", "--jobs", "--device", "--plugin"]),
+        (["bench", "--quick", "--help"], ["--quick", "--only"]),
+        (["verify", "paper", "--help"], ["--sample", "--seed", "--plugin"]),
     ],
 )
-def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
+def test_help_prints_the_usage_and_touches_nothing(checkout, arguments, words):
     done = checkout.run(*arguments)
     assert done.returncode == 0 and done.stderr == ""
-    for word in [
-        "quick",
-        "paper",
-        "verify",
-        "bench",
-        "test",
-        "lab",
-        "--only",
-        "--jobs",
-        "--device",
-        "--quick",
-        "--sample",
-        "--seed",
-    ]:
+    for word in words:
         assert word in done.stdout
-    assert not checkout.calls and not (checkout.root / ".venv").exists()
+    assert not checkout.installed and not (checkout.root / ".venv").exists()
 
 
 @pytest.mark.parametrize(
     ("arguments", "offending"),
     [
         (["papper"], "'papper'"),
-        (["quick", "paper"], "'paper'"),
-        (["--job", "2"], "'--job'"),
+        (["quick", "paper"], "paper"),
+        (["--job", "2"], "--job"),
         (["--seed=2"], "--seed"),
         (["paper", "--sample", "2"], "--sample"),
         (["verify", "--jobs", "2"], "--jobs"),
@@ -142,9 +140,8 @@ def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
         (["verify", "--sample=some"], "'some'"),
         (["verify", "--seed", "0x1"], "'0x1'"),
         (["verify", "bench"], "'bench'"),
-        (["verify", "paper", "quick"], "'quick'"),
-        (["paper", "verify"], "'verify'"),
-        (["-x"], "'-x'"),
+        (["verify", "paper", "quick"], "quick"),
+        (["-x"], "-x"),
         (["--only"], "--only"),
         (["--only", "--jobs", "2"], "--only"),
         (["paper", "--jobs"], "--jobs"),
@@ -158,15 +155,16 @@ def test_help_prints_the_usage_and_touches_nothing(checkout, arguments):
         (["--device=cuda", "bench"], "--device"),
         (["--quick"], "--quick"),
         (["paper", "--quick"], "--quick"),
-        (["bench", "--quick", "grid"], "'grid'"),
-        (["mine", "paper"], "'paper'"),
-        (["bench", "mine"], "'mine'"),
+        (["bench", "--quick", "grid"], "grid"),
+        (["mine", "paper"], "paper"),
+        (["bench", "mine"], "mine"),
         (["../profiles/mine"], "'../profiles/mine'"),
         (["--plugin"], "--plugin"),
         (["--plugin", "nowhere.py"], "'nowhere.py'"),
         (["--plugin=/nowhere.py", "mine"], "'/nowhere.py'"),
         (["bench", "--plugin", "python"], "--plugin"),
-        (["mine", "--sample", "2"], "'mine'"),
+        (["mine", "--sample", "2"], "--sample"),
+        (["sweep"], "study"),
         ([""], "''"),
     ],
 )
@@ -176,7 +174,7 @@ def test_a_misuse_is_one_sentence_and_nothing_is_installed(checkout, arguments, 
     assert done.returncode == 2
     assert offending in done.stderr and "see ./run_all.sh --help" in done.stderr
     assert len(done.stderr.splitlines()) == 1
-    assert not checkout.calls and not (checkout.root / ".venv").exists()
+    assert not checkout.installed and not (checkout.root / ".venv").exists()
 
 
 @pytest.mark.parametrize("version", ["3.9.2", "2.7.18", "3.15.0"])
@@ -200,9 +198,9 @@ def test_a_second_start_installs_nothing(checkout):
     first = checkout.run()
     assert first.returncode == 0, first.stderr
     assert [call.split()[-1] for call in checkout.installed] == ["requirements.txt", "."]
-    assert checkout.calls[-1] == "-m panning_core.reporting.notebooks quick"
+    assert checkout.calls[-1] == "-m panning_core"
     assert checkout.run("paper", "--jobs=2", "--only", "a study").returncode == 0
-    assert checkout.calls == ["-m panning_core.reporting.notebooks paper --jobs 2 --only a study"]
+    assert checkout.calls == ["-m panning_core paper --jobs=2 --only a study"]
 
 
 def test_other_pins_are_installed_over_the_old_ones(checkout):
@@ -230,32 +228,16 @@ def test_an_interrupted_install_is_done_again_from_nothing(checkout, stop):
 
 @pytest.mark.parametrize("variable", ["VIRTUAL_ENV", "CONDA_PREFIX"])
 @pytest.mark.parametrize(
-    ("arguments", "started"),
-    [
-        ([], "-m panning_core.reporting.notebooks quick"),
-        (
-            ["paper", "--device", "cuda"],
-            "-m panning_core.reporting.notebooks paper --device cuda",
-        ),
-        (["verify"], "-m panning_core.reporting.verify quick"),
-        (
-            ["verify", "--seed=0", "paper", "--sample", "2"],
-            "-m panning_core.reporting.verify paper --seed 0 --sample 2",
-        ),
-        (["bench"], "-m benchmarks"),
-        (["bench", "--quick", "--only=scoring"], "-m benchmarks --quick --only scoring"),
-        (["test", "-k", "masks", "--help"], "-m pytest -k masks --help"),
-    ],
+    "arguments",
+    [[], ["paper", "--device", "cuda"], ["verify", "--seed=0", "paper"], ["test", "-k", "masks"]],
 )
-def test_an_active_environment_with_the_package_is_used_as_it_is(
-    checkout, variable, arguments, started
-):
+def test_an_active_environment_with_the_package_is_used_as_it_is(checkout, variable, arguments):
     done = checkout.run(
         *arguments, **{variable: "/some/environment", "FAKE_ROOT": str(checkout.root.resolve())}
     )
     assert done.returncode == 0, done.stderr
-    assert checkout.calls[-1] == started and not checkout.installed
-    assert not (checkout.root / ".venv").exists()
+    assert checkout.calls[-1] == " ".join(["-m panning_core", *arguments])
+    assert not checkout.installed and not (checkout.root / ".venv").exists()
 
 
 def test_an_active_environment_of_another_checkout_is_not_used(checkout):
@@ -266,41 +248,17 @@ def test_an_active_environment_of_another_checkout_is_not_used(checkout):
 
 
 def test_own_profiles_are_offered(checkout):
-    assert "it can be quick, paper, verify, bench, test or lab;" in checkout.run("mien").stderr
+    assert "it can be quick, paper;" in checkout.run("mien").stderr
     for name in ("mine", "another"):
         checkout.profile(name)
-    assert (
-        "it can be quick, paper, another, mine, verify, bench, test or lab;"
-        in checkout.run("mien").stderr
-    )
+    assert "it can be quick, paper, another, mine;" in checkout.run("mien").stderr
+    beside = checkout.root / "notebooks" / "03_sparsity_sweep.yaml"
+    beside.write_text(beside.read_text() + "\nnightly: {}\n")
+    assert "paper, another, mine, nightly;" in checkout.run("mien").stderr
 
 
-def test_a_profile_and_plugins_of_ones_own(checkout):
-    """A plugin is found from where the user is; for the command, and all that it starts, it stands
-    in the environment."""
+def test_a_plugin_is_found_from_where_the_user_is(checkout):
     checkout.profile("mine")
-    plugin = checkout.bin / "my models.py"
-    plugin.write_text("")
-    shell = FAKE_PYTHON.replace('echo "$@" >>"$CALLS"', 'echo "$@ [${PANNING_PLUGIN-}]" >>"$CALLS"')
-    for name in ("python", *PYTHONS):
-        (checkout.bin / name).write_text(shell)
-    active = {"VIRTUAL_ENV": "/some/environment", "FAKE_ROOT": str(checkout.root)}
-    for arguments, started in [
-        (
-            ["mine", "--plugin", "my models.py", "--jobs=2"],
-            f"-m panning_core.reporting.notebooks mine --jobs 2 [{plugin}]",
-        ),
-        (
-            [f"--plugin={plugin}", "verify", "mine", "--plugin", "python"],
-            f"-m panning_core.reporting.verify mine [{plugin}:{checkout.bin / 'python'}]",
-        ),
-        (["mine"], "-m panning_core.reporting.notebooks mine []"),
-    ]:
-        done = checkout.run(*arguments, **active)
-        assert done.returncode == 0, done.stderr
-        assert checkout.calls[-1] == started
-    assert checkout.run(
-        "lab", "--plugin", "my models.py", **active
-    ).returncode == 0 and checkout.calls[-1].endswith(f"[{plugin}]")
-    assert checkout.run("mine", PANNING_PLUGIN="/first.py", **active).returncode == 0
-    assert checkout.calls[-1].endswith("[/first.py]")
+    (checkout.bin / "my models.py").write_text("")
+    assert checkout.run("mine", "--plugin", "my models.py", "--jobs=2").returncode == 0
+    assert checkout.calls[-1] == "-m panning_core mine --plugin my models.py --jobs=2"

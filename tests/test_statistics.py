@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from panning_core.analysis import statistics
-from panning_core.errors import UserError
 from panning_core.analysis.statistics import (
     compare,
     compare_errors,
@@ -20,6 +19,7 @@ from panning_core.analysis.statistics import (
     smallest,
     verdict,
 )
+from panning_core.errors import UserError
 
 SEEDS = [0.91, 0.93, 0.90, 0.95, 0.92]
 

@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections import Counter, OrderedDict
 
@@ -18,6 +17,7 @@ from checkout import PARAMETERS, Checkout
 
 import panning_core
 from panning_core import errors, training
+from panning_core.__main__ import main
 from panning_core.errors import UserError
 from panning_core.experiments import profiles, studies, sweep
 from panning_core.experiments.ledger import Ledger
@@ -1229,9 +1229,8 @@ def test_a_grid_for_cuda_is_left_to_it_and_its_lines_are_read_everywhere(
 
 
 def command_line(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["studies", *arguments])
     with pytest.raises(SystemExit) as exit_:
-        errors.command_line(studies.main)
+        errors.command_line(lambda: main(["sweep", *arguments]))
     return exit_.value.code
 
 
@@ -1253,7 +1252,7 @@ def test_a_failing_run_of_its_own_making_exits_with_2(checkout, monkeypatch, cap
     [
         (("01_tin",), "did you mean '01_tiny'"),
         ((STUDY, "--profile", "tinny"), "did you mean 'tiny'"),
-        ((STUDY, "--jobs", "0"), "jobs is 0; it must be at least 1"),
+        ((STUDY, "--jobs", "0"), "'0' is no whole number from 1"),
         ((STUDY, "--device", "cuda"), "PyTorch sees no CUDA device"),
         ((STUDY, "--merge", "nowhere.jsonl"), "nowhere.jsonl: no such ledger"),
     ],
@@ -1315,7 +1314,7 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
     """Killed with its workers when some runs are recorded, and again as if in the middle of a line."""
     checkout.core().profile(grid(method=["random", "magnitude"], epochs=30, seed=[0, 1, 2, 3]))
     command = checkout.command(
-        "-m", "panning_core.experiments.studies", STUDY, "--profile", "tiny", "--jobs", "2"
+        "-m", "panning_core", "sweep", STUDY, "--profile", "tiny", "--jobs", "2"
     )
     ledger = checkout.ledger(STUDY)
     process = subprocess.Popen(**command)

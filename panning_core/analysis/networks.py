@@ -1,14 +1,13 @@
 """A trained sparse network as plain JSON, small enough to be read: what is left of its weights, and
 everything that is never pruned.
 
-    python -m panning_core.analysis.networks results/paper/06_gumbel_softmax/network.json
+    python -m panning_core network results/paper/06_gumbel_softmax/network.json
 
 loads one and measures it again.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from pathlib import Path
@@ -16,8 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .. import data, masks, models, plugins, training
-from ..errors import UserError, command_line
+from .. import data, masks, models, training
+from ..errors import UserError
 from ..masks import Mask
 from ..models import prunable
 
@@ -138,21 +137,3 @@ def evaluate(card: dict, dataset: str | None = None) -> str:
         f" kept, {masks.count(masks.effective(model, mask))} effective; test accuracy"
         f" {100 * found:.2f} % (n = {len(splits.test):,} images)"
     )
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m panning_core.analysis.networks",
-        description="Measure a recorded network again.",
-    )
-    parser.add_argument("file", help="a network as JSON")
-    parser.add_argument("--dataset", help="another data set with images of the same shape")
-    plugins.option(parser)
-    options = parser.parse_args()
-    plugins.load_plugins(options.plugin)
-    print(evaluate(load(options.file), options.dataset))
-    return 0
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -4,7 +4,6 @@ done twice.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import io
 import json
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from ..errors import UserError, command_line
+from ..errors import UserError
 
 
 class Ledger:
@@ -77,7 +76,7 @@ class Ledger:
             if not _is_run(line):
                 raise UserError(
                     f"{self.path}, line {number}: not a run; `python -m"
-                    f" panning_core.experiments.ledger {shlex.quote(str(self.path))} --repair`"
+                    f" panning_core ledger {shlex.quote(str(self.path))} --repair`"
                     " takes it out and keeps a copy, and its run is done again"
                 )
             row = json.loads(line)
@@ -230,32 +229,25 @@ def _finished(content: bytes, key: str) -> bool:
     )
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m panning_core.experiments.ledger",
-        description="Look whether every line of a ledger is a run.",
-    )
-    parser.add_argument("file", type=Path)
-    parser.add_argument(
-        "--repair",
-        action="store_true",
-        help="take out the lines that are not, and keep the file as it was beside it",
-    )
-    options = parser.parse_args()
-    if not options.file.is_file():
-        raise UserError(f"{options.file}: no such ledger")
-    ledger = Ledger(options.file)
-    content = options.file.read_bytes()
+def look(file: Path, repair: bool) -> tuple[str, int]:
+    """What is to be said of a ledger's lines, and the exit code: 1 if any is damaged and stays.
+
+    Args:
+        repair: take out the lines that are not runs; the file as it was stays beside it.
+
+    Raises:
+        UserError: there is no such ledger, or no line of it is a run.
+    """
+    if not file.is_file():
+        raise UserError(f"{file}: no such ledger")
+    ledger, content = Ledger(file), file.read_bytes()
     if content.strip() and len(_damaged(content)) == sum(map(bool, content.split(b"\n"))):
-        raise UserError(f"{options.file} is no ledger: none of its lines is a run")
-    if options.repair and (done := ledger.repair()):
-        print(f"{options.file}: took out {_named(done[0])}; the file as it was is {done[1]}")
-    elif damaged := ledger.damaged():
-        print(f"{options.file}: {_named(damaged)} damaged; --repair takes out what is")
-        return 1
-    else:
-        print(f"{options.file}: no line is damaged")
-    return 0
+        raise UserError(f"{file} is no ledger: none of its lines is a run")
+    if repair and (done := ledger.repair()):
+        return f"{file}: took out {_named(done[0])}; the file as it was is {done[1]}", 0
+    if damaged := ledger.damaged():
+        return f"{file}: {_named(damaged)} damaged; --repair takes out what is", 1
+    return f"{file}: no line is damaged", 0
 
 
 def _named(numbers: list[int]) -> str:
@@ -263,7 +255,3 @@ def _named(numbers: list[int]) -> str:
         f"line{'s' * (len(numbers) > 1)} {', '.join(map(str, numbers[:10]))}"
         + f" and {len(numbers) - 10} more" * (len(numbers) > 10)
     )
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -8,12 +8,11 @@ reads.
 
 from __future__ import annotations
 
-import argparse
 from contextlib import suppress
 from pathlib import Path
 
 from .. import plugins
-from ..errors import UserError, command_line
+from ..errors import UserError
 from ..runs.prune import (
     CONTROLS,
     PRUNING,
@@ -47,7 +46,6 @@ __all__ = [
     "expand",
     "find_mask",
     "folder",
-    "main",
     "profile",
     "provenance",
     "prune",
@@ -74,38 +72,5 @@ def merge(study: str, profile_name: str, other: Path) -> int:
     return Ledger(folder(study, profile_name) / "runs.jsonl").merge(other, kinds)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="python -m panning_core.experiments.studies",
-        description="Fill the ledger of a study.",
-    )
-    parser.add_argument("study", help="name of its notebook, for example 03_sparsity_sweep")
-    parser.add_argument("--profile", default="quick")
-    parser.add_argument("--jobs", type=int, help="processes (default: one a core; one on CUDA)")
-    parser.add_argument("--device", default="cpu", help="cpu or cuda")
-    parser.add_argument(
-        "--merge",
-        type=Path,
-        metavar="LEDGER",
-        help="take over the runs of another ledger of this study instead",
-    )
-    plugins.option(parser)
-    options = parser.parse_args()
-    plugins.load_plugins(options.plugin)
-    if options.merge:
-        # The names must be right.
-        print(f"{merge(options.study, options.profile, options.merge)} new runs")
-        return 0
-    rows = sweep(options.study, options.profile, options.jobs, options.device)
-    print(
-        f"{options.study}: {len(rows)} runs in"
-        f" {folder(options.study, options.profile) / 'runs.jsonl'}"
-    )
-    return 0
-
-
-if __name__ == "__main__":
-    command_line(main)
-else:
-    with suppress(UserError):  # a plugin that is broken is named where a profile is read
-        plugins.load_plugins()
+with suppress(UserError):  # a plugin that is broken is named where a profile is read
+    plugins.load_plugins()

@@ -20,7 +20,6 @@ import os
 import pickle
 import sys
 import traceback
-from argparse import ArgumentParser
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
@@ -40,17 +39,6 @@ VARIABLE = "PANNING_PLUGIN"  #: files, with ``os.pathsep`` between them
 
 
 # --- plugins --------------------------------------------------------------------------------------
-
-
-def option(parser: ArgumentParser) -> None:
-    """Give a command the option ``--plugin``; ``load_plugins(options.plugin)`` obeys it."""
-    parser.add_argument(
-        "--plugin",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a Python file that adds models, data sets, metrics or methods; may be repeated",
-    )
 
 
 def load_plugins(paths: Sequence[str] = ()) -> None:

@@ -8,7 +8,6 @@ when it did not.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import time
 from pathlib import Path
 
 from .. import ROOT, plugins
-from ..errors import UserError, command_line, unknown
+from ..errors import UserError, unknown
 from ..experiments import studies
 from . import report
 from .site import OVERVIEW, build
@@ -201,21 +200,3 @@ def reproduce(
 
 def _shown(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="./run_all.sh", description="Run a profile's studies and write their report."
-    )
-    parser.add_argument("profile", nargs="?", default="quick")
-    parser.add_argument("--only", metavar="STUDY")
-    parser.add_argument("--jobs", type=int)
-    parser.add_argument("--device", default="cpu")
-    plugins.option(parser)
-    options = parser.parse_args()
-    plugins.load_plugins(options.plugin)
-    return reproduce(options.profile, options.only, options.jobs, options.device)
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -7,7 +7,6 @@ sample of the runs again and compares their metrics. It changes nothing.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import os
@@ -24,8 +23,8 @@ import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 
-from .. import ROOT, plugins, results
-from ..errors import UserError, command_line
+from .. import ROOT, results
+from ..errors import UserError
 from ..experiments import studies
 from ..experiments.ledger import Ledger
 from ..runs import base
@@ -78,7 +77,7 @@ def make_again(profile: str, scratch: Path) -> None:
         shutil.copytree(results() / "benchmarks", scratch / "benchmarks")
     # What fails is told on stderr, and what it did not make shows as missing.
     subprocess.run(
-        [sys.executable, "-m", "panning_core.reporting.notebooks", profile],
+        [sys.executable, "-m", "panning_core", "run", profile],
         cwd=ROOT,
         env=os.environ | {"PANNING_RESULTS": str(scratch)},
         stdout=subprocess.DEVNULL,
@@ -233,23 +232,3 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
     repeated = [repeat(*each) for each in drawn]
     print(f"{profile}: {'NOT ' * bool(differ or not all(repeated))}verified")
     return int(differ > 0 or not all(repeated))
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="./run_all.sh verify",
-        description=(
-            "Make a profile's results again from its ledgers, and some of its runs, and compare."
-        ),
-    )
-    parser.add_argument("profile", nargs="?", default="quick")
-    parser.add_argument("--sample", type=int, default=5, metavar="N")
-    parser.add_argument("--seed", type=int, metavar="N")
-    plugins.option(parser)
-    options = parser.parse_args()
-    plugins.load_plugins(options.plugin)
-    return verify(options.profile, options.sample, options.seed)
-
-
-if __name__ == "__main__":
-    command_line(main)

@@ -1,0 +1,104 @@
+"""``python -m panning_core COMMAND``: what each command of ``commands`` does."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+from . import ROOT, commands, plugins
+from .errors import command_line
+
+
+def run(options: Namespace) -> int:
+    from .reporting import notebooks
+
+    return notebooks.reproduce(options.profile, options.only, options.jobs, options.device)
+
+
+def sweep(options: Namespace) -> int:
+    from .experiments import studies
+
+    place = studies.folder(options.study, options.profile) / "runs.jsonl"
+    if options.merge:
+        print(f"{studies.merge(options.study, options.profile, options.merge)} new runs")
+        return 0
+    rows = studies.sweep(options.study, options.profile, options.jobs, options.device)
+    print(f"{options.study}: {len(rows)} runs in {place}")
+    return 0
+
+
+def verify(options: Namespace) -> int:
+    from .reporting import verify
+
+    return verify.verify(options.profile, options.sample, options.seed)
+
+
+def ledger(options: Namespace) -> int:
+    from .experiments import ledger
+
+    words, code = ledger.look(options.file, options.repair)
+    print(words)
+    return code
+
+
+def network(options: Namespace) -> int:
+    from .analysis import networks
+
+    print(networks.evaluate(networks.load(options.file), options.dataset))
+    return 0
+
+
+def bench(options: Namespace) -> int:
+    sys.path.insert(0, str(ROOT))
+    from benchmarks.__main__ import measure
+
+    return measure(options.quick, options.only)
+
+
+def lab(options: Namespace) -> int:
+    place = "--LabApp.default_url=/lab/tree/notebooks/playground.ipynb"
+    return _python("-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}", place)
+
+
+def check(options: Namespace) -> int:
+    """Every check, also after one has failed."""
+    lint = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports())"
+    checks = (
+        ("-m", "ruff", "format", "--check", "."),
+        ("-m", "ruff", "check", "."),
+        ("-m", "mypy"),
+        ("-c", lint),
+    )
+    return max(_python(*words, folder=ROOT) for words in checks)
+
+
+def test(options: Namespace) -> int:
+    return _python("-m", "pytest", *options.words, folder=ROOT)
+
+
+def python(options: Namespace) -> int:
+    return _python(*options.words)
+
+
+def _python(*words: str, folder: Path | None = None) -> int:
+    return subprocess.run([sys.executable, *words], cwd=folder, check=False).returncode
+
+
+DOES = {
+    each.__name__: each
+    for each in (run, sweep, verify, ledger, network, bench, lab, check, test, python)
+}
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Do what ``words`` say; the exit code."""
+    options = commands.read(sys.argv[1:] if words is None else words)
+    plugins.load_plugins(getattr(options, "plugin", ()))
+    return DOES[options.command](options)
+
+
+if __name__ == "__main__":
+    command_line(main)
