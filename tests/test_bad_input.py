@@ -26,6 +26,7 @@ from panning_core import ROOT, compaction, data, errors, masks, metrics, models,
 from panning_core.__main__ import main
 from panning_core.agent import learning, policies
 from panning_core.analysis import networks
+from panning_core.datasets import files
 from panning_core.errors import UserError
 from panning_core.experiments import profiles, studies
 from panning_core.experiments.ledger import Ledger
@@ -1153,4 +1154,5 @@ def test_a_folder_may_be_named_from_home_and_an_empty_name_is_none(desk, name):
     desk.environment(name, "~/mine")
     assert found() == Path.home() / "mine"
     desk.environment(name, "mine")
-    assert found() == getattr(data if name == "PANNING_DATA" else panning_core, "ROOT") / "mine"
+    root = files.ROOT if name == "PANNING_DATA" else panning_core.ROOT
+    assert found() == root / "mine"

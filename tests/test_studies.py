@@ -903,7 +903,7 @@ def test_a_study_trains_its_toys_once(checkout, monkeypatch):
     assert studies.sweep(STUDY, "tiny") == [lines[1]]
 
 
-def test_a_run_of_two_entries_is_done_once(checkout):
+def test_a_toy_of_two_entries_is_done_once(checkout):
     checkout.profile({STUDY: {"grid": [TOY, {**TOY, "seed": [1, 1], "temperature": 3}]}})
     assert [line["run"].get("seed", 0) for line in studies.sweep(STUDY, "tiny", jobs=1)] == [0, 1]
     assert (studies.folder(STUDY, "tiny") / "runs.jsonl").read_bytes().count(b"\n") == 2
