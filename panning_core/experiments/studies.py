@@ -74,3 +74,6 @@ def merge(study: str, profile_name: str, other: Path) -> int:
 
 with suppress(UserError):  # a plugin that is broken is named where a profile is read
     plugins.load_plugins()
+
+if __name__ == "__main__":
+    raise SystemExit("the command is now: python -m panning_core sweep STUDY --profile PROFILE")

@@ -200,3 +200,7 @@ def reproduce(
 
 def _shown(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+
+
+if __name__ == "__main__":
+    raise SystemExit("the command is now: python -m panning_core run PROFILE --only STUDY")

@@ -232,3 +232,7 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
     repeated = [repeat(*each) for each in drawn]
     print(f"{profile}: {'NOT ' * bool(differ or not all(repeated))}verified")
     return int(differ > 0 or not all(repeated))
+
+
+if __name__ == "__main__":
+    raise SystemExit("the command is now: python -m panning_core verify PROFILE")
