@@ -89,7 +89,9 @@ def measure(quick: bool = False, only: str | None = None) -> int:
 
 
 def save(part: str, table: pd.DataFrame) -> None:
-    """Write a part and the machine it was measured on, and the pages made of all parts there are."""
+    """Write a part and the machine it was measured on, and the pages made of all parts there
+    are.
+    """
     folder = results() / "benchmarks"
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / f"{part}.csv", index=False, float_format="%.6g")

@@ -32,8 +32,8 @@ def grid(quick: bool) -> pd.DataFrame:
     """
     if quick or not mnist_is_here():
         return pd.DataFrame()
-    # No profile holds this grid, and its ledger is thrown away; all else is the way that every study
-    # takes.
+    # No profile holds this grid, and its ledger is thrown away; all else is the way that every
+    # study takes.
     with (
         tempfile.TemporaryDirectory() as folder,
         patch.dict(os.environ, PANNING_RESULTS=folder),

@@ -76,13 +76,23 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
     plt.close(made)
 
 
+#: networks whose masks are made in few rounds
+FEW_ROUNDS = [
+    names.MODELS.get(name, name) for name, network in NETWORKS.items() if network.rounds < 100
+]
 CAPTIONS = {
-    "training": f"""Images a second of one SGD step on one thread. `ratio`: ours against plain PyTorch, median [quartiles] over the rounds of one run.
-`dense_ratio`: compaction alone, dense steps on the compacted network, against plain. `sparse_ratio`: the sparse engine after compaction, against plain.
-`macs`: multiply-adds of live weights in one image's forward pass; `live_share`: their share of those of the compacted network.
-`shared_ratio`: so many networks on the same batches as a sweep trains together ({studies.SHARE}), each counted once, against plain.
-`useful_share`: FLOP/s on live weights as a share of a matrix product's in the same rounds.
-Masks of SynFlow and Panning on {", ".join(names.MODELS.get(n, n) for n, network in NETWORKS.items() if network.rounds < 100)} are of 10 rounds.""",
+    "training": (
+        "Images a second of one SGD step on one thread. `ratio`: ours against plain PyTorch,"
+        " median [quartiles] over the rounds of one run.\n"
+        "`dense_ratio`: compaction alone, dense steps on the compacted network, against plain."
+        " `sparse_ratio`: the sparse engine after compaction, against plain.\n"
+        "`macs`: multiply-adds of live weights in one image's forward pass; `live_share`: their"
+        " share of those of the compacted network.\n"
+        "`shared_ratio`: so many networks on the same batches as a sweep trains together"
+        f" ({studies.SHARE}), each counted once, against plain.\n"
+        "`useful_share`: FLOP/s on live weights as a share of a matrix product's in the same"
+        f" rounds.\nMasks of SynFlow and Panning on {', '.join(FEW_ROUNDS)} are of 10 rounds."
+    ),
     "agreement": (
         "Do the engines agree? Distances to PyTorch in float64 (the largest relative one of a"
         " weight tensor) after so many steps of the sparse engine, and of PyTorch in float32;"

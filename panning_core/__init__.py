@@ -9,10 +9,13 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-#: The checkout. Every path of a notebook, a ledger or a profile starts here, whatever the working directory is.
+#: The checkout. Every path of a notebook, a ledger or a profile starts here, whatever the working
+#: directory is.
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def results() -> Path:
-    """Where ledgers, tables and figures lie: ``$PANNING_RESULTS`` (relative to the checkout), or ``results/`` in it."""
+    """Where ledgers, tables and figures lie: ``$PANNING_RESULTS`` (relative to the checkout), or
+    ``results/`` in it.
+    """
     return ROOT / Path(os.environ.get("PANNING_RESULTS") or "results").expanduser()

@@ -1,4 +1,5 @@
-"""Every command and option, in one place: ``./run_all.sh`` and ``python -m panning_core`` read this.
+"""Every command and option, in one place: ``./run_all.sh`` and ``python -m panning_core`` read
+this.
 
 Only Python's own library is used, so that ``run_all.sh`` can refuse a slip before it has installed
 anything::
@@ -30,7 +31,7 @@ their report (``run``).
 """
 EPILOG = """\
 The first start installs the packages of requirements.txt into .venv (about 4 minutes and 6 GB). If
-the active environment already holds this checkout, as after `pip install -e .`, it is used as it is.
+the active environment already holds this checkout, as after `pip install -e .`, it is used as is.
 """
 
 
@@ -95,7 +96,7 @@ def parser() -> Parser:
                 action="append",
                 default=[],
                 metavar="FILE",
-                help="a Python file that adds networks, data sets, metrics, methods or kinds of run",
+                help="a Python file that adds networks, data, metrics, methods or kinds of run",
             )
         return made
 

@@ -80,7 +80,11 @@ INITS = Table(__name__ + ".INITS", {"pytorch": lambda model: None, "panning": _p
 
 
 def build(
-    name: str, input_shape: Shape, classes: int, seed: int, init: str = "pytorch"
+    name: str,
+    input_shape: Shape,
+    classes: int,
+    seed: int,
+    init: str = "pytorch",  # noqa: F811
 ) -> nn.Module:
     """The network ``name`` in train mode, its weights a function of ``seed`` alone; the global
     random state is left as it was.

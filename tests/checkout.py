@@ -20,7 +20,8 @@ figure, axes = plt.subplots(figsize=(2, 2))
 axes.plot(study.runs.seed, study.runs.test_accuracy)
 study.figure(figure, "accuracy", "Accuracy of two seeds.")
 study.table(study.runs[["seed", "test_accuracy"]], "seeds", "Two seeds.")
-study.verdict("Digits can be learned.", "holds", "n = 5.", paper="Somebody 2020", n=5, interval="95 %", figure="accuracy", rule="count")
+study.verdict("Digits can be learned.", "holds", "n = 5.", paper="Somebody 2020", n=5,
+              interval="95 %", figure="accuracy", rule="count")
 """
 
 

@@ -1,4 +1,6 @@
-"""The agent: its environment against a second one written from the description, and how it learns."""
+"""The agent: its environment against a second one written from the description, and how it
+learns.
+"""
 
 import os
 import random
@@ -240,6 +242,7 @@ def replay(network, pool, batches, actions, sparsity, departures):
         )
 
     known, kept = [look(everything, batch) for batch in pool], everything
+    synflow = snip = grasp = None
     for i in range(-1, rounds):
         if i >= 0:
             a, b, c = np.clip(actions[i].astype(float), -1, 1) + 1

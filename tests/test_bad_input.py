@@ -1147,7 +1147,9 @@ def test_misuse_of_a_process_is_one_sentence_and_exit_code_2(command, says):
 
 @pytest.mark.parametrize("name", ["PANNING_DATA", "PANNING_RESULTS"])
 def test_a_folder_may_be_named_from_home_and_an_empty_name_is_none(desk, name):
-    """Else ``~/data`` would be a folder of that name in the checkout, and "" the checkout itself."""
+    """Else ``~/data`` would be a folder of that name in the checkout, and "" the checkout
+    itself.
+    """
     found = {"PANNING_DATA": data.folder, "PANNING_RESULTS": panning_core.results}[name]
     desk.environment(name, "")
     assert found().name == name.split("_")[1].lower()

@@ -32,7 +32,9 @@ KEYS = [
 
 
 class Clock:
-    """Time passes only when work is done; ``speed`` is what the machine makes of a second's work."""
+    """Time passes only when work is done; ``speed`` is what the machine makes of a second's
+    work.
+    """
 
     def __init__(self):
         self.now, self.speed, self.done = 0.0, 1.0, []

@@ -26,7 +26,9 @@ def test_two_that_compile_at_once_never_mix_up_their_code(tmp_path):
 
 
 def test_the_race_is_real(tmp_path):
-    """numba's own files: the signature that stays in the index gets the code that was written last."""
+    """numba's own files: the signature that stays in the index gets the code that was written
+    last.
+    """
     first, second = (files(IndexDataCacheFile, tmp_path) for _ in range(2))
     second._load_index = lambda: {}
     second._save_data = lambda name, data: None

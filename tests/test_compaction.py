@@ -494,7 +494,10 @@ def blocks_and_others():
     """Streams that begin at the input, go through layers without weights, or end at the output
     without any.
     """
-    block = lambda inside, outside, stride=1: zoo.Block(inside, outside, stride)
+
+    def block(inside, outside, stride=1):
+        return zoo.Block(inside, outside, stride)
+
     return {
         "block first": sequential(
             block(3, 3), block(3, 4), nn.Flatten(), nn.Linear(4 * 36, 3), shape=(3, 6, 6)

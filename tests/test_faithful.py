@@ -41,7 +41,9 @@ def some_mask(model, density=0.3):
 
 
 def plain(model, mask, splits=SPLITS, recipe=RECIPE):
-    """``training.train`` as a slow loop: dense PyTorch, SGD, and the mask on weights and gradients."""
+    """``training.train`` as a slow loop: dense PyTorch, SGD, and the mask on weights and
+    gradients.
+    """
     weights, trained = models.prunable(model), [p for p in model.parameters() if p.requires_grad]
     sgd = torch.optim.SGD(trained, recipe.lr, recipe.momentum, weight_decay=recipe.weight_decay)
     order, drawn = (torch.Generator().manual_seed(recipe.seed) for _ in range(2))

@@ -1,4 +1,6 @@
-"""What was recorded stays what it is: the key of every committed ledger line follows from its run."""
+"""What was recorded stays what it is: the key of every committed ledger line follows from its
+run.
+"""
 
 import json
 from pathlib import Path

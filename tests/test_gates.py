@@ -413,7 +413,9 @@ def test_gates_that_have_learned_nothing_stay_closed_together():
 )
 @settings(deadline=None, max_examples=40)
 def test_a_budget_is_of_gates_that_do_something(widths, structure, budget, seed):
-    """Brute force over every number of open gates, counting gates with a weight on a path by hand."""
+    """Brute force over every number of open gates, counting gates with a weight on a path by
+    hand.
+    """
     model, found = mlp(*widths), gated(mlp(*widths), structure, seed)
     order, best = levels(found).sort(descending=True).values.tolist() + [-float("inf")], None
     for n in range(found.count + 1):

@@ -517,7 +517,9 @@ def test_ntk_sap_of_one_layer_is_what_can_be_worked_out(repeats, deviation):
 
 
 def noise_of(shape):
-    """Noise that depends on the shape alone, so that nobody has to know in which order it is drawn."""
+    """Noise that depends on the shape alone, so that nobody has to know in which order it is
+    drawn.
+    """
     return torch.zeros(shape, dtype=torch.double).normal_(
         generator=torch.Generator().manual_seed(sum(10**i * s for i, s in enumerate(shape)))
     )

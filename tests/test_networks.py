@@ -1,4 +1,6 @@
-"""Recorded networks: the same logits to the bit from JSON text, and a damaged file is one sentence."""
+"""Recorded networks: the same logits to the bit from JSON text, and a damaged file is one
+sentence.
+"""
 
 import copy
 import json

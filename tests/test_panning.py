@@ -436,7 +436,10 @@ def test_less_than_a_path_is_refused_with_the_least_number(name):
     for kept in range(1, least):
         with pytest.raises(
             UserError,
-            match=f"keeps {kept} weights and a path through this network takes {least}: none could live",
+            match=(
+                f"keeps {kept} weights and a path through this network takes {least}: none could"
+                " live"
+            ),
         ):
             pruning.prune(
                 model, "panning-agent", kept / masks.size(masks.ones(model)), batch, rounds=3
@@ -447,7 +450,10 @@ def test_a_scope_in_which_none_can_live_is_named():
     model, batch, _ = network("lenet300")
     with pytest.raises(
         UserError,
-        match="no mask with a path keeps .* weights here; use scope 'global', allow weights to return, or a larger density",
+        match=(
+            "no mask with a path keeps .* weights here; use scope 'global', allow weights to"
+            " return, or a larger density"
+        ),
     ):
         pruning.prune(model, "panning-agent", 1e-4, batch, rounds=3, scope="layerwise")
 

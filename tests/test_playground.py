@@ -1,4 +1,6 @@
-"""The playground in JupyterLab, in a real browser; and that what it shows is what the core gives."""
+"""The playground in JupyterLab, in a real browser; and that what it shows is what the core
+gives.
+"""
 
 import json
 import secrets
@@ -19,7 +21,8 @@ LONG = 180_000  # milliseconds; on an idle machine everything below takes a few 
 
 #: from now on: every text of the status line, and every different picture of the curve
 WATCH = """() => {
-    const told = window.told = [], drawn = window.drawn = new Set(), play = document.querySelector('.play')
+    const told = window.told = [], drawn = window.drawn = new Set()
+    const play = document.querySelector('.play')
     new MutationObserver(() => {
         told.push(play.querySelector('.play-status').innerText)
         drawn.add(play.querySelector('img[alt^=Test]').src)

@@ -1,4 +1,6 @@
-"""Pruning: one battery for every method, and staged Panning against an implementation of its own."""
+"""Pruning: one battery for every method, and staged Panning against an implementation of its
+own.
+"""
 
 import itertools
 from collections import Counter
@@ -195,7 +197,12 @@ def test_how_batches_are_handed_in(method, residual, residual_batch):
     assert not same(prune(two), prune(two[0])) and not same(prune(two), prune(two[::-1]))
     used = []
     pruning.prune(
-        residual, method, 0.1, two, rounds=3, observe=lambda t, old, new, batch: used.append(batch)
+        residual,
+        method,
+        0.1,
+        two,
+        rounds=3,
+        observe=lambda t, old, new, batch: used.append(batch),
     )
     assert [batch[0] is two[i][0] for batch, i in zip(used, (0, 1, 0))] == [True] * 3
 
@@ -306,7 +313,9 @@ def test_a_metric_of_your_own_has_options_too(residual, residual_batch, monkeypa
 
 
 def units_of(rows, cost):
-    """For each layer the rows [units] whose weights are all kept; fails if a row is kept in part."""
+    """For each layer the rows [units] whose weights are all kept; fails if a row is kept in
+    part.
+    """
     kept = {name: m.flatten(1).any(1) for name, m in rows.items()}
     assert all((m.flatten(1).all(1) == kept[name]).all() for name, m in rows.items()) and sum(
         int(k.sum()) * cost[name] for name, k in kept.items()
@@ -315,7 +324,9 @@ def units_of(rows, cost):
 
 
 @given(
-    st.lists(st.integers(1, 6), min_size=2, max_size=5), st.integers(0, 10_000), st.floats(0.001, 1)
+    st.lists(st.integers(1, 6), min_size=2, max_size=5),
+    st.integers(0, 10_000),
+    st.floats(0.001, 1),
 )
 @settings(deadline=None, max_examples=100)
 def test_the_scope_of_units_keeps_whole_rows_best_first(widths, seed, density):
@@ -340,7 +351,10 @@ def test_the_scope_of_units_keeps_whole_rows_best_first(widths, seed, density):
         says = (
             "keeps none of"
             if room == 0
-            else f"density {density} keeps {room:,} weights, and the outputs and one unit of every other layer take {least:,}"
+            else (
+                f"density {density} keeps {room:,} weights, and the outputs and one unit of every"
+                f" other layer take {least:,}"
+            )
         )
         with pytest.raises(UserError) as error:
             pruning.prune(model, "magnitude", density, batch, scope="units")
@@ -599,7 +613,9 @@ PRODUCT_TABLE = [
 
 
 def coefficients(table, density, rounds):
-    """One (a, b, c) a round; the stage follows the sparsity asked for, by one step a round at most."""
+    """One (a, b, c) a round; the stage follows the sparsity asked for, by one step a round at
+    most.
+    """
     result, stage = [], 0
     for t in range(1, rounds + 1):
         sparsity = 1 - density ** (t / rounds)
@@ -935,7 +951,12 @@ def test_the_trace_knows_the_effective_sparsity_of_every_round(
     assert visible.sees_every_path(model) == seen_at_once
     seen = []
     mask, trace = pruning.prune(
-        model, method, density, batch, rounds=8, observe=lambda t, old, new, batch: seen.append(new)
+        model,
+        method,
+        density,
+        batch,
+        rounds=8,
+        observe=lambda t, old, new, batch: seen.append(new),
     )
     assert [1 - row["effective_sparsity"] for row in trace] == pytest.approx(
         [masks.density(masks.effective(model, new)) for new in seen]

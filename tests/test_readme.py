@@ -182,7 +182,9 @@ def test_links_lead_somewhere(link):
 
 
 def test_guide_runs(tmp_path, monkeypatch):
-    """Add your own metric, from top to bottom as a reader would; its metric must not stay behind."""
+    """Add your own metric, from top to bottom as a reader would; its metric must not stay
+    behind.
+    """
     papermill = pytest.importorskip("papermill")
     out = papermill.execute_notebook(
         str(ROOT / "notebooks" / "guide_add_your_own_metric.ipynb"),

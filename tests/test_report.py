@@ -1,4 +1,6 @@
-"""Tables, figures and verdicts: what they must name, and the line that says what they were made of."""
+"""Tables, figures and verdicts: what they must name, and the line that says what they were made
+of.
+"""
 
 import json
 

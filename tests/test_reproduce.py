@@ -233,7 +233,7 @@ def test_an_older_success_does_not_pass_for_a_failure(checkout, cell, reason):
     assert [path.name for path in target.parent.iterdir()] == ["01_a.failed.ipynb"]
 
 
-def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_what_it_follows_from_is_as_before(
+def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_all_else_is_as_before(
     checkout, monkeypatch
 ):
     """Its tables may already be those of the change that was taken back, or have been deleted."""

@@ -22,7 +22,8 @@ echo "$@" >>"$CALLS"
 case "$*" in
     *sys.version_info*) echo "$FAKE_VERSION" ;;
     *panning_core.ROOT*) [ -n "$FAKE_ROOT" ] && echo "$FAKE_ROOT" ;;
-    "-m venv --clear .venv") rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python && $FAKE_VENV ;;
+    "-m venv --clear .venv")
+        rm -rf .venv && mkdir -p .venv/bin && cp "$0" .venv/bin/python && $FAKE_VENV ;;
     "-m pip install"*) $FAKE_PIP ;;
 esac
 """
@@ -53,7 +54,9 @@ class Checkout:
             (self.bin / name).chmod(0o755)
 
     def run(self, *arguments, **environment):
-        """In a process group of its own, as a terminal gives it, so that a test may stop all of it."""
+        """In a process group of its own, as a terminal gives it, so that a test may stop all of
+        it.
+        """
         inherited = {
             k: v for k, v in os.environ.items() if k not in ("VIRTUAL_ENV", "CONDA_PREFIX")
         }

@@ -85,8 +85,8 @@ ALLOWED = {
     "panning_core/experiments/profiles.py": {"yaml.load"},
     # A kind of run is looked up in the table of kinds alone, which is code.
     "panning_core/runs/base.py": {"importlib.import_module"},
-    # One name, written out: the table of methods stands above the core and is loaded when it is asked
-    # for.
+    # One name, written out: the table of methods stands above the core and is loaded when it is
+    # asked for.
     "panning_core/pruning.py": {"importlib.import_module"},
     # No file is read: what the starting process itself registers goes to its own workers, as
     # joblib's tasks do.
@@ -202,7 +202,9 @@ def code(path):
 
 
 def texts():
-    """Name -> text of every Python file and notebook of the project; of a notebook its code cells."""
+    """Name -> text of every Python file and notebook of the project; of a notebook its code
+    cells.
+    """
     for path in [
         *(ROOT / "panning_core").rglob("*.py"),
         *(ROOT / "benchmarks").glob("*.py"),

@@ -532,7 +532,7 @@ DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 
 
 @pytest.fixture
-def visit(browser, folder):
+def visit(browser, folder):  # noqa: F811
     """``visit(page, ...)`` opens a page of the site; at the end, that nothing was asked of a
     network and nothing went wrong.
     """

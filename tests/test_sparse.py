@@ -240,7 +240,9 @@ class Forked(nn.Module):
 
 
 class Narrowed(nn.Module):
-    """A pool leaves an image so narrow that what it adds to another lies there in another layout."""
+    """A pool leaves an image so narrow that what it adds to another lies there in another
+    layout.
+    """
 
     input_shape = (3, 8, 8)
 

@@ -1311,7 +1311,9 @@ def tables(rows):
 def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
     checkout, monkeypatch, tmp_path
 ):
-    """Killed with its workers when some runs are recorded, and again as if in the middle of a line."""
+    """Killed with its workers when some runs are recorded, and again as if in the middle of a
+    line.
+    """
     checkout.core().profile(grid(method=["random", "magnitude"], epochs=30, seed=[0, 1, 2, 3]))
     command = checkout.command(
         "-m", "panning_core", "sweep", STUDY, "--profile", "tiny", "--jobs", "2"

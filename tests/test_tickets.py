@@ -69,7 +69,9 @@ def trainings(monkeypatch):
 
 @pytest.mark.parametrize("density", [0.3, 0.02, 0.002])
 def test_magnitude_after_training_is_the_largest_weights_of_the_dense_training(density, digits):
-    """Trained a second time here; then as many of the largest weights as leave so many on a path."""
+    """Trained a second time here; then as many of the largest weights as leave so many on a
+    path.
+    """
     dense = fresh(digits)
     log = training.train(
         dense,

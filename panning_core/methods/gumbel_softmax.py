@@ -1,12 +1,16 @@
-"""Gumbel-Softmax gates: weights and topology are learned together by gradient descent (Zhang, Tao & Zhang 2023).
+"""Gumbel-Softmax gates: weights and topology are learned together by gradient descent (Zhang, Tao &
+Zhang 2023).
 
-Every weight is multiplied by a gate, 0 or 1, that is drawn anew in every step; the probability that it is open is learned
-with the weights. ``Gates`` puts gates on the ``Conv2d`` and ``Linear`` layers of any network by ``torch.nn.utils.parametrize``,
-``fit_penalty`` (the paper's way) and ``fit_budget`` (ours) train them, ``learn`` does all of it for a data set and returns an ordinary network with an ordinary mask.
+Every weight is multiplied by a gate, 0 or 1, that is drawn anew in every step; the probability that
+it is open is learned with the weights. ``Gates`` puts gates on the ``Conv2d`` and ``Linear`` layers
+of any network by ``torch.nn.utils.parametrize``, ``fit_penalty`` (the paper's way) and
+``fit_budget`` (ours) train them, ``learn`` does all of it for a data set and returns an ordinary
+network with an ordinary mask.
 
-The paper gives a gate two logits and draws it by the straight-through Gumbel-softmax of both. The difference of two Gumbel
-variables is a logistic one, so one logit, their difference, with logistic noise is the same gate, and a step of Adam on both
-logits is a step of twice the rate on the difference.
+The paper gives a gate two logits and draws it by the straight-through Gumbel-softmax of both. The
+difference of two Gumbel variables is a logistic one, so one logit, their difference, with logistic
+noise is the same gate, and a step of Adam on both logits is a step of twice the rate on the
+difference.
 """
 
 from __future__ import annotations
@@ -28,7 +32,10 @@ from ..inspection.noise import drawn_from
 from ..masks import Mask
 from ..models import prunable
 
-FIRST, WIDE = 6, 20  #: one of so many steps on the whole network, down to so many times the budget
+FIRST, WIDE = (
+    6,
+    20,
+)  #: one of so many steps on the whole network, down to so many times the budget
 
 #: what has a gate: shape of a weight -> shape of its logits
 STRUCTURES: dict[str, Callable[[torch.Size], tuple[int, ...]]] = {
@@ -45,7 +52,8 @@ class Gate(nn.Module):
         logits: how much a gate is open; above ``threshold`` with the noise of the moment, it is.
         noise: of the same shape, or None for the final topology.
         threshold: 0, or where exactly so many gates of the whole network are open.
-        temperature: tau of the straight-through gradient, that of sigmoid((logits + noise - threshold) / tau).
+        temperature: tau of the straight-through gradient, that of sigmoid((logits + noise -
+            threshold) / tau).
     """
 
     def __init__(self, logits: Tensor, temperature: float):
@@ -62,7 +70,9 @@ class Gate(nn.Module):
 
 
 def straight_through(level: Tensor, temperature: float) -> Tensor:
-    """1 where ``level`` is above 0, else 0; its gradient is that of sigmoid(level / temperature)."""
+    """1 where ``level`` is above 0, else 0; its gradient is that of sigmoid(level /
+    temperature).
+    """
     soft = torch.sigmoid(level / temperature)
     return (level > 0).to(soft) + (soft - soft.detach())
 
@@ -71,14 +81,16 @@ class Gates:
     """The gates of a network, on every ``Conv2d`` and ``Linear`` of it; biases have none.
 
     Args:
-        structure: a key of ``STRUCTURES``: gates of single weights, of whole output units or channels (the last layer's always
-            stay), or of whole inputs of a layer.
+        structure: a key of ``STRUCTURES``: gates of single weights, of whole output units or
+            channels (the last layer's always stay), or of whole inputs of a layer.
         temperature: tau of the gradient.
         generator: of all noise, on the CPU.
-        initial: the logits' first values, by the name of the weight; None is 0, open half of the time.
+        initial: the logits' first values, by the name of the weight; None is 0, open half of the
+            time.
 
     Raises:
-        UserError: an unknown structure, a temperature that is not above 0, or a network that has gates already.
+        UserError: an unknown structure, a temperature that is not above 0, or a network that has
+            gates already.
     """
 
     def __init__(
@@ -138,10 +150,12 @@ class Gates:
         return torch.logit(uniform).to(gate.logits.device)
 
     def draw(self, scale: float = 1.0, opened: int | None = None) -> None:
-        """Fresh noise, times ``scale``, for the next passes; 0 is the final topology, argmax of the paper's two logits.
+        """Fresh noise, times ``scale``, for the next passes; 0 is the final topology, argmax of the
+        paper's two logits.
 
-        A draw of scale 1 is a Gumbel-softmax sample of every gate. With ``opened``, the threshold is such that exactly so many gates are open, those
-        with the largest levels; where levels are equal at the threshold, as before any training, fewer.
+        A draw of scale 1 is a Gumbel-softmax sample of every gate. With ``opened``, the threshold
+        is such that exactly so many gates are open, those with the largest levels; where levels are
+        equal at the threshold, as before any training, fewer.
 
         Raises:
             UserError: a number of gates that there is not.
@@ -177,8 +191,9 @@ class Gates:
         """The final topology: the gates that are open now.
 
         Args:
-            budget: instead, those with the largest logits and only their effective weights, as many as leave at most so many gates with an effective
-                weight: of gates on weights, at most so many weights that do something.
+            budget: instead, those with the largest logits and only their effective weights, as many
+                as leave at most so many gates with an effective weight: of gates on weights, at
+                most so many weights that do something.
 
         Raises:
             UserError: a budget that not even one path meets.
@@ -194,7 +209,8 @@ class Gates:
         mask = masks.effective(self._plain, self._opened(order[opened]))
         if not masks.count(mask):
             raise UserError(
-                f"a budget of {budget} leaves no path through this network open; ask for more, or train the gates longer"
+                f"a budget of {budget} leaves no path through this network open; ask for more, or"
+                " train the gates longer"
             )
         return mask
 
@@ -205,9 +221,11 @@ class Gates:
         }
         device = self.logits()[0].device
         return {
-            name: opened[name].expand(shape).clone()
-            if name in opened
-            else torch.ones(shape, dtype=torch.bool, device=device)
+            name: (
+                opened[name].expand(shape).clone()
+                if name in opened
+                else torch.ones(shape, dtype=torch.bool, device=device)
+            )
             for name, shape in self.shapes.items()
         }
 
@@ -240,7 +258,8 @@ def fit_penalty(
     penalty: float = 0.01,
     target: float = 0.0,
 ) -> list[float]:
-    """Train weights and gates in place as the paper's code does: Adam on loss + ``penalty`` * |``target`` - density|, one step a batch (x, y).
+    """Train weights and gates in place as the paper's code does: Adam on loss + ``penalty`` *
+    |``target`` - density|, one step a batch (x, y).
 
     Returns:
         The loss of every step, without the penalty.
@@ -267,10 +286,12 @@ def falling(
     noise: tuple[float, float] = (1.0, 0.0),
     within: float = 0.8,
 ) -> Callable[[int], tuple[int, float, float]]:
-    """A plan for ``fit_budget``: step -> how many gates are open, how strong their noise is, and a factor for the rates.
+    """A plan for ``fit_budget``: step -> how many gates are open, how strong their noise is, and a
+    factor for the rates.
 
-    The number falls from ``start`` to ``budget`` exponentially, ``noise`` from its first to its second value linearly, both in the first part ``within``
-    of the steps; in the rest the rates go to 0 along a cosine.
+    The number falls from ``start`` to ``budget`` exponentially, ``noise`` from its first to its
+    second value linearly, both in the first part ``within`` of the steps; in the rest the rates go
+    to 0 along a cosine.
     """
 
     def plan(step: int) -> tuple[int, float, float]:
@@ -295,11 +316,13 @@ def fit_budget(
     gate_lr: float,
     forget: float,
 ) -> list[float]:
-    """Train weights and gates in place under a budget, ours: in every step exactly as many gates are open as ``plan`` says.
+    """Train weights and gates in place under a budget, ours: in every step exactly as many gates
+    are open as ``plan`` says.
 
-    Weights learn by Adam, gates by momentum. The gates' gradients are divided by the root of the mean square of *all* of them, so that a gate that matters more
-    moves more, which Adam would undo. Logits decay at the rate ``forget``, so that a gate is judged by its last 1 / (gate_lr * forget) steps or so and not
-    by what it was worth in a network that is gone.
+    Weights learn by Adam, gates by momentum. The gates' gradients are divided by the root of the
+    mean square of *all* of them, so that a gate that matters more moves more, which Adam would
+    undo. Logits decay at the rate ``forget``, so that a gate is judged by its last 1 / (gate_lr *
+    forget) steps or so and not by what it was worth in a network that is gone.
 
     Args:
         batches: one (x, y) a step.
@@ -347,24 +370,29 @@ def learn(
     penalty: float = 0.0,
     structure: str = "weights",
 ) -> tuple[Mask, list[dict]]:
-    """Learn weights and topology of ``model`` in place, on the cross-entropy of the training images.
+    """Learn weights and topology of ``model`` in place, on the cross-entropy of the training
+    images.
 
-    With a budget the gates begin on the whole network; once ``WIDE`` times the budget is open, units and inputs that no open gate reads are removed and
-    the others go on, many times faster.
+    With a budget the gates begin on the whole network; once ``WIDE`` times the budget is open,
+    units and inputs that no open gate reads are removed and the others go on, many times faster.
 
     Args:
-        density: the fraction of gates to stay open: of gates on weights, the mask has at most round(density * N) *effective* weights and no others.
+        density: the fraction of gates to stay open: of gates on weights, the mask has at most
+            round(density * N) *effective* weights and no others.
         seed: of the gates' noise, the network's own and the order of the images.
         epochs, batch_size: of this training; what is left of the network may be trained further.
         lr, gate_lr, forget: as in ``fit_budget``.
         temperature, structure: as in ``Gates``.
-        penalty: above 0, the paper's way instead: ``fit_penalty`` with ``density`` as its target; the budget is met afterwards.
+        penalty: above 0, the paper's way instead: ``fit_penalty`` with ``density`` as its target;
+            the budget is met afterwards.
 
     Returns:
-        The mask, and a row for each epoch with its mean ``loss`` and ``events``, of which there are none.
+        The mask, and a row for each epoch with its mean ``loss`` and ``events``, of which there are
+        none.
 
     Raises:
-        UserError: numbers out of range, a budget that leaves no path, bad input of ``Gates``, or a network that ``compaction`` cannot read.
+        UserError: numbers out of range, a budget that leaves no path, bad input of ``Gates``, or a
+            network that ``compaction`` cannot read.
     """
     if (
         not fraction_kept(density)
@@ -373,8 +401,9 @@ def learn(
         or not min(forget, penalty) >= 0
     ):
         raise UserError(
-            f"gates take a density above 0 and at most 1, rates above 0, and forget and penalty of at least 0, got density {density}, lr {lr}, "
-            f"gate_lr {gate_lr}, forget {forget}, penalty {penalty}"
+            "gates take a density above 0 and at most 1, rates above 0, and forget and penalty"
+            f" of at least 0, got density {density}, lr {lr}, gate_lr {gate_lr}, forget {forget},"
+            f" penalty {penalty}"
         )
     recipe, generator = (
         training.Recipe(epochs, batch_size, seed=seed),

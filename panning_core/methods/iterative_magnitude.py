@@ -1,6 +1,8 @@
-"""Masks of trained networks: the yardstick for pruning before training, which wants to do as well without that training.
+"""Masks of trained networks: the yardstick for pruning before training, which wants to do as well
+without that training.
 
-Both train ``model`` in place, by the recipe "mnist" with other epochs, and leave it with trained weights; a run then trains what is left of it once more.
+Both train ``model`` in place, by the recipe "mnist" with other epochs, and leave it with trained
+weights; a run then trains what is left of it once more.
 """
 
 from __future__ import annotations
@@ -21,7 +23,9 @@ from ..models import prunable
 def trained_magnitude(
     model: nn.Module, splits: Splits, density: float, seed: int, *, epochs: int = 20
 ) -> tuple[Mask, list[dict]]:
-    """Train the dense network, then keep the largest weights (Han et al. 2015): round(density * N) of them, all effective."""
+    """Train the dense network, then keep the largest weights (Han et al. 2015): round(density * N)
+    of them, all effective.
+    """
     return _iterate(model, splits, density, seed, 1, epochs, False)
 
 
@@ -35,13 +39,14 @@ def iterative_magnitude(
     epochs: int = 5,
     rewind: bool = False,
 ) -> tuple[Mask, list[dict]]:
-    """Train, remove the same fraction of the smallest weights, train what is left, and so on: iterative magnitude pruning.
+    """Train, remove the same fraction of the smallest weights, train what is left, and so on:
+    iterative magnitude pruning.
 
     Args:
         density: after the last round, of effective weights.
         rounds, epochs: as many trainings of so many epochs, each before the weights are removed.
-        rewind: each training starts from the initial weights (Frankle & Carbin 2019); otherwise from the last ones, and only the learning
-            rate starts again (Renda et al. 2020).
+        rewind: each training starts from the initial weights (Frankle & Carbin 2019); otherwise
+            from the last ones, and only the learning rate starts again (Renda et al. 2020).
 
     Raises:
         UserError: rounds or epochs below 1.

@@ -59,8 +59,9 @@ def _replaced(
         if not isinstance(module, _FOLLOWED) or key not in ("weight", "bias"):
             path = next(path for path, each in model.named_modules() if each is module)
             raise UserError(
-                f"paths cannot be followed through {path or 'the network'}, {graph.called(module)} with "
-                "parameters; known are convolutions, Linear and BatchNorm"
+                f"paths cannot be followed through {path or 'the network'},"
+                f" {graph.called(module)} with parameters; known are convolutions, Linear and"
+                " BatchNorm"
             )
         if key == "weight" and isinstance(module, graph.LAYERS):
             own_weight = weights.get(name)

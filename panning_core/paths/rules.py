@@ -1,4 +1,6 @@
-"""What a function of PyTorch does inside the linearised network: one rule for each kind of function."""
+"""What a function of PyTorch does inside the linearised network: one rule for each kind of
+function.
+"""
 
 from __future__ import annotations
 

@@ -15,7 +15,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> dict[str, str]:
-    """``METHODS``, ``COLOURS`` and ``MARKERS`` of ``names``, with what plugins have added by now."""
+    """``METHODS``, ``COLOURS`` and ``MARKERS`` of ``names``, with what plugins have added by
+    now.
+    """
     if name not in ("METHODS", "COLOURS", "MARKERS"):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(names, name)

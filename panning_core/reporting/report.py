@@ -2,8 +2,8 @@
 
 The narrative is the notebooks' own: ``results/PROFILE/STUDY/README.md`` is the text of the executed
 notebook, with its tables, figures and verdicts at the places where the cells show them.
-``results/PROFILE/README.md`` holds the cells of the overview that are tagged ``front``, and leads to
-the studies.
+``results/PROFILE/README.md`` holds the cells of the overview that are tagged ``front``, and leads
+to the studies.
 """
 
 from __future__ import annotations

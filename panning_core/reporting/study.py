@@ -1,4 +1,6 @@
-"""A study inside its notebook: its runs, and what it shows and concludes, saved beside the ledger."""
+"""A study inside its notebook: its runs, and what it shows and concludes, saved beside the
+ledger.
+"""
 
 from __future__ import annotations
 
@@ -220,9 +222,16 @@ class Study:
             return
         worst = statistics.decisive(cells)
         self.verdict(
-            claim, statistics.verdict(cells, kind, every), f"{tables.tally(cells, unit)}{after}", paper=paper,
-            n=int(cells.n.min()), interval=tables.told(worst, unit), figure=figure, rule=statistics.RULE, family=int(worst.family),
-        )  # fmt: skip
+            claim,
+            statistics.verdict(cells, kind, every),
+            f"{tables.tally(cells, unit)}{after}",
+            paper=paper,
+            n=int(cells.n.min()),
+            interval=tables.told(worst, unit),
+            figure=figure,
+            rule=statistics.RULE,
+            family=int(worst.family),
+        )
 
     def differences(
         self, cells: pd.DataFrame, name: str, caption: str, source: Source | None = None

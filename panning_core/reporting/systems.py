@@ -48,7 +48,8 @@ SYSTEMS = (
         "2110.12007", "When to prune? (EPI)", "11_early_structure", "Shen", ("early-structure",),
     ),
     System(
-        "2110.08271", "Joint quantisation and pruning", "12_precision", "Zhang, Colbert", ("quantise",),
+        "2110.08271", "Joint quantisation and pruning", "12_precision", "Zhang, Colbert",
+        ("quantise",),
     ),
     System("2308.06422", "Cluster-based TPE", "12_precision", "Azizi", ("cluster-tpe",)),
     System(

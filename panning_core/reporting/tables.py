@@ -155,7 +155,9 @@ def told(cell: pd.Series, unit: str = "points") -> str:
 
 
 def tally(cells: pd.DataFrame, unit: str = "points", most: int = 4) -> str:
-    """Cells in sentences: how many have which outcome, and the ``most`` that are least favourable."""
+    """Cells in sentences: how many have which outcome, and the ``most`` that are least
+    favourable.
+    """
     counts = cells.outcome.value_counts()
     words = [
         f"{SAID[outcome]} {counts[outcome]}"
@@ -174,7 +176,9 @@ def tally(cells: pd.DataFrame, unit: str = "points", most: int = 4) -> str:
 
 
 def differences(cells: pd.DataFrame) -> pd.DataFrame:
-    """Cells of ``statistics.compare``: a row a rival, a column a sparsity, below each its verdict."""
+    """Cells of ``statistics.compare``: a row a rival, a column a sparsity, below each its
+    verdict.
+    """
     marked = [f"{100 * r.difference:+.2f} {MARKED[r.outcome]}".strip() for r in cells.itertuples()]
     table = cells.assign(cell=marked, rival=cells.rival.map(method_name))
     table = table.pivot(index="rival", columns="sparsity", values="cell")

@@ -66,7 +66,9 @@ def lenet5(shape: Shape, classes: int) -> nn.Module:
 
 
 def vgg(plan: list[int | str]):
-    """VGG with BatchNorm and one Linear(512) (Simonyan & Zisserman 2015, in its usual CIFAR form)."""
+    """VGG with BatchNorm and one Linear(512) (Simonyan & Zisserman 2015, in its usual CIFAR
+    form).
+    """
 
     def build(shape: Shape, classes: int) -> nn.Module:
         if min(_image(shape)[1:]) < 32:
