@@ -81,7 +81,7 @@ INITS = Table(__name__ + ".INITS", {"pytorch": lambda model: None, "panning": _p
 
 def build(
     name: str,
-    input_shape: Shape,
+    input_shape: Shape,  # noqa: F811
     classes: int,
     seed: int,
     init: str = "pytorch",  # noqa: F811
