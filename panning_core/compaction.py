@@ -126,7 +126,8 @@ def compact(model: nn.Module, mask: Mask, fold: bool = True) -> Compact:
     graph.inherit(small, model)
     # [outputs, inputs, taps], of the full network
     used = {name: m.reshape(*m.shape[:2], -1) for name, m in mask.items()}
-    ways, shifts = {}, {}
+    ways: Ways = {}
+    shifts: dict[str, Tensor] = {}
     links = chains(small)
     if fold:
         for chain, _, _ in links:

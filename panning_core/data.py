@@ -160,7 +160,8 @@ def _load(name: str, normalisation: str, read: Callable[[], Raw | Splits] | None
     return from_arrays(*arrays, name=name, title=title, scale=scale)
 
 
-load.cache_clear = _load.cache_clear  # for who changes PANNING_DATA
+# For who changes PANNING_DATA.
+load.cache_clear = _load.cache_clear  # type: ignore[attr-defined]
 
 
 def _read(name: str, read: Callable[[], Raw | Splits]) -> Raw | Splits:
@@ -229,7 +230,7 @@ def from_arrays(
     raw = checked((x_train, y_train, x_test, y_test), name, channels, tokens)
     digest = hashlib.sha256()
     for each in raw:
-        digest.update(np.ascontiguousarray(each))
+        digest.update(np.ascontiguousarray(each))  # type: ignore[arg-type]
     shape = (1, *raw[0].shape[1:]) if raw[0].ndim == 3 else raw[0].shape[1:]
     kind = np.int64 if tokens else np.float32
     images = [torch.from_numpy(x.reshape(len(x), *shape).astype(kind)) for x in (raw[0], raw[2])]

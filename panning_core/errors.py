@@ -84,7 +84,7 @@ def told(error: BaseException) -> str:
 
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite real number; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and -math.inf < value < math.inf
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def command_line(main: Callable[[], int]) -> None:

@@ -8,7 +8,7 @@ it has first. Biases and norms are never pruned and never counted.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from weakref import WeakKeyDictionary
 
@@ -64,7 +64,9 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
         raise UserError(
             f"model.also_prunable is {shown(also)}; it is a tuple of kinds of module, (nn.Conv1d,)"
         )
-    kinds, first, found = (*KINDS, *also), {}, {}
+    kinds = (*KINDS, *also)
+    first: dict[int, str] = {}
+    found: dict[str, nn.Parameter] = {}
     for path, module in model.named_modules():  # one pass: this is asked in every round of a pruner
         if isinstance(module, KINDS) and "weight" not in module._parameters:
             raise UserError(
@@ -89,7 +91,8 @@ def outside(model: nn.Module) -> dict[str, int]:
     """Kind of module -> how many weights of such modules no mask covers; empty if every weight is
     prunable.
     """
-    inside, found = {id(w) for w in prunable(model).values()}, {}
+    inside = {id(w) for w in prunable(model).values()}
+    found: dict[str, int] = {}
     for module, key, _, parameter in each_parameter(model):
         if _is_weight(key, parameter) and id(parameter) not in inside:
             inside.add(id(parameter))
@@ -126,8 +129,8 @@ def input_shape(model: nn.Module) -> tuple[int, ...]:
     Raises:
         UserError: none of these is there.
     """
-    if hasattr(model, "input_shape"):
-        return tuple(model.input_shape)
+    if (shape := getattr(model, "input_shape", None)) is not None:
+        return tuple(shape)
     if model in _SEEN:
         return tuple(_SEEN[model].shape[1:])
     first = next((module for module in model.modules() if isinstance(module, LAYERS)), None)
@@ -182,7 +185,7 @@ class _Cost(TorchDispatchMode):
     counts them.
     """
 
-    def __init__(self, weights: dict[str, Tensor]):
+    def __init__(self, weights: Mapping[str, Tensor]):
         super().__init__()
         self.flops, self.weights = dict.fromkeys(weights, 0), weights
 

@@ -150,16 +150,16 @@ def share_out(
     with one common factor (Webster's method), so with a larger total no layer keeps less; among
     equals the earlier layer comes first.
     """
-    shares, least, sizes = (np.asarray(each, dtype=np.int64) for each in (shares, least, sizes))
+    wanted, floor, most = (np.asarray(each, dtype=np.int64) for each in (shares, least, sizes))
 
     def rounded(factor: float) -> np.ndarray:
-        return np.clip((factor * shares + 0.5).astype(np.int64), least, sizes)
+        return np.clip((factor * wanted + 0.5).astype(np.int64), floor, most)
 
-    low, high = 0.0, float((sizes / shares).max()) + 1
+    low, high = 0.0, float((most / wanted).max()) + 1
     while low < (middle := (low + high) / 2) < high:
         low, high = (middle, high) if rounded(middle).sum() <= total else (low, middle)
     counts = rounded(low)
     for _ in range(total - counts.sum()):  # equals at the factor itself
-        turn = np.where(counts < sizes, (counts + 0.5) / shares, np.inf)
+        turn = np.where(counts < most, (counts + 0.5) / wanted, np.inf)
         counts[turn.argmin()] += 1
     return counts.tolist()

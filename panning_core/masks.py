@@ -11,7 +11,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -72,12 +72,12 @@ def check(model: nn.Module, mask: Mask) -> None:
             )
 
 
-def flatten(tensors: Mask | Scores) -> Tensor:
+def flatten(tensors: Mapping[str, Tensor]) -> Tensor:
     """All layers as one vector [weights], in their order."""
     return torch.cat([t.detach().flatten() for t in tensors.values()])
 
 
-def unflatten(vector: Tensor, like: Mask | Scores) -> dict[str, Tensor]:
+def unflatten(vector: Tensor, like: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The layers of a vector [weights] again: views with the names and shapes of ``like``."""
     return {
         name: part.view(t.shape)
@@ -117,7 +117,7 @@ def _top(values: np.ndarray, keep: int) -> np.ndarray:
     low, high = np.partition(sample, ends)[ends]
     chosen = values > high
     near = np.flatnonzero(chosen != (values > low))
-    rest = keep - np.count_nonzero(chosen)
+    rest = keep - int(np.count_nonzero(chosen))
     if not 0 <= rest <= len(near):  # the sample was not like the whole, or many are equal
         chosen[:], near, rest = False, np.arange(len(values)), keep
     if rest:
@@ -200,10 +200,10 @@ def _units(vector: Tensor, like: Mask | Scores, density: float, least: Least | N
             stays[:] = True
     order = torch.where(first, torch.inf, scores).argsort(descending=True, stable=True)
     room = round(density * len(vector))
-    if (least := int(cost[first].sum())) > room:
+    if (needed := int(cost[first].sum())) > room:
         raise UserError(
             f"density {density} keeps {room:,} weights, and the outputs and one unit of every"
-            f" other layer take {least:,}"
+            f" other layer take {needed:,}"
         )
     kept = torch.zeros_like(first)
     kept[order] = cost[order].cumsum(0) <= room
@@ -396,7 +396,8 @@ def save(mask: Mask, path: str | Path) -> None:
         raise UserError(f"a mask is a dict of boolean tensors, not {shown(mask)}")
     try:
         with open(path, "wb") as file:  # given a name, NumPy would append .npz to it
-            np.savez_compressed(file, **{name: m.cpu().numpy() for name, m in mask.items()})
+            arrays_: dict[str, Any] = {name: m.cpu().numpy() for name, m in mask.items()}
+            np.savez_compressed(file, **arrays_)
     except (OSError, ValueError) as error:
         raise UserError(f"the mask can not be written to {path}: {error}") from error
 

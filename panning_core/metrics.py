@@ -107,7 +107,8 @@ def _subnetwork(
         tensors = {**state, **others}
         if parallel:
             tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
-        return one_tensor(functional_call(model.module if parallel else model, tensors, _wide(x)))
+        inner = model.module if isinstance(model, nn.DataParallel) else model
+        return one_tensor(functional_call(inner, tensors, _wide(x)))
 
     with (
         modes(model, training=True),
@@ -167,7 +168,7 @@ def products(
         logits = forward(x) / temperature
         gradient = _gradient(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
-        gtg = sum((g * f).sum() for g, f in zip(gradient, flow))
+        gtg = sum(((g * f).sum() for g, f in zip(gradient, flow)), logits.new_zeros(()))
         curvature = _gradient(gtg, leaves) if hessian else ()
     return Products(
         {name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
@@ -381,7 +382,9 @@ def prospr(
             name: start[name] if name in start else _wide(p).requires_grad_()
             for name, p in model.named_parameters()
         }
-        velocity, dealt = dict.fromkeys(phi, 0.0), batch[1].argsort(stable=True)  # class by class
+        velocity: dict[str, Tensor | float] = dict.fromkeys(phi, 0.0)
+        # Class by class.
+        dealt = batch[1].argsort(stable=True)
         for k in range(steps + 1):
             x, y = (t[dealt[k % parts :: parts]] for t in batch) if parts > 1 else batch
             loss = nn.functional.cross_entropy(forward(x, phi), y)
@@ -439,7 +442,7 @@ def ntk_sap(
 
     with _subnetwork(model, mask, generator) as (forward, _):
         gates = {name: numbers(mask[name], w.dtype).requires_grad_() for name, w in theta.items()}
-        total = 0.0
+        total = x.new_zeros(())
         for _ in range(repeats):
             noise = normal(x)
             drawn = {

@@ -115,7 +115,7 @@ def build(
         torch.manual_seed(seed)
         model = _made(name, make, tuple(input_shape), classes)
         initialise(model)
-    model.input_shape = tuple(input_shape)
+    model.input_shape = tuple(input_shape)  # type: ignore[assignment]
     return model
 
 
@@ -172,7 +172,8 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
         with torch.no_grad(), modes(model, training=False):
             classes = model(x[:1]).shape[1]
     except Exception as error:  # another shape, dtype or device: PyTorch raises many kinds
-        wanted = f", it takes {list(model.input_shape)}" if hasattr(model, "input_shape") else ""
+        shape = getattr(model, "input_shape", None)
+        wanted = "" if shape is None else f", it takes {list(shape)}"
         raise UserError(
             f"the network ({next(model.parameters()).dtype} on"
             f" {next(model.parameters()).device}{wanted}) can not read images"

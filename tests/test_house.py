@@ -1,5 +1,6 @@
 """The house: imports run one way, and experiments need no Jupyter."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -61,3 +62,39 @@ errors.command_line(main)
     assert [row["run"].get("method") for row in Ledger(made.ledger("01_tiny")).rows()] == [
         "panning"
     ]
+
+
+def test_the_thin_core_needs_torch_and_numpy_alone(tmp_path):
+    """Its modules are read, a network is pruned and made smaller, with all else out of reach."""
+    (tmp_path / "bare.py").write_text("""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in LABORATORY:
+            raise ImportError(name + " is not installed")
+
+LABORATORY = set(sys.argv[1:])
+sys.meta_path.insert(0, Absent())
+import torch
+from panning_core import compaction, data, errors, graph, layers, masks, metrics, models, pruning
+
+splits = data.from_arrays(torch.rand(40, 6).numpy(), torch.arange(40).numpy() % 2,
+                          torch.rand(40, 6).numpy(), torch.arange(40).numpy() % 2)
+model = models.build("lenet300", splits.input_shape, 2, seed=0)
+batch = data.balanced_batch(splits.train, 5, torch.Generator().manual_seed(0))
+mask = masks.keep_top(metrics.snip(model, masks.ones(model), batch), 0.1)
+print(masks.count(mask), compaction.compact(model, mask).model is not model)
+""")
+    names = "cloudpickle distributed gpytorch gymnasium IPython joblib jupyterlab matplotlib"
+    names += " nbconvert nbformat numba optuna pandas papermill pyarrow scipy seaborn sklearn"
+    names += " stable_baselines3 tqdm yaml"
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "bare.py"), *names.split()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3200 True\n"

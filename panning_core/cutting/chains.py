@@ -17,7 +17,7 @@ Link = tuple[Chain, int, int]
 
 #: What compaction reads besides ``Sequential`` and ``Block``: the attributes that matter, and the
 #: value that each must have.
-KNOWN = {
+KNOWN: dict[type, dict[str, object]] = {
     nn.Linear: {},
     nn.ReLU: {},
     nn.MaxPool2d: {},
@@ -34,6 +34,8 @@ class Select(nn.Module):
     reads.
     """
 
+    index: Tensor
+
     def __init__(self, index: Tensor):
         super().__init__()
         self.register_buffer("index", index)
@@ -44,10 +46,9 @@ class Select(nn.Module):
 
 def _layers(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     # named_children() would leave out the second use of a module.
-    for (
-        name,
-        module,
-    ) in model._modules.items():
+    for name, module in model._modules.items():
+        if module is None:
+            continue
         if type(module) is nn.Sequential:
             yield from _layers(module, f"{prefix}{name}.")
         else:
@@ -66,7 +67,8 @@ def chains(model: nn.Module) -> list[Link]:
             " or not"
         )
     links: list[Link] = []
-    chain, source, streams = [], 0, 0
+    chain: Chain = []
+    source = streams = 0
     for name, module in _layers(model):
         if type(module) is Block:
             if chain:
@@ -90,7 +92,8 @@ def chains(model: nn.Module) -> list[Link]:
         else:
             chain.append((name, module))
     links.append((chain, source, 0))
-    flat, seen = len(input_shape(model)) == 1, set()
+    flat = len(input_shape(model)) == 1
+    seen: set[nn.Parameter] = set()
     for name, module in (layer for chain, _, _ in links for layer in chain):
         unread = f"compaction cannot read {name}, a {type(module).__name__}"
         if type(module) not in KNOWN:

@@ -40,16 +40,12 @@ def fold_constants(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
             if home:
                 shifts[home] = carried if biased else -carried
             used[f"{name}.weight"] = taps = taps & ~known[:, None]
-            value = (carried + module.bias if biased else carried).masked_fill(
-                taps.any(2).any(1), nan
-            )
+            value = carried if module.bias is None else carried + module.bias
+            value = value.masked_fill(taps.any(2).any(1), nan)
         elif isinstance(module, nn.BatchNorm2d):
-            value = (
-                module.bias
-                + (value - module.running_mean)
-                * module.weight
-                / (module.running_var + module.eps).sqrt()
-            )
+            mean, variance = module.running_mean, module.running_var
+            assert mean is not None and variance is not None  # as ``KNOWN`` says
+            value = module.bias + (value - mean) * module.weight / (variance + module.eps).sqrt()
         elif isinstance(module, nn.ReLU):
             value = value.relu()  # pooling leaves a constant as it is
 
@@ -164,6 +160,8 @@ def _select(model: nn.Module, name: str, index: Tensor) -> None:
         if key == leaf:
             parent.add_module(
                 f"select_{leaf}",
-                Select(earlier.index[index] if earlier else index).train(parent.training),
+                Select(earlier.index[index] if isinstance(earlier, Select) else index).train(
+                    parent.training
+                ),
             )
         parent.add_module(key, module)

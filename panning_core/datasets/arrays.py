@@ -16,11 +16,11 @@ def checked(arrays: Sequence, name: str, channels: str | None, tokens: bool) -> 
         UserError: as ``data.from_arrays``.
     """
     try:
-        raw = [np.asarray(a) for a in arrays]
+        raw: list[np.ndarray] = [np.asarray(a) for a in arrays]
     except ValueError as error:  # lists of unequal length
         raise UserError(f"{name}: these are not arrays of images and labels: {error}") from error
     train, test = raw[0], raw[2]
-    for part, x, y in (("train", *raw[:2]), ("test", *raw[2:])):
+    for part, x, y in (("train", raw[0], raw[1]), ("test", raw[2], raw[3])):
         if x.ndim not in (2, 3, 4) or x.shape[1:] != train.shape[1:] or 0 in x.shape[1:]:
             raise UserError(
                 f"{name}: {part} images have shape {x.shape}; they must be [n, channels, height,"

@@ -53,14 +53,15 @@ def from_torchvision(name: str) -> Callable[[], Raw]:
                 sets.append(make(folder(), train=train, download=False))
             except Exception:  # not there, or damaged: torchvision raises many kinds
                 sets.append(_download(make, name, train))
-        arrays = []
+        arrays: list[np.ndarray] = []
         for images, labels in ((s.data, s.targets) for s in sets):
             images = np.asarray(images)
             arrays += [
                 images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2),
                 np.asarray(labels),
             ]
-        return tuple(arrays)
+        x_train, y_train, x_test, y_test = arrays
+        return x_train, y_train, x_test, y_test
 
     return read
 
@@ -118,4 +119,5 @@ def parquet(path: Path) -> Raw:
             images[:, None] if images.ndim == 3 else images.transpose(0, 3, 1, 2),
             table[label].to_numpy(),
         ]
-    return tuple(arrays)
+    x_train, y_train, x_test, y_test = arrays
+    return x_train, y_train, x_test, y_test

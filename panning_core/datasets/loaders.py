@@ -52,7 +52,7 @@ def collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor]
 def _length(loader: DataLoader) -> int:
     """How many inputs a loader gives, 0 where it does not know."""
     try:
-        return len(loader.dataset)
+        return len(loader.dataset)  # type: ignore[arg-type]
     except (AttributeError, TypeError):
         return 0
 

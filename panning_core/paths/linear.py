@@ -86,7 +86,7 @@ def _replaced(
         return out
 
     for module, _, weight in changed:
-        module._parameters["weight"] = weight
+        module._parameters["weight"] = weight  # type: ignore[assignment]
     vars(root)["forward"] = follow
     try:
         with modes(model, training=False), eager(model):
@@ -105,7 +105,8 @@ def _refused(model: nn.Module, error: Exception) -> UserError:
     where, trace = model, error.__traceback__
     while trace is not None:
         within = trace.tb_frame.f_locals.get("self")
-        where = within if id(within) in paths else where
+        if isinstance(within, nn.Module) and id(within) in paths:
+            where = within
         trace = trace.tb_next
     what = f"calls {error}" if isinstance(error, Unknown) else f"says: {first_line(error)}"
     path = paths.get(id(where)) or "the network"

@@ -74,7 +74,8 @@ class Unknown(Exception):
 
 def _name(func: Callable) -> str:
     """Of what a module calls; of a property, its own."""
-    return getattr(func.__self__ if func.__name__ == "__get__" else func, "__name__", repr(func))
+    named = getattr(func, "__self__", func) if func.__name__ == "__get__" else func
+    return getattr(named, "__name__", repr(func))
 
 
 def flows(t: object) -> bool:
@@ -137,7 +138,9 @@ class Linear(TorchFunctionMode):
 
     def constant(self, c: Tensor | float) -> Tensor | float:
         """What a constant factor is."""
-        return c if isinstance(c, Tensor) and c.dtype == torch.bool else abs(c)
+        if isinstance(c, Tensor):
+            return c if c.dtype == torch.bool else c.abs()
+        return abs(c)
 
     def nothing(self, func, *args):
         pass

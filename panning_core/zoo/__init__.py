@@ -76,9 +76,10 @@ def vgg(plan: list[int | str]):
                 "VGG halves its input five times and needs images of at least 32x32 pixels, got"
                 f" {shape[1]}x{shape[2]}"
             )
-        layers, channels = [], shape[0]
+        layers: list[nn.Module] = []
+        channels = shape[0]
         for width in plan:
-            if width == "pool":
+            if isinstance(width, str):
                 layers.append(nn.MaxPool2d(2))
             else:
                 layers += [
