@@ -29,7 +29,7 @@ def profile(name: str) -> dict[str, dict]:
         UserError: no such profile, or a file that is not as it should be.
     """
     plugins.load_plugins()  # the names of a profile may be theirs
-    beside = {path.stem: _sections(path, "profile") for path in _folder().glob("*.yaml")}
+    beside = {path.stem: _sections(path, "profile") for path in sorted(_folder().glob("*.yaml"))}
     for study in beside:
         _check_study(study, _folder() / f"{study}.yaml")
     found = {study: sections[name] for study, sections in beside.items() if name in sections}
