@@ -205,3 +205,10 @@ def test_without_the_package_it_says_so(monkeypatch):
     monkeypatch.setitem(sys.modules, "gpytorch", None)
     with pytest.raises(UserError, match="the kind gaussian-process need the package gpytorch"):
         GaussianProcess(task="diabetes").execute(base.Context())
+
+
+def test_only_the_process_on_the_inputs_has_a_length_for_each():
+    for model, lengths in (("svgp", 16), ("deep-kernel", 1), ("ign", 1)):
+        run = GaussianProcess(task="digits-3-5", model=model)
+        made, _ = task.build(run, task.TASKS[run.task](seeded(0)), seeded(0))
+        assert made.head.kernel.base_kernel.lengthscale.numel() == lengths

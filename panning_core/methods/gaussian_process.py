@@ -18,9 +18,13 @@ JITTER = 1e-6
 LEAST_VARIANCE = 1e-9  #: GPyTorch warns of less
 
 
-def kernel(length: float) -> gpytorch.kernels.Kernel:
-    """scale * exp(-distance^2 / (2 length^2)), the scale 1 at first; both are learned."""
-    made = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+def kernel(length: float, each: int | None = None) -> gpytorch.kernels.Kernel:
+    """scale * exp(-distance^2 / (2 length^2)), the scale 1 at first; both are learned.
+
+    Args:
+        each: so many coordinates, each with a length of its own; None is one length for all.
+    """
+    made = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(ard_num_dims=each))
     made.outputscale, made.base_kernel.lengthscale = 1.0, length
     return made
 
@@ -88,16 +92,20 @@ class Variational(gpytorch.models.ApproximateGP):
     Args:
         points: [m, d], the inducing points at first.
         length: of the kernel.
+        each: the length of every coordinate is learned, as for inputs of unlike worth.
     """
 
-    def __init__(self, points: Tensor, length: float):
+    def __init__(self, points: Tensor, length: float, each: bool = False):
         distribution = gpytorch.variational.CholeskyVariationalDistribution(len(points))
         super().__init__(
             gpytorch.variational.VariationalStrategy(
                 self, points.clone(), distribution, learn_inducing_locations=True
             )
         )
-        self.mean, self.kernel = gpytorch.means.ConstantMean(), kernel(length)
+        self.mean, self.kernel = (
+            gpytorch.means.ConstantMean(),
+            kernel(length, points.shape[1] if each else None),
+        )
 
     def forward(self, features: Tensor) -> MultivariateNormal:
         """The prior at ``features`` [n, d]; calling the model gives the posterior."""

@@ -21,7 +21,7 @@ from ..models import prunable
 from . import base
 
 #: what is put on the features: a linear function, the Gaussian process of inducing values, or a
-#: variational one; ``svgp`` is the last on the inputs themselves
+#: variational one; ``svgp`` is the last on the inputs themselves, with a length for each of them
 MODELS = ("network", "ign", "deep-kernel", "svgp")
 FEATURES = 8  #: the network's outputs, each standardised over the batch
 SCORED = 100  #: training inputs of each class from which the network is pruned
@@ -233,12 +233,10 @@ def build(run: GaussianProcess, problem: Problem, generator: torch.Generator):
     length = heads.median_distance(z)
     if run.model == "network":
         head = heads.Linear(FEATURES, generator)
+    elif run.model == "ign":
+        head = heads.Inducing(z, values, length)
     else:
-        head = (
-            heads.Inducing(z, values, length)
-            if run.model == "ign"
-            else heads.Variational(z, length)
-        )
+        head = heads.Variational(z, length, each=run.model == "svgp")
     likelihood = BernoulliLikelihood() if problem.binary else GaussianLikelihood()
     if not problem.binary:
         likelihood.noise = 1.0
