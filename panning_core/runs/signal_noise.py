@@ -1,8 +1,9 @@
 """Random pruning at initialisation of a two-layer network: it may learn a signal or noise.
 
-The setting of "How random pruning at initialisation affects generalisation" (arXiv 2301.00335,
-JMLR 26(84), 2025), from memory and its abstract: the theorems' pages could not be read. An input is
-a signal on one coordinate a class plus Gaussian noise on all of them,
+The setting of Yang et al., "Theoretical characterization of how neural network pruning affects its
+generalization" (arXiv 2301.00335; JMLR 26(84), 2025), from memory and its abstract: the theorems'
+pages could not be read. An input is a signal on one coordinate a class plus Gaussian noise on all
+of them,
 
     x = signal * e_y + xi,   xi ~ N(0, noise^2 I),
 
