@@ -235,14 +235,7 @@ def from_arrays(
     kind = np.int64 if tokens else np.float32
     images = [torch.from_numpy(x.reshape(len(x), *shape).astype(kind)) for x in (raw[0], raw[2])]
     labels = [torch.from_numpy(y.astype(np.int64)) for y in (raw[1], raw[3])]
-    classes = int(max(y.max() for y in labels)) + 1
-    if len(found := labels[0].unique()) != classes:
-        absent = next(label for label, seen in enumerate([*found.tolist(), None]) if label != seen)
-        raise UserError(
-            f"{name}: labels go up to {classes - 1} and no training image has label {absent};"
-            " they must be 0, 1, 2, ... without a gap"
-        )
-
+    classes = _count_classes(labels, name)
     kept, validation = validation_split(labels[0])
     if not tokens:
         mean, deviation = scale or _moments(images[0][kept])
@@ -256,6 +249,18 @@ def from_arrays(
         classes,
         digest.hexdigest()[:12],
     )
+
+
+def _count_classes(labels: list[Tensor], name: str) -> int:
+    """How many classes there are; each has a training image."""
+    classes = int(max(y.max() for y in labels)) + 1
+    if len(found := labels[0].unique()) != classes:
+        absent = next(label for label, seen in enumerate([*found.tolist(), None]) if label != seen)
+        raise UserError(
+            f"{name}: labels go up to {classes - 1} and no training image has label {absent};"
+            " they must be 0, 1, 2, ... without a gap"
+        )
+    return classes
 
 
 def _moments(x: Tensor) -> tuple[Tensor, Tensor]:

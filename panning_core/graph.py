@@ -55,16 +55,7 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
         UserError: there is none, ``model`` is no network, or a weight is computed from other
             parameters.
     """
-    if not isinstance(model, nn.Module):
-        raise UserError(
-            f"a network is an nn.Module, such as models.build gives, not {shown(model)}"
-        )
-    also = getattr(model, "also_prunable", ())
-    if not isinstance(also, tuple | list) or not all(isinstance(kind, type) for kind in also):
-        raise UserError(
-            f"model.also_prunable is {shown(also)}; it is a tuple of kinds of module, (nn.Conv1d,)"
-        )
-    kinds = (*KINDS, *also)
+    kinds = _kinds(model)
     first: dict[int, str] = {}
     found: dict[str, nn.Parameter] = {}
     for path, module in model.named_modules():  # one pass: this is asked in every round of a pruner
@@ -85,6 +76,20 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
         f"this {type(model).__name__} has no Conv2d and no Linear, so there is nothing to prune; "
         "model.also_prunable names other kinds of module"
     )
+
+
+def _kinds(model: nn.Module) -> tuple[type, ...]:
+    """The kinds of module whose weights are prunable in this network."""
+    if not isinstance(model, nn.Module):
+        raise UserError(
+            f"a network is an nn.Module, such as models.build gives, not {shown(model)}"
+        )
+    also = getattr(model, "also_prunable", ())
+    if not isinstance(also, tuple | list) or not all(isinstance(kind, type) for kind in also):
+        raise UserError(
+            f"model.also_prunable is {shown(also)}; it is a tuple of kinds of module, (nn.Conv1d,)"
+        )
+    return (*KINDS, *also)
 
 
 def outside(model: nn.Module) -> dict[str, int]:

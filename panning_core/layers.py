@@ -29,33 +29,34 @@ def matching(model: nn.Module, pattern: Pattern) -> list[str]:
     Raises:
         UserError: none, or what is no pattern.
     """
-    weights, modules = list(prunable(model)), dict(model.named_modules())
-    kinds = {name: type(modules[name.rpartition(".")[0]]).__mro__ for name in weights}
-    if isinstance(pattern, type):
-        found = [name for name in weights if pattern in kinds[name]]
-    elif not isinstance(pattern, str):
+    if not isinstance(pattern, str | type):
         raise UserError(
             f"a layer is named by a pattern such as 'conv1', 'blocks.0.*', 'Linear', 'first' or "
             f"'last', not {pattern!r}"
         )
-    elif pattern in ("first", "last"):
-        found = [weights[0 if pattern == "first" else -1]]
-    else:
-        found = [
-            name
-            for name in weights
-            if fnmatchcase(name.rpartition(".")[0], pattern)
-            or fnmatchcase(name, pattern)
-            or pattern in [kind.__name__ for kind in kinds[name] if kind not in (nn.Module, object)]
-        ]
-    if not found:
-        layers = [name.rpartition(".")[0] for name in weights]
-        raise unknown(
-            "layer",
-            getattr(pattern, "__name__", pattern),
-            ["first", "last", *layers, *{k[0].__name__ for k in kinds.values()}],
-        )
-    return found
+    weights, modules = list(prunable(model)), dict(model.named_modules())
+    if pattern in ("first", "last"):
+        return [weights[0 if pattern == "first" else -1]]
+    kinds = {name: type(modules[_layer(name)]).__mro__ for name in weights}
+    if found := [name for name in weights if _stands_for(pattern, name, kinds[name])]:
+        return found
+    names = {kind[0].__name__ for kind in kinds.values()}
+    known = ["first", "last", *map(_layer, weights), *names]
+    raise unknown("layer", getattr(pattern, "__name__", pattern), known)
+
+
+def _layer(weight: str) -> str:
+    """``"conv1"`` of ``"conv1.weight"``."""
+    return weight.rpartition(".")[0]
+
+
+def _stands_for(pattern: Pattern, weight: str, kinds: tuple[type, ...]) -> bool:
+    """Whether a pattern is one of the ``kinds`` of a weight's layer, the name of one, or fits the
+    name of the layer or the weight."""
+    if isinstance(pattern, type):
+        return pattern in kinds
+    own = [kind.__name__ for kind in kinds if kind not in (nn.Module, object)]
+    return fnmatchcase(_layer(weight), pattern) or fnmatchcase(weight, pattern) or pattern in own
 
 
 def patterns(kind: str, value: Pattern | Sequence[Pattern] | None) -> tuple[Pattern, ...]:
@@ -105,16 +106,20 @@ def limits(
     """
     sizes = {name: weight.numel() for name, weight in prunable(model).items()}
     included, excluded = patterns("include", include), patterns("exclude", exclude)
-    pruned = {name for pattern in included for name in matching(model, pattern)} or set(sizes)
-    pruned -= {name for pattern in excluded for name in matching(model, pattern)}
+    pruned = _together(model, included) or set(sizes)
+    pruned -= _together(model, excluded)
     if not pruned:
         raise UserError("every layer stays whole, so nothing is left to prune; exclude fewer")
     least = {name: 0 if name in pruned else size for name, size in sizes.items()}
     for pattern, fraction in floors(floor).items():
         for name in matching(model, pattern):
-            kept = ceil(round(fraction * sizes[name], 9))  # 0.07 * 100 is 7.000000000000001
-            least[name] = max(least[name], kept)
+            # 0.07 * 100 is 7.000000000000001.
+            least[name] = max(least[name], ceil(round(fraction * sizes[name], 9)))
     return least if any(least.values()) else None
+
+
+def _together(model: nn.Module, chosen: tuple[Pattern, ...]) -> set[str]:
+    return {name for pattern in chosen for name in matching(model, pattern)}
 
 
 def check_room(least: Least, density: float, total: int) -> None:

@@ -376,6 +376,8 @@ def prospr(
             f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of"
             f" {len(batch[0])} images, got {steps} and {parts}"
         )
+    # Class by class.
+    dealt = batch[1].argsort(stable=True)
     with _subnetwork(model, mask, generator) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
         phi = {
@@ -383,8 +385,6 @@ def prospr(
             for name, p in model.named_parameters()
         }
         velocity: dict[str, Tensor | float] = dict.fromkeys(phi, 0.0)
-        # Class by class.
-        dealt = batch[1].argsort(stable=True)
         for k in range(steps + 1):
             x, y = (t[dealt[k % parts :: parts]] for t in batch) if parts > 1 else batch
             loss = nn.functional.cross_entropy(forward(x, phi), y)
@@ -398,12 +398,13 @@ def prospr(
         name: w.detach() * g.detach() * numbers(mask[name], w.dtype)
         for (name, w), g in zip(prunable(model).items(), gradient)
     }
-    if units:
-        products = {
-            name: p.flatten(1).mean(1).view(-1, *[1] * (p.dim() - 1)).expand(p.shape)
-            for name, p in products.items()
-        }
-    return _absolute(products)
+    return _absolute({name: _per_unit(p) for name, p in products.items()} if units else products)
+
+
+def _per_unit(products: Tensor) -> Tensor:
+    """The mean of each output unit's products at all of its weights."""
+    means = products.flatten(1).mean(1)
+    return means.view(-1, *[1] * (products.dim() - 1)).expand(products.shape)
 
 
 @_checked

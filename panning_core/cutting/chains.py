@@ -66,6 +66,21 @@ def chains(model: nn.Module) -> list[Link]:
             f"compaction cannot read a {type(model).__name__}; it reads an nn.Sequential, nested"
             " or not"
         )
+    links = _links(model)
+    flat = len(input_shape(model)) == 1
+    seen: set[nn.Parameter] = set()
+    for name, module in (layer for chain, _, _ in links for layer in chain):
+        unread = f"compaction cannot read {name}, a {type(module).__name__}"
+        _check_known(module, unread)
+        if isinstance(module, nn.Linear) and not flat:
+            raise UserError(f"{unread} that acts on images; put a Flatten before it")
+        if seen & (own := set(module.parameters())):
+            raise UserError(f"{unread} whose parameters another layer uses too; give each its own")
+        flat, seen = flat or isinstance(module, nn.Flatten), seen | own
+    return links
+
+
+def _links(model: nn.Module) -> list[Link]:
     links: list[Link] = []
     chain: Chain = []
     source = streams = 0
@@ -75,40 +90,31 @@ def chains(model: nn.Module) -> list[Link]:
                 streams += 1
                 links.append((chain, source, streams))
                 source = streams
-            branch = [
-                (f"{name}.{part}", getattr(module, part))
-                for part in ("conv1", "bn1", "relu1", "conv2", "bn2")
-            ]
-            shortcut = list(_layers(module.shortcut, f"{name}.shortcut."))
+            branch, shortcut = _ways_through(module, name)
             streams += bool(shortcut)
-            links += [
-                (branch, source, streams),
-                *([(shortcut, source, streams)] if shortcut else []),
-            ]
+            links.append((branch, source, streams))
+            if shortcut:
+                links.append((shortcut, source, streams))
             chain, source = [], streams
         elif type(module) is Select:  # an earlier compaction left nothing before it that may go
             links.append((chain, source, 0))
             chain, source = [], 0
         else:
             chain.append((name, module))
-    links.append((chain, source, 0))
-    flat = len(input_shape(model)) == 1
-    seen: set[nn.Parameter] = set()
-    for name, module in (layer for chain, _, _ in links for layer in chain):
-        unread = f"compaction cannot read {name}, a {type(module).__name__}"
-        if type(module) not in KNOWN:
-            raise UserError(
-                f"{unread}; it knows {', '.join(kind.__name__ for kind in KNOWN)}, Sequential and"
-                " Block"
-            )
-        for attribute, value in KNOWN[type(module)].items():
-            if getattr(module, attribute) != value:
-                raise UserError(
-                    f"{unread} with {attribute}={getattr(module, attribute)}; it must be {value}"
-                )
-        if isinstance(module, nn.Linear) and not flat:
-            raise UserError(f"{unread} that acts on images; put a Flatten before it")
-        if seen & (own := set(module.parameters())):
-            raise UserError(f"{unread} whose parameters another layer uses too; give each its own")
-        flat, seen = flat or isinstance(module, nn.Flatten), seen | own
-    return links
+    return [*links, (chain, source, 0)]
+
+
+def _ways_through(block: Block, name: str) -> tuple[Chain, Chain]:
+    """The branch of a block and its shortcut, which is empty where nothing is done on it."""
+    parts = ("conv1", "bn1", "relu1", "conv2", "bn2")
+    branch = [(f"{name}.{part}", getattr(block, part)) for part in parts]
+    return branch, list(_layers(block.shortcut, f"{name}.shortcut."))
+
+
+def _check_known(module: nn.Module, unread: str) -> None:
+    if type(module) not in KNOWN:
+        known = ", ".join(kind.__name__ for kind in KNOWN)
+        raise UserError(f"{unread}; it knows {known}, Sequential and Block")
+    for attribute, value in KNOWN[type(module)].items():
+        if (found := getattr(module, attribute)) != value:
+            raise UserError(f"{unread} with {attribute}={found}; it must be {value}")

@@ -25,11 +25,7 @@ def collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         for batch in loader:
-            if not (
-                isinstance(batch, tuple | list)
-                and len(batch) == 2
-                and all(isinstance(each, Tensor) and each.dim() for each in batch)
-            ):
+            if not _is_pair(batch):
                 raise UserError(
                     f"{name}: {part} gives {shown(batch)}; it must give pairs (inputs [n, ...], "
                     "labels [n]) of tensors"
@@ -47,6 +43,14 @@ def collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor]
             f"{name}: {part} gives inputs of the shapes {sorted(shapes)}; all must be alike"
         )
     return torch.cat(inputs), torch.cat(labels)
+
+
+def _is_pair(batch: object) -> bool:
+    return (
+        isinstance(batch, tuple | list)
+        and len(batch) == 2
+        and all(isinstance(each, Tensor) and each.dim() > 0 for each in batch)
+    )
 
 
 def _length(loader: DataLoader) -> int:

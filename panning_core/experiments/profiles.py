@@ -202,9 +202,7 @@ def _entry(entry: dict, named: dict[str, list[base.Run]]) -> list[base.Run]:
     kind = base.kind(entry.get("kind", base.FIRST))
     of = "a run" if kind.kind == base.FIRST else f"a run of the kind {kind.kind}"
     entry = {field: value for field, value in entry.items() if field not in ("kind", "name")}
-    known = [field.name for field in dataclasses.fields(kind)]
-    for field in entry.keys() - set(known):
-        raise unknown(f"field of {of}", field, [*known, "kind", "name"])
+    _check_fields(kind, entry, of)
     axes = {
         field: value if isinstance(value, list) else [value]
         for field, value in kind.axes(entry, named).items()
@@ -213,14 +211,17 @@ def _entry(entry: dict, named: dict[str, list[base.Run]]) -> list[base.Run]:
         raise UserError(f"{empty[0]} of {of} is an empty list; it needs at least one value")
     if (count := math.prod(map(len, axes.values()))) > LARGEST:
         raise UserError(f"an entry of a grid is {count:,} runs; it may be {LARGEST:,}")
-    needed = [
-        field.name
-        for field in dataclasses.fields(kind)
-        if field.default is dataclasses.MISSING and field.name not in axes
-    ]
-    if needed:
-        raise UserError(f"{of} lacks {needed[0]}, got {entry!r}")
     try:
         return [kind(**dict(zip(axes, values))) for values in product(*axes.values())]
     except TypeError as error:
         raise UserError(f"{of} must be made of plain values: {error}") from error
+
+
+def _check_fields(kind: type[base.Run], entry: dict, of: str) -> None:
+    """Raise a ``UserError`` for a field that the kind has not, or one that it needs."""
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    for field in entry.keys() - fields.keys():
+        raise unknown(f"field of {of}", field, [*fields, "kind", "name"])
+    for field, default in fields.items():
+        if default is dataclasses.MISSING and field not in entry:
+            raise UserError(f"{of} lacks {field}, got {entry!r}")

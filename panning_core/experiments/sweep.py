@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -175,16 +176,9 @@ def _in_order(ledger: Ledger, wanted: list[base.Run]) -> list[dict]:
 
 def check_machine(jobs: int | None, device: str) -> None:
     """Raise a ``UserError`` unless ``jobs`` processes on ``device`` can be had."""
-    try:
-        index = (
-            torch.device(device).index or 0
-            if device == "cpu" or device.startswith("cuda")
-            else None
-        )
-    except RuntimeError:  # such as cuda:x
-        index = None
-    if index is None:
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise unknown("device", device, ("cpu", "cuda"))
+    index = torch.device(device).index or 0
     # On a cluster it is the workers that need the device.
     here = not os.environ.get("PANNING_SCHEDULER")
     if device != "cpu" and here and not torch.cuda.is_available():
