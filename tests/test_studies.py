@@ -18,6 +18,7 @@ from checkout import PARAMETERS, Checkout
 import panning_core
 from panning_core import errors, training
 from panning_core.__main__ import main
+from panning_core.analysis import networks
 from panning_core.errors import UserError
 from panning_core.experiments import profiles, studies, sweep
 from panning_core.experiments.ledger import Ledger
@@ -562,7 +563,7 @@ def test_a_learned_mask_is_trained_on_and_the_network_is_recorded(method, digits
         and found["prune_seconds"] > 0
     )
     assert found["epochs"] == 3 and not found["diverged"] and found["test_accuracy"] > 0.3
-    model, mask = prune.networks.rebuild(found["network"])
+    model, mask = networks.rebuild(found["network"])
     assert (found["network"]["model"], found["network"]["dataset"]) == (
         "lenet300",
         "digits",
@@ -597,7 +598,7 @@ def test_new_weights_under_a_learned_mask(digits):
 def test_the_network_of_any_run_is_recorded_if_asked_for(method, digits):
     run = Run(**TINY, method=method, sparsity=0.9 if method == "snip" else 0, network=True)
     found = studies.execute(run)
-    model, mask = prune.networks.rebuild(found["network"])
+    model, mask = networks.rebuild(found["network"])
     assert (
         training.accuracy(model.eval()(digits.test.x), digits.test.y) == found["test_accuracy"]
         and prune.masks.count(mask) == found["effective_weights"]

@@ -79,41 +79,9 @@ class Training:
     random_steps: int = 2_000
 
     def __post_init__(self):
-        object.__setattr__(
-            self,
-            "networks",
-            tuple(self.networks) if isinstance(self.networks, list | tuple) else (self.networks,),
-        )
-        for network in self.networks or ("",):
-            model, _, dataset = str(network).partition("/")
-            if model not in models.MODELS or dataset not in data.names():
-                raise UserError(
-                    f"networks has {network!r}; a network is MODEL/DATA SET, such as lenet5/mnist, "
-                    f"of the models {', '.join(models.MODELS)} and the data sets "
-                    f"{', '.join(data.names())}"
-                )
-        if self.init not in list(models.INITS):
-            raise unknown("initialisation", self.init, models.INITS)
-        departures = (
-            self.departures if isinstance(self.departures, list | tuple) else (self.departures,)
-        )
-        for name in departures:
-            pick("departure", name, observations.DEPARTURES)
-        object.__setattr__(self, "departures", tuple(sorted(set(departures))))
+        self._settle_names()
         for field in fields(self)[1:]:
-            value, kind = getattr(self, field.name), type(field.default)
-            if kind is float and type(value) is int:
-                object.__setattr__(self, field.name, value := float(value))  # 1 and 1.0 are one key
-            if type(value) is not kind:
-                right = "a whole number" if kind is int else f"a {kind.__name__}"
-                raise UserError(f"{field.name} is {value!r}; it must be {right}")
-            if kind in (int, float):
-                least, most = (
-                    0 if kind is float or field.name in ("seed", "random_steps", "pool") else 1,
-                    1 if field.name in ("gamma", "tau") else 2**31,
-                )
-                if not least <= value <= most:
-                    raise UserError(f"{field.name} is {value!r}; it must be from {least} to {most}")
+            self._check_value(field.name, type(field.default))
         if self.random_steps >= self.steps:
             raise UserError(
                 f"random_steps is {self.random_steps} of {self.steps} steps; "
@@ -124,6 +92,41 @@ class Training:
                 "several networks need redraw: true; "
                 "one network without it is the same all the time"
             )
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)
+
+    def _settle_names(self) -> None:
+        self._set("networks", _several(self.networks))
+        for network in self.networks or ("",):
+            model, _, dataset = str(network).partition("/")
+            if model not in models.MODELS or dataset not in data.names():
+                raise UserError(
+                    f"networks has {network!r}; a network is MODEL/DATA SET, such as lenet5/mnist, "
+                    f"of the models {', '.join(models.MODELS)} and the data sets "
+                    f"{', '.join(data.names())}"
+                )
+        if self.init not in list(models.INITS):
+            raise unknown("initialisation", self.init, models.INITS)
+        departures = _several(self.departures)
+        for name in departures:
+            pick("departure", name, observations.DEPARTURES)
+        self._set("departures", tuple(sorted(set(departures))))
+
+    def _check_value(self, name: str, kind: type) -> None:
+        value = getattr(self, name)
+        if kind is float and type(value) is int:
+            # 1 and 1.0 are one key.
+            value = float(value)
+            self._set(name, value)
+        if type(value) is not kind:
+            right = "a whole number" if kind is int else f"a {kind.__name__}"
+            raise UserError(f"{name} is {value!r}; it must be {right}")
+        if kind in (int, float):
+            least = 0 if kind is float or name in ("seed", "random_steps", "pool") else 1
+            most = 1 if name in ("gamma", "tau") else 2**31
+            if not least <= value <= most:
+                raise UserError(f"{name} is {value!r}; it must be from {least} to {most}")
 
     def canonical(self) -> dict:
         """The fields that are not at their default."""
@@ -361,3 +364,7 @@ def _restore(learner, path: Path) -> dict:
             "delete it and the training begins again"
         ) from error
     return told
+
+
+def _several(value: object) -> tuple:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)

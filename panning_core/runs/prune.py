@@ -14,13 +14,12 @@ import pandas as pd
 import torch
 
 from .. import data, layers, masks, models, pruning, training
-from ..agent import observations, policies
-from ..analysis import networks, transfer
+from ..agent import policies
 from ..errors import UserError, fraction, pick, unknown, whole
 from ..methods import panning, registry
 from ..methods.registry import DENSE, LEARNER, MOVING, PRUNER
 from ..training import stacked
-from . import base
+from . import base, recorders
 from .base import short
 
 #: fields that no learner has
@@ -218,7 +217,17 @@ class Run(base.Run):
                     f"{name} is {getattr(self, name)!r}; a run names layers by patterns such as "
                     "'first' or 'Linear'"
                 )
-            object.__setattr__(self, name, tuple(sorted(chosen)))
+            self._set(name, tuple(sorted(chosen)))
+        found = self._floors()
+        self._set("floor", found["*"] if found.keys() == {"*"} else tuple(found.items()) or 0.0)
+        if self.effective and (self.include or self.exclude or self.floor):
+            raise UserError(
+                "effective keeps only what lies on a path, so no layer stays whole and no floor "
+                "holds; leave out one of them"
+            )
+
+    def _floors(self) -> dict[str, float]:
+        """Pattern -> fraction, those of 0 left out, in the order of the patterns."""
         floor = self.floor
         if isinstance(floor, list | tuple):  # pairs, as a run keeps them
             try:
@@ -229,22 +238,13 @@ class Run(base.Run):
                     f"{{conv1: 0.5}}"
                 ) from None
         found = {
-            pattern: float(least)
-            for pattern, least in sorted(layers.floors(floor).items())
-            if least
+            name: float(least) for name, least in sorted(layers.floors(floor).items()) if least
         }
         if not all(isinstance(pattern, str) for pattern in found):
             raise UserError(
                 f"floor is {floor!r}; its layers are patterns such as 'first' or 'Linear'"
             )
-        object.__setattr__(
-            self, "floor", found["*"] if found.keys() == {"*"} else tuple(found.items()) or 0.0
-        )
-        if self.effective and (self.include or self.exclude or self.floor):
-            raise UserError(
-                "effective keeps only what lies on a path, so no layer stays whole and no floor "
-                "holds; leave out one of them"
-            )
+        return found
 
     def chosen_layers(self) -> dict[str, object]:
         """Which layers are pruned: keyword arguments of ``layers.limits`` and ``pruning.prune``."""
@@ -352,8 +352,7 @@ class Pruned:
     mask: masks.Mask
     live: masks.Mask
     trace: list[dict]
-    meter: transfer.Transfer | None
-    rewards: observations.Rewards | None
+    recorders: list[recorders.Recorder]
     seconds: float
 
 
@@ -371,22 +370,11 @@ def prune(run: Run, splits: data.Splits, observe: Callable[..., None] | None = N
             splits.train, run.per_class, torch.Generator().manual_seed(seed + run.seed)
         )
 
-    meter = transfer.Transfer(model, next(batches(10_000))) if run.transfer else None
-    rewards = None
-    if run.returns:
-        departures = observations.DEFAULT if run.returns == "authors" else observations.FIRST
-        rewards = observations.Rewards(
-            model,
-            batches(30_000),
-            1 - run.sparsity,
-            run.rounds or run.record().rounds,
-            departures,
-        )
+    watching = recorders.of(run, model, batches)
 
     def watch(*seen) -> None:
-        for watching in (meter, rewards, observe):
-            if watching is not None:
-                watching(*seen)
+        for each in watching if observe is None else [*watching, observe]:
+            each(*seen)
 
     start = time.perf_counter()
     mask, trace = find_mask(run, model, splits, watch)
@@ -396,7 +384,7 @@ def prune(run: Run, splits: data.Splits, observe: Callable[..., None] | None = N
             run.model, splits.input_shape, splits.classes, 20_000 + run.seed, run.init
         )
         model.load_state_dict(fresh.state_dict())
-    return Pruned(run, model, mask, masks.effective(model, mask), trace, meter, rewards, seconds)
+    return Pruned(run, model, mask, masks.effective(model, mask), trace, watching, seconds)
 
 
 def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
@@ -427,47 +415,28 @@ def result(pruned: Pruned, log: pd.DataFrame | None) -> dict:
         "events": sorted({event for row in pruned.trace for event in row["events"]}),
     }
     if log is not None:
-        last = log.iloc[-1]
-        metrics |= {
-            "test_accuracy": last.test_accuracy,
-            "best_test_accuracy": log.test_accuracy.max(),
-            "validation_accuracy": last.validation_accuracy,
-            "train_seconds": round(log.attrs["seconds"], 3),
-            "diverged": not math.isfinite(last.loss),
-            "epochs": len(log),
-            "engine": log.attrs["engine"],
-            "curve": {
-                column: [short(v) for v in log[column]]
-                for column in ("loss", "validation_accuracy", "test_accuracy")
-            },
-        }
-    if pruned.run.network:
-        metrics["network"] = networks.describe(
-            pruned.model, live, pruned.run.model, pruned.run.dataset
-        )
-    if pruned.rewards is not None:
-        metrics |= {
-            "return": short(sum(pruned.rewards)),
-            "rewards": [short(v) for v in pruned.rewards],
-        }
-    if pruned.run.policy:
-        metrics["mixes"] = [[short(v) for v in row["mix"]] for row in pruned.trace]
-        metrics["policy_digest"] = (
-            None if pruned.run.policy == "random" else policies.load(pruned.run.policy).digest()
-        )
-    if meter := pruned.meter:
-        metrics["transfer"] = [
-            {k: short(v) if isinstance(v, float) else v for k, v in row.items()}
-            for row in meter.whole()
-        ]
-        metrics["follow"] = {
-            "sparsity_now": [0.0, *(short(row["sparsity"]) for row in pruned.trace)],
-            **{column: [short(row[column]) for row in meter.follow] for column in meter.follow[0]},
-        }
-        metrics["transfer_rounds"] = _columns(
-            [row for row in meter.rows if row["layer"] == "total"]
-        )
+        metrics |= _learned(log)
+    for recorder in pruned.recorders:
+        metrics |= recorder.metrics(pruned)
     return metrics
+
+
+def _learned(log: pd.DataFrame) -> dict:
+    """What the table of a training adds to the metrics."""
+    last = log.iloc[-1]
+    return {
+        "test_accuracy": last.test_accuracy,
+        "best_test_accuracy": log.test_accuracy.max(),
+        "validation_accuracy": last.validation_accuracy,
+        "train_seconds": round(log.attrs["seconds"], 3),
+        "diverged": not math.isfinite(last.loss),
+        "epochs": len(log),
+        "engine": log.attrs["engine"],
+        "curve": {
+            column: [short(v) for v in log[column]]
+            for column in ("loss", "validation_accuracy", "test_accuracy")
+        },
+    }
 
 
 def execute(run: Run, device: str = "cpu") -> dict:
@@ -519,15 +488,6 @@ def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
         half = len(pruned) // 2
         return _train(pruned[:half], splits) + _train(pruned[half:], splits)
     return [{**result(each, log), "stack": len(pruned)} for each, log in zip(pruned, logs)]
-
-
-def _columns(rows: list[dict]) -> dict[str, list]:
-    """Transfer rows of the whole network as {"metric/part": [a value a round]}."""
-    columns: dict[str, list] = {}
-    for row in rows:
-        for part in transfer.PARTS:
-            columns.setdefault(f"{row['metric']}/{part}", []).append(short(row[part]))
-    return columns
 
 
 def tasks(runs: list[Run], device: str) -> list[list[Run]]:
