@@ -42,6 +42,8 @@ KINDS = Table(
         "dynamic": "panning_core.runs.dynamic.Dynamic",
         "tickets": "panning_core.runs.tickets.Tickets",
         "stochastic-gradient": "panning_core.runs.stochastic_gradient.StochasticGradient",
+        "freeze": "panning_core.runs.freeze.Freeze",
+        "partial-mask": "panning_core.runs.partial_mask.PartialMask",
     },
 )
 
