@@ -30,16 +30,20 @@ class PartialSGD(torch.optim.SGD):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One step; ``.grad`` is 0 outside ``part`` afterwards."""
-        before = []
-        for weight, moves in self.part.items():
-            if weight.grad is None:
-                continue
-            # Momentum that begins in this step begins at 0 outside.
-            weight.grad.masked_fill_(~moves, 0.0)
-            momentum = self.state.get(weight, {}).get("momentum_buffer")
-            both = [weight] if momentum is None else [weight, momentum]
-            before += [(tensor, moves, tensor.clone()) for tensor in both]
+        """One step; momentum that begins in it begins at 0 outside ``part``."""
+        before = {
+            weight: (weight.clone(), self._momentum(weight, clone=True))
+            for weight in self.part
+            if weight.grad is not None
+        }
         super().step()
-        for tensor, moves, old in before:
-            tensor.copy_(torch.where(moves, tensor, old))
+        for weight, (old, speed) in before.items():
+            moves, momentum = self.part[weight], self._momentum(weight)
+            weight.copy_(torch.where(moves, weight, old))
+            if momentum is not None:
+                momentum.copy_(torch.where(moves, momentum, 0.0 if speed is None else speed))
+
+    def _momentum(self, weight: nn.Parameter, clone: bool = False) -> Tensor | None:
+        """None before it has begun, or where there is none."""
+        momentum = self.state.get(weight, {}).get("momentum_buffer")
+        return momentum.clone() if clone and momentum is not None else momentum
