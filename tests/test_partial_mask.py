@@ -147,7 +147,8 @@ def test_rescaled_cores_begin_at_the_scale_of_their_own_size(splits):
     _, model, core = made(splits, scheme="core")
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     partial_mask.rescale(model, core)
-    factors = {n: float((p / before[n])[0, 0]) for n, p in model.named_parameters() if p.dim() > 1}
+    pairs = [(n, p.detach()) for n, p in model.named_parameters() if p.dim() > 1]
+    factors = {n: float((p / before[n])[0, 0]) for n, p in pairs}
     wanted = {"fc1.weight": 1, "fc2.weight": (300 / 15) ** 0.5, "fc3.weight": (100 / 5) ** 0.5}
     assert factors == pytest.approx(wanted)
 
