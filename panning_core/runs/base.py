@@ -41,6 +41,7 @@ KINDS = Table(
         "cluster-tpe": "panning_core.runs.cluster_tpe.ClusterTPE",
         "dynamic": "panning_core.runs.dynamic.Dynamic",
         "tickets": "panning_core.runs.tickets.Tickets",
+        "early-structure": "panning_core.runs.early_structure.EarlyStructure",
         "stochastic-gradient": "panning_core.runs.stochastic_gradient.StochasticGradient",
         "freeze": "panning_core.runs.freeze.Freeze",
         "partial-mask": "panning_core.runs.partial_mask.PartialMask",
