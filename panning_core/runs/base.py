@@ -42,6 +42,7 @@ KINDS = Table(
         "dynamic": "panning_core.runs.dynamic.Dynamic",
         "tickets": "panning_core.runs.tickets.Tickets",
         "early-structure": "panning_core.runs.early_structure.EarlyStructure",
+        "visual-prompt": "panning_core.runs.visual_prompt.VisualPrompt",
         "stochastic-gradient": "panning_core.runs.stochastic_gradient.StochasticGradient",
         "freeze": "panning_core.runs.freeze.Freeze",
         "partial-mask": "panning_core.runs.partial_mask.PartialMask",
