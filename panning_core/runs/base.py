@@ -43,6 +43,7 @@ KINDS = Table(
         "tickets": "panning_core.runs.tickets.Tickets",
         "early-structure": "panning_core.runs.early_structure.EarlyStructure",
         "visual-prompt": "panning_core.runs.visual_prompt.VisualPrompt",
+        "stamp": "panning_core.runs.stamp.Stamp",
         "stochastic-gradient": "panning_core.runs.stochastic_gradient.StochasticGradient",
         "freeze": "panning_core.runs.freeze.Freeze",
         "partial-mask": "panning_core.runs.partial_mask.PartialMask",

@@ -140,12 +140,14 @@ class Transfer:
         test, validation = self._seen(self.target.test), self._seen(self.target.validation)
         return {
             "test_accuracy": self._accuracy(*test),
-            "prompted_test_accuracy": self._accuracy(self.prompt(test[0]), test[1]),
+            "prompted_test_accuracy": self._accuracy(self.prompt(test[0]).detach(), test[1]),
             "validation_accuracy": self._accuracy(*validation),
             "kept_weights": masks.count(mask),
             "effective_weights": masks.count(masks.effective(self.model, mask)),
             "layers": {name: int(m.sum()) for name, m in mask.items()},
-            "prompt": base.short(float((self.prompt.delta * self.prompt.frame).abs().mean())),
+            "prompt": base.short(
+                float((self.prompt.delta.detach() * self.prompt.frame).abs().mean())
+            ),
         }
 
     def _pretrain(self) -> None:
