@@ -47,6 +47,9 @@ KINDS = Table(
         "stochastic-gradient": "panning_core.runs.stochastic_gradient.StochasticGradient",
         "freeze": "panning_core.runs.freeze.Freeze",
         "partial-mask": "panning_core.runs.partial_mask.PartialMask",
+        "differentiable-sparsification": (
+            "panning_core.runs.differentiable_sparsification.DifferentiableSparsification"
+        ),
     },
 )
 
