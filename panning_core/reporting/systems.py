@@ -48,7 +48,7 @@ SYSTEMS = (
         "2110.12007", "When to prune? (EPI)", "11_early_structure", "Shen", ("early-structure",),
     ),
     System(
-        "2110.08271", "Joint quantisation and pruning", "12_precision", "Zhang, Colbert",
+        "2110.08271", "Joint quantisation and pruning", "12_precision", "Zhang et al. 2021",
         ("quantise",),
     ),
     System("2308.06422", "Cluster-based TPE", "12_precision", "Azizi", ("cluster-tpe",)),
@@ -82,7 +82,7 @@ SYSTEMS = (
     System("2103.05461", "TAGI", "18_bayesian_networks", "Nguyen", ("tagi",)),
     System(
         "2202.00565", "Emergent convolution", "19_structure_from_data",
-        "Ingrosso|Pellegrini", ("emergent-convolution", "mask-locality"),
+        "Ingrosso|Pellegrini|Redman", ("emergent-convolution", "mask-locality"),
     ),
     System(
         "2112.02393", "Optimization-based separations", "19_structure_from_data", "Safran",
