@@ -84,7 +84,10 @@ def told(error: BaseException) -> str:
 
 def is_number(value: object) -> bool:
     """Whether ``value`` is a finite real number; True and False are none."""
-    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
+    # Not math.isfinite, which a whole number can be too large for.
+    if not isinstance(value, Real) or isinstance(value, bool):
+        return False
+    return -math.inf < value < math.inf  # type: ignore[operator]
 
 
 def command_line(main: Callable[[], int]) -> None:

@@ -1119,11 +1119,8 @@ def test_misuse_of_a_command_is_one_sentence_and_exit_code_2(desk, capsys, comma
             ),
         ),
         (
-            [sys.executable, "-m", "panning_core", "sweep", "03_sparsity_sweeep"],
-            (
-                "error: unknown study in profile quick '03_sparsity_sweeep'; did you mean"
-                " '03_sparsity_sweep'?"
-            ),
+            [sys.executable, "-m", "panning_core", "sweep", "08_cifar11"],
+            ("error: unknown study in profile quick '08_cifar11'; did you mean '08_cifar10'?"),
         ),
     ],
     ids=lambda value: " ".join(value[-2:]) if isinstance(value, list) else "",

@@ -33,7 +33,8 @@ def test_every_setting_has_a_word_and_what_is_the_same_reads_the_same():
     (observations, "DEFAULT", ("extremes",), "extremes of loss and gTg"),
     (panning, "SUM_STAGES", panning.PRODUCT_STAGES, "stage table, sum"),
     (registry, "METHODS", {"panning": dataclasses.replace(PANNING, rounds=99)}, "rounds"),
-    (training, "RECIPES", {**training.RECIPES, "mnist": training.Recipe(lr=0.2)}, "MNIST, Fash"),
+    (training, "RECIPES", {**training.RECIPES, "mnist": training.Recipe(lr=0.2)},
+     "MNIST, Fashion-MNIST"),
     (data, "AUTHORS", {**data.AUTHORS, "mnist": (255, (0.1307,), (0.3081,))}, "MNIST input"),
 ])  # fmt: skip
 def test_a_change_of_the_code_shows_in_the_table(monkeypatch, module, name, value, setting):

@@ -113,7 +113,7 @@ def test_sweep_command_is_understood():
     """
     commands = [c[c.index("python") :] for c in COMMANDS if "python -m panning_core sweep" in c]
     assert len(commands) == 2 and all(
-        c.split()[3] in studies.profile(c.split()[5]) for c in commands
+        c.split()[4] in studies.profile(c.split()[6]) for c in commands
     )
     arguments = commands[0].split()[1:]
     done = subprocess.run([sys.executable, *arguments[:-1], "0"], capture_output=True, text=True)

@@ -90,7 +90,7 @@ ALLOWED = {
     "panning_core/pruning.py": {"importlib.import_module"},
     # No file is read: what the starting process itself registers goes to its own workers, as
     # joblib's tasks do.
-    "panning_core/plugins.py": {"cloudpickle", "importlib.import_module", "pickle"},
+    "panning_core/plugins/__init__.py": {"cloudpickle", "importlib.import_module", "pickle"},
 }
 
 
