@@ -41,7 +41,7 @@ def indicator(history: Sequence[Sequence[int]]) -> float | None:
 
 
 def has_settled(indicators: Sequence[float | None], threshold: float) -> bool:
-    """Whether the last indicator is above the threshold, and none of ``LOOK_BACK`` before higher."""
+    """Whether the last indicator is above the threshold and none of ``LOOK_BACK`` before higher."""
     if not indicators or indicators[-1] is None or indicators[-1] < threshold:
         return False
     before = [each for each in indicators[-1 - LOOK_BACK : -1] if each is not None]
