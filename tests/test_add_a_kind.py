@@ -102,3 +102,26 @@ def test_bad_input_of_a_kind_from_outside_is_one_sentence(checkout):
     done = command(checkout, "sweep", "01_square", "--profile", "bad")
     assert done.returncode == 2
     assert done.stderr == "error: number of a square is -1; it must be a whole number from 0\n"
+
+
+def test_a_study_whose_package_is_missing_is_left_out_and_the_others_run(checkout):
+    plugin = checkout.root / "square.py"
+    plugin.write_text(
+        RUN.replace("    seed: int = 0", '    needs: ClassVar = ("not_there",)\n    seed: int = 0')
+    )
+    checkout.notebook(
+        "02_toy", PARAMETERS, NOTEBOOK.split("runs =")[0].replace("01_square", "02_toy")
+    )
+    toy = {"grid": [{"kind": "toy", "steps": 20}]}
+    own = checkout.root / "notebooks" / "profiles" / "part.yaml"
+    own.write_text(json.dumps({"01_square": STUDY, "02_toy": toy}))
+    done = command(checkout, "run", "part", "--jobs", "1")
+    plugin.write_text(RUN)
+    assert done.returncode == 0, done.stderr
+    assert (
+        "01_square is left out: runs of the kind square need the package not_there" in done.stderr
+    )
+    assert [line.split()[:3:2] for line in done.stdout.splitlines() if line.startswith("0")] == [
+        ["01_square", "left"],
+        ["02_toy", "-"],
+    ]

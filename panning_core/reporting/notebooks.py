@@ -18,6 +18,7 @@ from pathlib import Path
 from .. import ROOT, plugins
 from ..errors import UserError, unknown
 from ..experiments import studies
+from ..runs import base
 from . import report
 from .site import OVERVIEW, build
 from .study import verdicts
@@ -143,7 +144,10 @@ def run_study(study: str, profile_name: str, section: dict, jobs: int | None, de
 def reproduce(
     profile_name: str, only: str | None = None, jobs: int | None = None, device: str = "cpu"
 ) -> int:
-    """Run a profile; returns the exit code: 0, or 1 if a study failed (the others still run)."""
+    """Run a profile; returns the exit code: 0, or 1 if a study failed (the others still run).
+
+    A study that needs a package that is not installed is left out, and said so.
+    """
     sections = studies.profile(profile_name)
     studies.check_machine(jobs, device)
     if only is not None and only not in sections:
@@ -152,17 +156,12 @@ def reproduce(
     chosen = sorted(
         sections if only is None else [only], key=lambda study: (study == OVERVIEW, study)
     )
+    skipped = {}
     for study in chosen:
-        if taken := GIVEN & sections[study].get("parameters", {}).keys():
-            raise UserError(
-                f"{sorted(taken)[0]} is a parameter that the runner itself sets; take it out of"
-                f" the parameters of {study} in the profile {profile_name}"
-            )
-        check_notebook(
-            ROOT / "notebooks" / f"{study}.ipynb",
-            {**sections[study].get("parameters", {}), **dict.fromkeys(GIVEN)},
-        )
-        studies.runs(study, profile_name)
+        try:
+            _check_study(study, profile_name, sections[study])
+        except base.MissingPackage as error:
+            skipped[study] = str(error)
     results = studies.folder(OVERVIEW, profile_name).parent
     try:
         results.mkdir(parents=True, exist_ok=True)
@@ -174,6 +173,10 @@ def reproduce(
 
     summary, failed = [], False
     for study in chosen:
+        if study in skipped:
+            print(f"{study} is left out: {skipped[study]}", file=sys.stderr)
+            summary.append((study, "-", "left out"))
+            continue
         start = time.perf_counter()
         try:
             run_study(study, profile_name, sections[study], jobs, device)
@@ -188,7 +191,9 @@ def reproduce(
     for study, seconds, words in summary:
         print(f"{study:<{width}}  {seconds:>7}  {words}")
     executed = [
-        studies.folder(study, profile_name) / f"{study}.ipynb" for study in sorted(sections)
+        studies.folder(study, profile_name) / f"{study}.ipynb"
+        for study in sorted(sections)
+        if study not in skipped
     ]
     if all(path.exists() for path in executed):  # a part would overwrite the report of the whole
         print(f"\nreport: {_shown(report.render(executed))}")
@@ -196,6 +201,20 @@ def reproduce(
         print("\nThe report is written when every study of the profile has run.")
     print(f"site: {_shown(build(profile_name))}")
     return int(failed)
+
+
+def _check_study(study: str, profile_name: str, section: dict) -> None:
+    """Raise now what is wrong with a study's parameters, notebook or grid."""
+    if taken := GIVEN & section.get("parameters", {}).keys():
+        raise UserError(
+            f"{sorted(taken)[0]} is a parameter that the runner itself sets; take it out of"
+            f" the parameters of {study} in the profile {profile_name}"
+        )
+    check_notebook(
+        ROOT / "notebooks" / f"{study}.ipynb",
+        {**section.get("parameters", {}), **dict.fromkeys(GIVEN)},
+    )
+    studies.runs(study, profile_name)
 
 
 def _shown(path: Path) -> Path:

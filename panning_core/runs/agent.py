@@ -23,6 +23,7 @@ class Agent(learning.Training, base.Run):
     """
 
     kind: ClassVar[str] = "agent"
+    needs: ClassVar[tuple[str, ...]] = ("gymnasium", "stable_baselines3")
 
     @classmethod
     def recorded(cls, run: dict) -> Agent:

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
@@ -57,6 +58,15 @@ KINDS = Table(
 FIRST = "prune"
 
 
+class MissingPackage(UserError):
+    """What a kind of run needs is not installed; its studies are left out, and all others run."""
+
+    def __init__(self, kind: str, package: str | None):
+        super().__init__(
+            f"runs of the kind {kind} need the package {package}; requirements.txt has it"
+        )
+
+
 @dataclass(frozen=True)
 class Context:
     """What is around a run and decides no result.
@@ -80,6 +90,7 @@ class Run(ABC):
     """
 
     kind: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ()  #: packages without which no run of this kind can be done
 
     @abstractmethod
     def execute(self, context: Context) -> dict:
@@ -147,18 +158,22 @@ def kind(name: str) -> type[Run]:
     """The class of a kind.
 
     Raises:
-        UserError: there is no such kind, or what it needs is not installed.
+        UserError: there is no such kind.
+        MissingPackage: what it needs is not installed.
     """
     if not isinstance(name, str) or name not in KINDS:
         raise unknown("kind of run", name, KINDS)
     found = KINDS[name]
-    if not isinstance(found, str):
-        return found
-    module, _, attribute = found.rpartition(".")
-    try:
-        return getattr(import_module(module), attribute)
-    except ModuleNotFoundError as error:
-        raise UserError(f"runs of the kind {name} need the package {error.name}") from error
+    if isinstance(found, str):
+        module, _, attribute = found.rpartition(".")
+        try:
+            found = getattr(import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            raise MissingPackage(name, error.name) from error
+    for package in found.needs:
+        if find_spec(package) is None:
+            raise MissingPackage(name, package)
+    return found
 
 
 def read(line: dict) -> Run:

@@ -62,6 +62,7 @@ class ClusterTPE(base.Run):
     """
 
     kind: ClassVar[str] = "cluster-tpe"
+    needs: ClassVar[tuple[str, ...]] = ("optuna",)
     seed: int = 0
     dataset: str = "mnist"
     epochs: int = 2

@@ -108,6 +108,7 @@ class GaussianProcess(base.Run):
     """
 
     kind: ClassVar[str] = "gaussian-process"
+    needs: ClassVar[tuple[str, ...]] = ("gpytorch",)
     seed: int = 0
     task: str = "friedman"
     model: str = "ign"
