@@ -10,7 +10,8 @@ import pandas as pd
 import torch
 
 from panning_core import commands, results
-from panning_core.errors import command_line, pick
+from panning_core.__main__ import command_line
+from panning_core.errors import pick
 
 from . import agreement, environment, grid, scoring, show, timing, train
 

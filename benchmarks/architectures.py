@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from panning_core import data, masks, metrics, models, pruning, results, training
-from panning_core.errors import UserError, command_line
+from panning_core.__main__ import command_line
+from panning_core.errors import UserError
 
 CLASSES, IMAGES, SIDE, DENSITY = 10, 4, 64, 0.1
 WORDS = 50  #: of the text networks

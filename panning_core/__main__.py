@@ -5,11 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from . import ROOT, commands, plugins
-from .errors import command_line
+from .errors import UserError
 
 
 def run(options: Namespace) -> int:
@@ -98,6 +98,21 @@ def main(words: Sequence[str] | None = None) -> int:
     options = commands.read(sys.argv[1:] if words is None else words)
     plugins.load_plugins(getattr(options, "plugin", ()))
     return DOES[options.command](options)
+
+
+def command_line(main: Callable[[], int]) -> None:
+    """Run ``main`` and exit with its code; bad input is one sentence on stderr and exit code 2."""
+    try:
+        sys.exit(main())
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; what was recorded is kept, the same command goes on from there",
+            file=sys.stderr,
+        )
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -20,13 +20,19 @@ from torch.utils.data import DataLoader
 from .datasets.arrays import channels_first, checked
 from .datasets.augment import crop_and_flip  # noqa: F401
 from .datasets.files import Raw, digits, folder, from_torchvision, parquet
+from .datasets.known import (  # noqa: F401
+    AUTHORS,
+    NORMALISATIONS,
+    TITLES,
+    authors_scale,
+    check_normalisation,
+)
 from .datasets.loaders import READING, collected, loader_batches  # noqa: F401
 from .errors import UserError, shown, told, unknown, whole
 from .names import Table
 
-VALIDATION_FRACTION = (
-    0.1  #: of the official training images; never trained on, the only data a choice may look at
-)
+#: of the official training images; never trained on, the only data a choice may look at
+VALIDATION_FRACTION = 0.1
 
 
 @dataclass(frozen=True)
@@ -98,25 +104,6 @@ DATASETS = Table(
         "cifar10-jpeg": lambda: parquet(folder() / "cifar10-jpeg"),
     },
 )
-#: how pixels become inputs; ``authors`` is what the code of Kang et al. 2022 does (``AUTHORS``)
-NORMALISATIONS = ("standardised", "authors")
-#: data set -> the value of a white pixel, and mean and deviation per channel of pixels in [0, 1]
-AUTHORS = {
-    "digits": (16, (0.5,), (0.5,)),  # they have no digits: as MNIST
-    "mnist": (255, (0.5,), (0.5,)),
-    "fashion-mnist": (255, (0.1307,), (0.3081,)),
-    **dict.fromkeys(
-        ("cifar10", "cifar10-jpeg"), (255, (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
-    ),
-}
-TITLES = {
-    "digits": "scikit-learn digits",
-    "mnist": "MNIST",
-    "fashion-mnist": "Fashion-MNIST",
-    "cifar10": "CIFAR-10",
-    "cifar100": "CIFAR-100",
-    "cifar10-jpeg": "CIFAR-10 (JPEG copy)",
-}
 
 
 def names() -> list[str]:
@@ -177,25 +164,6 @@ def _read(name: str, read: Callable[[], Raw | Splits]) -> Raw | Splits:
             "and test, or data.Splits"
         )
     return found
-
-
-def check_normalisation(name: str, normalisation: str) -> str:
-    """``normalisation`` if the data set ``name`` has it, else a ``UserError``."""
-    if normalisation not in NORMALISATIONS:
-        raise unknown("normalisation", normalisation, NORMALISATIONS)
-    if normalisation == "authors" and name not in AUTHORS:
-        raise UserError(
-            f"the authors' normalisation is known for {', '.join(AUTHORS)}, not for {name}; "
-            "use standardised"
-        )
-    return normalisation
-
-
-def authors_scale(name: str) -> tuple[Tensor, Tensor]:
-    """Mean and deviation [1, channels, 1, 1] of raw pixels that give the authors' input."""
-    white, *scale = AUTHORS[name]
-    mean, deviation = (white * torch.tensor(each).view(1, -1, 1, 1) for each in scale)
-    return mean, deviation
 
 
 def from_arrays(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import math
-import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from numbers import Integral, Real
 from typing import TypeVar
 
@@ -88,18 +87,3 @@ def is_number(value: object) -> bool:
     if not isinstance(value, Real) or isinstance(value, bool):
         return False
     return -math.inf < value < math.inf  # type: ignore[operator]
-
-
-def command_line(main: Callable[[], int]) -> None:
-    """Run ``main`` and exit with its code; bad input is one sentence on stderr and exit code 2."""
-    try:
-        sys.exit(main())
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print(
-            "interrupted; what was recorded is kept, the same command goes on from there",
-            file=sys.stderr,
-        )
-        sys.exit(130)

@@ -30,7 +30,8 @@ import psutil
 sys.path.insert(0, str(Path(__file__).parent))
 from checkout import PARAMETERS, Checkout  # noqa: E402
 
-from panning_core import data, errors
+from panning_core import data
+from panning_core.__main__ import command_line
 from panning_core.experiments import ledger, studies, sweep  # noqa: E402
 
 STUDY = "01_tiny"
@@ -166,7 +167,7 @@ class Moment:
         code = 70
         try:
             prepare()
-            errors.command_line(call)
+            command_line(call)
         except SystemExit as exit_:
             code = exit_.code
         except BaseException:

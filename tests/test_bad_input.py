@@ -22,7 +22,8 @@ from checkout import PARAMETERS, Checkout
 from torch import nn
 
 import panning_core
-from panning_core import ROOT, compaction, data, errors, masks, metrics, models, pruning, training
+from panning_core import ROOT, compaction, data, masks, metrics, models, pruning, training
+from panning_core.__main__ import command_line as obey
 from panning_core.__main__ import main
 from panning_core.agent import learning, policies
 from panning_core.analysis import networks
@@ -1097,7 +1098,7 @@ def test_misuse_of_a_command_is_one_sentence_and_exit_code_2(desk, capsys, comma
     network = "results/paper/06_gumbel_softmax/network.json"
     words = [word.strip("'") for word in typed.replace("NETWORK", network).split()]
     with pytest.raises(SystemExit) as exit:
-        errors.command_line(lambda: main([command, *words]))
+        obey(lambda: main([command, *words]))
     told = capsys.readouterr()
     assert (
         exit.value.code == 2

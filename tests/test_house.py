@@ -53,9 +53,8 @@ class Absent:
             raise ImportError(name + " is not installed")
 
 sys.meta_path.insert(0, Absent())
-from panning_core import errors
-from panning_core.__main__ import main
-errors.command_line(main)
+from panning_core.__main__ import command_line, main
+command_line(main)
 """)
     done = made.run("bare.py", "sweep", "01_tiny", "--profile", "tiny", "--jobs", "1")
     assert done.returncode == 0, done.stderr

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import errors, masks, models, training
+from panning_core import masks, models, training
+from panning_core.__main__ import command_line as obey
 from panning_core.__main__ import main
 from panning_core.analysis import networks
 from panning_core.errors import UserError
@@ -206,7 +207,7 @@ def test_what_can_not_be_read_is_named(content, tmp_path):
 
 def command(monkeypatch, *arguments):
     with pytest.raises(SystemExit) as exit_:
-        errors.command_line(lambda: main(["network", *map(str, arguments)]))
+        obey(lambda: main(["network", *map(str, arguments)]))
     return exit_.value.code
 
 

@@ -16,7 +16,8 @@ import torch
 from checkout import PARAMETERS, Checkout
 
 import panning_core
-from panning_core import errors, training
+from panning_core import training
+from panning_core.__main__ import command_line as obey
 from panning_core.__main__ import main
 from panning_core.analysis import networks
 from panning_core.errors import UserError
@@ -1231,7 +1232,7 @@ def test_a_grid_for_cuda_is_left_to_it_and_its_lines_are_read_everywhere(
 
 def command_line(monkeypatch, *arguments):
     with pytest.raises(SystemExit) as exit_:
-        errors.command_line(lambda: main(["sweep", *arguments]))
+        obey(lambda: main(["sweep", *arguments]))
     return exit_.value.code
 
 
