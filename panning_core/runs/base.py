@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar
 
+from .. import data
 from ..errors import UserError, unknown
 from ..names import Table
 
@@ -128,9 +129,16 @@ class Run(ABC):
         entries with a ``name``."""
         return entry
 
+    def reads(self) -> tuple[str, ...]:
+        """The data sets that it reads; the last is the one it is measured on."""
+        return ()
+
     @classmethod
     def prepare(cls, runs: Sequence[Run]) -> None:
-        """Raise now, as a ``UserError``, what would make all of these runs fail."""
+        """Raise now, as a ``UserError``, what would make all of these runs fail: by itself, data
+        that can not be read."""
+        for dataset in dict.fromkeys(name for run in runs for name in run.reads()):
+            data.load(dataset)
 
     @classmethod
     def tasks(cls, runs: Sequence[Run], device: str) -> list[list[Run]]:
@@ -143,8 +151,11 @@ class Run(ABC):
         return [run.execute(context) for run in runs]
 
     def origin(self) -> dict:
-        """What the provenance of its line says besides, such as the data."""
-        return {}
+        """What the provenance of its line says besides: by itself, the data it is measured on."""
+        if not self.reads():
+            return {}
+        splits = data.load(self.reads()[-1])
+        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
 
     def files(self, folder: Path) -> list[Path]:
         """What it leaves in the study's folder; a run whose file is missing is done again."""

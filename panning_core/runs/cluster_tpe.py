@@ -91,10 +91,8 @@ class ClusterTPE(base.Run):
                 f"penalty of cluster-tpe is {self.penalty!r}; it must be a number of at least 0"
             )
 
-    @classmethod
-    def prepare(cls, runs: Sequence[ClusterTPE]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     @classmethod
     def tasks(cls, runs: Sequence[ClusterTPE], device: str) -> list[list[ClusterTPE]]:
@@ -103,10 +101,6 @@ class ClusterTPE(base.Run):
         for run in runs:
             networks.setdefault((run.dataset, run.epochs, run.seed), []).append(run)
         return list(networks.values())
-
-    def origin(self) -> dict:
-        splits = data.load(self.dataset)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
 
     def execute(self, context: base.Context) -> dict:
         known = tabulate(self.dataset, self.epochs, self.seed)

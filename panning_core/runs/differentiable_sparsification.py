@@ -69,14 +69,8 @@ class DifferentiableSparsification(base.Run):
         if not is_number(self.penalty) or self.penalty < 0:
             raise UserError(f"penalty is {self.penalty!r}; it must be a number of at least 0")
 
-    @classmethod
-    def prepare(cls, runs: Sequence[DifferentiableSparsification]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.dataset)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     def execute(self, context: base.Context) -> dict:
         """Train all of them.

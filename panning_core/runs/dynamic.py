@@ -8,7 +8,6 @@ that step.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -101,14 +100,8 @@ class Dynamic(base.Run):
         plan = Plan(steps, self.updates, self.until, self.death)
         return make(plan, 1 - self.sparsity, self.seed)
 
-    @classmethod
-    def prepare(cls, runs: Sequence[Dynamic]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.dataset)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     def recipe(self) -> training.Recipe:
         """How it is trained."""

@@ -73,14 +73,8 @@ class EarlyStructure(base.Run):
     def splits(self) -> data.Splits:
         return data.load(self.dataset)
 
-    def origin(self) -> dict:
-        splits = self.splits()
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
-
-    @classmethod
-    def prepare(cls, runs: Sequence[EarlyStructure]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     def execute(self, context: base.Context) -> dict:
         return Training(self).result()

@@ -9,7 +9,6 @@ or 1 (frozen); S is chosen before training, and both train the same weights by t
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -88,14 +87,8 @@ class Freeze(base.Run):
                 "(0, 1], for example 0.05"
             )
 
-    @classmethod
-    def prepare(cls, runs: Sequence[Freeze]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.dataset)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     def recipe(self) -> training.Recipe:
         """How it is trained."""

@@ -85,14 +85,8 @@ class PartialMask(base.Run):
                 "rescaled is for a core of units or weights that is trained alone (scheme 'core')"
             )
 
-    @classmethod
-    def prepare(cls, runs: Sequence[PartialMask]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.dataset)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     def execute(self, context: base.Context) -> dict:
         """Train, split off, and measure both networks.

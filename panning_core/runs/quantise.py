@@ -10,7 +10,7 @@ scale a tensor in the authors' code, too. An operator's scale, once chosen, stay
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -82,14 +82,8 @@ class Quantise(base.Run):
                     f"{length:g} of the training, so it must be at most {1 - length:g}"
                 )
 
-    @classmethod
-    def prepare(cls, runs: Sequence[Quantise]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.dataset)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     def execute(self, context: base.Context) -> dict:
         splits = data.load(self.dataset).to(context.device)

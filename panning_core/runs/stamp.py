@@ -6,7 +6,6 @@ Song et al. 2020 (arXiv 2006.12139); ``methods.set_pruning`` says what is theirs
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -67,14 +66,8 @@ class Stamp(base.Run):
         for name in ("reference_images", "images", "meta_steps", "steps"):
             whole(name, getattr(self, name), 1)
 
-    @classmethod
-    def prepare(cls, runs: Sequence[Stamp]) -> None:
-        for dataset in {name for run in runs for name in (run.reference, run.target)}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.target)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.reference, self.target)
 
     def execute(self, context: base.Context) -> dict:
         return Adaptation(self).result()

@@ -3,7 +3,6 @@ magnitude after the training and not trained again (Yun 2023, arXiv 2312.16020).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -79,14 +78,8 @@ class StochasticGradient(base.Run):
         # It says what may be kept.
         StochGradAdam([nn.Parameter(torch.zeros(1))], keep=self.keep)
 
-    @classmethod
-    def prepare(cls, runs: Sequence[StochasticGradient]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.dataset)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     def optimiser(self, parameters: list[nn.Parameter]) -> StochGradAdam:
         """The factory of ``training.train``."""

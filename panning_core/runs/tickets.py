@@ -122,14 +122,8 @@ class Tickets(base.Run):
         if self.method == "dense" and self.sparsity:
             raise UserError(f"dense networks have sparsity 0, not {self.sparsity}; name a method")
 
-    @classmethod
-    def prepare(cls, runs: Sequence[Tickets]) -> None:
-        for dataset in {run.dataset for run in runs}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.dataset)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.dataset,)
 
     def phases(self) -> list[Phase]:
         """Those of each training."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -88,14 +88,8 @@ class VisualPrompt(base.Run):
             if not is_number(value := getattr(self, name)) or not value > 0:
                 raise UserError(f"{name} is {value!r}; it must be a number above 0")
 
-    @classmethod
-    def prepare(cls, runs: Sequence[VisualPrompt]) -> None:
-        for dataset in {name for run in runs for name in (run.source, run.target)}:
-            data.load(dataset)
-
-    def origin(self) -> dict:
-        splits = data.load(self.target)
-        return {"data": {"title": splits.title, "fingerprint": splits.fingerprint}}
+    def reads(self) -> tuple[str, ...]:
+        return (self.source, self.target)
 
     def execute(self, context: base.Context) -> dict:
         start = time.perf_counter()
