@@ -27,12 +27,10 @@ from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).parent))
-from checkout import PARAMETERS, Checkout  # noqa: E402
-
-from panning_core import data
+from panning_core import ROOT, data
 from panning_core.__main__ import command_line
-from panning_core.experiments import ledger, studies, sweep  # noqa: E402
+from panning_core.experiments import ledger, studies, sweep
+from tests.checkout import PARAMETERS, Checkout
 
 STUDY = "01_tiny"
 GRID = [
@@ -536,8 +534,9 @@ def main() -> int:
     made.notebook(
         STUDY,
         PARAMETERS,
-        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
-        f"import faults; faults.settle({str(made.root)!r})",
+        f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
+        f"from tests import faults\n"
+        f"faults.settle({str(made.root)!r})",
         f"faults.studies.sweep({STUDY!r}, profile, jobs)",
     )
     for name, grid in SUBJECTS.items():
@@ -580,6 +579,6 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    import faults  # the workers must find these names in the module, not in __main__
+    from tests import faults  # the workers must find these names in the module, not in __main__
 
     sys.exit(faults.main())

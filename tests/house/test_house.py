@@ -1,0 +1,98 @@
+"""The house: imports run one way, and experiments need no Jupyter."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from panning_core import ROOT
+from panning_core.experiments.ledger import Ledger
+from tests.checkout import PARAMETERS, Checkout
+
+SHOWING = [
+    "jupyter",
+    "jupyterlab",
+    "papermill",
+    "nbconvert",
+    "nbformat",
+    "nbclient",
+    "ipykernel",
+    "IPython",
+    "matplotlib",
+    "seaborn",
+]
+
+
+def test_imports_run_one_way():
+    """The contracts are those of pyproject.toml."""
+    linter = Path(sys.executable).with_name("lint-imports")
+    done = subprocess.run([linter, "--no-cache"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_sweep_needs_no_jupyter_no_matplotlib_and_no_gymnasium(tmp_path):
+    made = Checkout(tmp_path / "checkout").core()
+    made.notebook("01_tiny", PARAMETERS)
+    run = {
+        "dataset": "digits",
+        "model": "lenet300",
+        "method": "panning",
+        "sparsity": 0.5,
+        "rounds": 2,
+        "epochs": 1,
+        "transfer": True,
+    }
+    made.profile({"01_tiny": {"grid": [run]}})
+    (made.root / "bare.py").write_text(f"""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {[*SHOWING, "gymnasium", "stable_baselines3"]}:
+            raise ImportError(name + " is not installed")
+
+sys.meta_path.insert(0, Absent())
+from panning_core.__main__ import command_line, main
+command_line(main)
+""")
+    done = made.run("bare.py", "sweep", "01_tiny", "--profile", "tiny", "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    assert [row["run"].get("method") for row in Ledger(made.ledger("01_tiny")).rows()] == [
+        "panning"
+    ]
+
+
+def test_the_thin_core_needs_torch_and_numpy_alone(tmp_path):
+    """Its modules are read, a network is pruned and made smaller, with all else out of reach."""
+    (tmp_path / "bare.py").write_text("""
+import sys
+
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in LABORATORY:
+            raise ImportError(name + " is not installed")
+
+LABORATORY = set(sys.argv[1:])
+sys.meta_path.insert(0, Absent())
+import torch
+from panning_core import compaction, data, errors, graph, layers, masks, metrics, models, pruning
+
+splits = data.from_arrays(torch.rand(40, 6).numpy(), torch.arange(40).numpy() % 2,
+                          torch.rand(40, 6).numpy(), torch.arange(40).numpy() % 2)
+model = models.build("lenet300", splits.input_shape, 2, seed=0)
+batch = data.balanced_batch(splits.train, 5, torch.Generator().manual_seed(0))
+mask = masks.keep_top(metrics.snip(model, masks.ones(model), batch), 0.1)
+print(masks.count(mask), compaction.compact(model, mask).model is not model)
+""")
+    names = "cloudpickle distributed gpytorch gymnasium IPython joblib jupyterlab matplotlib"
+    names += " nbconvert nbformat numba optuna pandas papermill pyarrow scipy seaborn sklearn"
+    names += " stable_baselines3 tqdm yaml"
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "bare.py"), *names.split()],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "3200 True\n"

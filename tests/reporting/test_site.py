@@ -1,0 +1,688 @@
+"""The site: every number leads to its runs, text stays text, equations need no network, and a real
+browser shows it on a desk and a phone.
+"""
+
+import io
+import json
+import re
+from urllib.parse import parse_qsl
+
+import pandas as pd
+import pytest
+from bs4 import BeautifulSoup
+from PIL import Image, ImageChops
+
+import panning_core
+from panning_core import ROOT
+from panning_core.experiments import profiles, studies
+from panning_core.reporting import site
+from panning_core.reporting import study as showing
+from tests.browser import browser  # noqa: F401, a fixture
+from tests.checkout import PARAMETERS, Checkout
+
+EVIL = '<script>alert("1")</script>'
+ORIGIN = {
+    "commit": "0123456789abcdef",
+    "dirty": False,
+    "versions": {"panning_core": "0.1.0", "python": "3.11.0", "torch": "2.15.0"},
+    "device": "cpu",
+    "processor": "x86_64",
+    "threads": 1,
+    "seconds": 1.5,
+    "data": {"title": "digits", "fingerprint": "f"},
+}
+CSV = {
+    "accuracy": "method,dense,90 %,98 %\nSNIP,97.00,95.00,91.00\nrandom,97.00,93.00,\n",
+    "rivals": "rival,all sparsities,90 %\nrandom,+2.00,+2.00*\n",
+    "elsewhere": "method,90 %,99 %\nSNIP,95.01,80.00\n",
+    "sorted": (
+        f'name,value\nlast,"1,000"\n"{EVIL.replace(chr(34), chr(34) * 2)}",9.5'
+        ' %\nempty,\nfirst,"-2.0 [-3, -1]"\nword,dead\n'
+    ),
+}
+
+
+def run_line(method, sparsity, seed, accuracy, **changes):
+    run = studies.Run("digits", "lenet300", method, sparsity, seed, epochs=changes.get("epochs", 1))
+    metrics = {
+        "test_accuracy": accuracy,
+        "effective_weights": 1234,
+        "epochs": run.epochs,
+        "network": {},
+    }
+    return {
+        "key": run.key(),
+        "run": run.canonical(),
+        "metrics": metrics,
+        "provenance": ORIGIN | {"dirty": seed == 1},
+    }
+
+
+GRID = [
+    ("dense", 0.0, 0.97),
+    ("snip", 0.9, 0.95),
+    ("snip", 0.98, 0.91),
+    ("random", 0.9, 0.93),
+    ("random", 0.98, 0.2),
+]
+LINES = [run_line("snip", 0.9, 0, 0.5, epochs=7)] + [
+    run_line(*run[:2], seed, run[2]) for run in GRID for seed in (0, 1)
+]
+
+
+def shown(kind, **item):
+    return {
+        "output_type": "display_data",
+        "metadata": {},
+        "data": {showing.MIME: {"kind": kind, **item}, "text/plain": ""},
+    }
+
+
+def executed(*cells):
+    """A notebook that has run: a string is Markdown, a list the outputs of a cell of code."""
+    return json.dumps(
+        {
+            "cells": [
+                (
+                    {"cell_type": "markdown", "source": cell}
+                    if isinstance(cell, str)
+                    else {"cell_type": "code", "source": 'print("some code")', "outputs": cell}
+                )
+                for cell in cells
+            ]
+        }
+    )
+
+
+def picture():
+    buffer = io.BytesIO()
+    Image.linear_gradient("L").resize((900, 300)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write(made: Checkout) -> None:
+    """The results of a profile with an overview, a study of everything there is to show, and one
+    without its own runs.
+    """
+    for name in ("00_overview", "01_tiny", "02_mixed"):
+        made.notebook(name, f"# {name}", PARAMETERS)
+    made.notebook(site.GUIDE, "# Add your own", "x = 1")
+    grid = [
+        {
+            "dataset": "digits",
+            "model": "lenet300",
+            "method": "dense",
+            "seed": [0, 1],
+            "epochs": 1,
+        },
+        {
+            "dataset": "digits",
+            "model": "lenet300",
+            "method": ["snip", "random"],
+            "sparsity": [0.9, 0.98],
+            "seed": [0, 1],
+            "epochs": 1,
+        },
+    ]
+    made.profile({"00_overview": {}, "01_tiny": {"grid": grid}, "02_mixed": {"grid": grid}})
+    results = made.root / "results" / "tiny"
+    for name in ("00_overview", "01_tiny", "02_mixed"):
+        (results / name).mkdir(parents=True)
+    for name, text in CSV.items():
+        (results / "01_tiny" / f"{name}.csv").write_text(text)
+        (results / "01_tiny" / f"{name}.md").write_text("not read")
+    (results / "01_tiny" / "plain.md").write_text("| a |\n|---|\n| only markdown |\n")
+    (results / "01_tiny" / "picture.png").write_bytes(picture())
+    failure = {key: LINES[1][key] for key in ("key", "run", "provenance")} | {"error": "once"}
+    for name in ("01_tiny", "02_mixed"):
+        (results / name / "runs.jsonl").write_text(
+            "".join(json.dumps(line) + "\n" for line in [failure, *LINES])
+        )
+    with open(results / "01_tiny" / "runs.jsonl", "a") as ledger:
+        ledger.writelines(
+            json.dumps(
+                {
+                    "kind": "toy",
+                    "key": f"{seed}" * 8,
+                    "run": {"seed": seed},
+                    "metrics": {"test_error": 0.25, "edges": 18, "weights": [[1.0]]},
+                    "provenance": ORIGIN,
+                }
+            )
+            + "\n"
+            for seed in (3, 4)
+        )
+    (results / "01_tiny" / "01_tiny.ipynb").write_text(
+        executed(
+            f"# A tiny study\n\nIt asks a question. {EVIL}\n\nMore, with $x^2$ in it.",
+            [],
+            [shown("table", file="accuracy.md", caption="Accuracy.", provenance="10 runs")],
+            "## A section\n\n$$\\frac{a}{b}$$",
+            [shown("figure", file="picture.png", caption=f"A picture. {EVIL}")],
+            [
+                shown("table", file=f"{name}.md", caption=name)
+                for name in ("rivals", "elsewhere", "sorted", "plain")
+            ],
+            [{"output_type": "stream", "name": "stdout", "text": [f"told {EVIL}"]}],
+            [
+                shown(
+                    "verdict",
+                    claim=f"It works. {EVIL}",
+                    verdict="✔ holds",
+                    evidence="n = 2.",
+                    paper="A paper",
+                    n=2,
+                    interval="+1 point",
+                    figure="picture.png",
+                    rule="count",
+                    family=1,
+                ),
+                shown(
+                    "verdict",
+                    claim="It works better.",
+                    verdict="✘ fails",
+                    evidence="n = 2.",
+                    figure="elsewhere.png",
+                    rule="count",
+                    family=1,
+                ),
+            ],
+        )
+    )
+    (results / "02_mixed" / "accuracy.csv").write_text(CSV["accuracy"])
+    table = {"file": "accuracy.md", "caption": "Of whom?"}
+    (results / "02_mixed" / "02_mixed.ipynb").write_text(
+        executed("# Another\n\nWhy?", [shown("table", **table)]).replace("some code", "01_tiny")
+    )
+    (results / "00_overview" / "claims.csv").write_text(
+        "claim,verdict,shown in\nIt works.,✔ holds,[figure](01_tiny/picture.png)"
+        ' [01](01_tiny)\nIt works.,? undecided,"[picture](../01_tiny/picture.png), [study'
+        f' 02](../README.md#02_mixed)"\n{EVIL.replace(chr(34), "")},✘'
+        " fails,[x](javascript:alert) [gone](09_gone)\n"
+    )
+    (results / "00_overview" / "00_overview.ipynb").write_text(
+        executed(
+            "# All claims\n\nWhat is this?",
+            [shown("table", file="claims.md", caption="One row a claim.")],
+        )
+    )
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """The folder of a small profile's site."""
+    made = Checkout(tmp_path_factory.mktemp("site") / "checkout")
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (panning_core, profiles, site):
+            patch.setattr(module, "ROOT", made.root)
+        patch.delenv("PANNING_RESULTS", raising=False)
+        write(made)
+        return site.build("tiny").parent
+
+
+@pytest.fixture(scope="session")
+def pages(folder):
+    return {path.name: path.read_text() for path in folder.glob("*.html")}
+
+
+def tags(text):
+    """Every tag of a page."""
+    return BeautifulSoup(text, "html.parser")(True)
+
+
+def frames(text):
+    """The tables of a page."""
+    found = [
+        [[cell.get_text(strip=True) for cell in row(["th", "td"])] for row in table("tr")]
+        for table in BeautifulSoup(text, "html.parser")("table")
+    ]
+    return [pd.DataFrame(rows[1:], columns=rows[0]) for rows in found]
+
+
+def numbers(text):
+    """What the cells of a page's tables say, and where they lead."""
+    return {
+        (link.get_text(), link["href"])
+        for link in BeautifulSoup(text, "html.parser").select("td[data-number] > a")
+    }
+
+
+# --- text ---
+
+
+@pytest.mark.parametrize(
+    "cell, value",
+    [
+        ("95.74 [95.48, 95.88]", 95.74),
+        ("98 %", 98),
+        ("1,000", 1000),
+        ("19,360 to 20,888", 19360),
+        ("+0.25*", 0.25),
+        ("-16.77*", -16.77),
+        ("−1.5", -1.5),
+        ("1.9e-07", 1.9e-7),
+        ("7 of 45", 7),
+        ("4.6×", 4.6),
+        ("5, 3", 5),
+        ("", None),
+        ("-", None),
+        ("dead", None),
+        ("K = 3", None),
+        ("3rd", None),
+        ("[1, 2]", None),
+        ("0123abcd", None),
+    ],
+)
+def test_a_cell_counts_by_the_number_it_begins_with(cell, value):
+    assert site.number(cell) == value
+
+
+def test_equations_become_mathml():
+    html = site.markdown("Let $a_1 < b$ and\n\n$$\\frac{a}{b}$$\n\nbe.")
+    assert (
+        html.count("<math") == 2
+        and html.count('display="block"') == 1
+        and "<mfrac>" in html
+        and "$" not in html
+        and "&#x0003C;" in html
+    )
+
+
+def test_an_equation_that_can_not_be_read_is_shown_as_written():
+    assert "<code>x^{</code>" in site.markdown("so $x^{$ there")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["from $5 to $6", "$5-$10", "US$5 or 6$ more", "\\$x\\$", "`$x$`", "a $ b $ c", "100 $"],
+)
+def test_a_dollar_that_is_no_equation_stays_one(text):
+    html = site.markdown(text)
+    assert "<math" not in html and html.count("$") == text.count("$")
+    assert "<math" in site.markdown(f"{text}, but $y$ is one")
+
+
+def test_the_equations_of_the_notebooks_are_shown():
+    for path, least in (("01_expressive_force_transfer", 5), ("06_gumbel_softmax", 8)):
+        cells = json.loads((ROOT / "notebooks" / f"{path}.ipynb").read_text())["cells"]
+        html = "".join(
+            site.markdown("".join(cell["source"]))
+            for cell in cells
+            if cell["cell_type"] == "markdown"
+        )
+        assert html.count("<math") >= least and "$" not in html and "\\" not in html
+
+
+def test_markup_in_results_is_text(pages):
+    """In prose, captions, claims, cells and output; and no link of a cell runs anything."""
+    for name, text in pages.items():
+        assert "<script>alert" not in text and not any(
+            tag.get("href", "").startswith("javascript:") for tag in tags(text)
+        ), name
+    assert (
+        pages["01_tiny.html"].count("&lt;script&gt;") >= 5
+        and "&lt;script&gt;" in pages["index.html"]
+    )
+
+
+# --- links ---
+
+
+def test_a_number_leads_to_the_runs_that_its_row_and_column_name(pages):
+    runs = "01_tiny.runs.html#current=yes&"
+    assert {
+        ("91.00", f"{runs}method=SNIP&sparsity=98%20%25"),
+        ("93.00", f"{runs}method=random&sparsity=90%20%25"),
+    } <= numbers(pages["01_tiny.html"])
+
+
+def test_what_cannot_be_read_off_leads_to_all_runs(pages):
+    """Row and column disagree on the method; a difference is of two methods; a sparsity that the
+    study has no runs of makes the whole table another's.
+    """
+    links = numbers(pages["01_tiny.html"])
+    assert {href for words, href in links if words == "97.00"} == {"01_tiny.runs.html"}
+    assert {
+        ("+2.00", "01_tiny.runs.html"),
+        ("+2.00*", "01_tiny.runs.html#current=yes&sparsity=90%20%25"),
+    } <= links
+    assert {("95.01", "01_tiny.runs.html"), ("80.00", "01_tiny.runs.html")} <= links
+
+
+def test_a_notebook_that_reads_another_study_narrows_nothing(pages):
+    assert {href for _, href in numbers(pages["02_mixed.html"])} == {"02_mixed.runs.html"}
+
+
+@pytest.mark.parametrize(
+    "provenance, where",
+    [
+        ("10 runs of 01_tiny", "01_tiny.runs.html#current=yes&method=SNIP&sparsity=90%20%25"),
+        ("10 runs", "02_mixed.runs.html#current=yes&method=SNIP&sparsity=90%20%25"),
+        ("10 runs of 01_tiny, 10 runs of 02_mixed", "02_mixed.runs.html"),
+        ("benchmarks/a.csv", None),
+    ],
+)
+def test_a_provenance_decides_whose_runs_a_table_shows(folder, monkeypatch, provenance, where):
+    root = folder.parent.parent.parent
+    for module in (panning_core, profiles, site):
+        monkeypatch.setattr(module, "ROOT", root)
+    table = pd.DataFrame({"method": ["SNIP"], "90 %": ["95.00"]})
+    assert site.Site("tiny").references("02_mixed", "a.md", table, provenance) == [[None, where]]
+
+
+def test_every_link_leads_somewhere(folder, pages):
+    """To a page, to an anchor on it, or to runs that exist."""
+    assert {
+        "index.html",
+        "01_tiny.html",
+        "01_tiny.runs.html",
+        "02_mixed.html",
+        f"{site.GUIDE}.html",
+    } <= pages.keys()
+    anchors = {
+        name: {tag["id"] for tag in tags(text) if tag.get("id")} for name, text in pages.items()
+    }
+    tables = {name: frames(text)[0] for name, text in pages.items() if ".runs." in name}
+    seen = set()
+    for name, text in pages.items():
+        for tag in tags(text):
+            for target in {tag.get("href"), tag.get("src")} - {None}:
+                if target.startswith("data:image/png;base64,"):
+                    continue
+                page, _, place = target.partition("#")
+                seen.add(target)
+                assert tag.name == "a" and (page or name) in pages, (name, target)
+                if page in tables:
+                    facets = dict(parse_qsl(place))
+                    assert (
+                        (tables[page][list(facets)] == list(facets.values())).all(axis=1).any()
+                    ), target
+                else:
+                    assert not place or place in anchors[page or name], (name, target)
+    links = {
+        tag.get("href") for tag in BeautifulSoup(pages["index.html"], "html.parser").select("td a")
+    }
+    assert (
+        links == {"01_tiny.html#picture.png", "01_tiny.html", "02_mixed.html"}
+        and f"{site.GUIDE}.html" in seen
+    )
+
+
+def test_accuracies_of_the_committed_sweep_are_the_means_of_the_runs_they_link_to():
+    made = site.Site("paper")
+    runs, checked = made.runs("03_sparsity_sweep"), 0
+    for name in (
+        "accuracy_lenet300_standardised",
+        "accuracy_lenet300_authors",
+        "accuracy_lenet5_standardised_80_epochs",
+        "accuracy_lenet5_standardised_4_epochs",
+    ):
+        table = pd.read_csv(
+            made.folder("03_sparsity_sweep") / f"{name}.csv", dtype=str, keep_default_na=False
+        )
+        for cells, references in zip(
+            table.to_numpy(),
+            made.references("03_sparsity_sweep", f"{name}.md", table, "its own runs"),
+        ):
+            for cell, href in zip(cells, references):
+                facets = dict(parse_qsl(href.partition("#")[2])) if href else {}
+                if "sparsity" in facets:
+                    part = runs[(runs[list(facets)] == list(facets.values())).all(axis=1)]
+                    assert part["test accuracy (%)"].astype(float).mean() == pytest.approx(
+                        site.number(cell), abs=0.0051
+                    ), (name, facets)
+                    checked += 1
+    assert checked == 16 * 6 + 8 * 3 + 8 * 2 + 15 * 4
+
+
+# --- pages ---
+
+
+def test_the_runs_page_has_a_row_for_every_run_in_the_words_of_the_tables(pages):
+    runs, toys = frames(pages["01_tiny.runs.html"])
+    assert list(runs) == [
+        "key",
+        "data",
+        "network",
+        "method",
+        "sparsity",
+        "seed",
+        "rounds",
+        "control",
+        "epochs",
+        "current",
+        "test accuracy (%)",
+        "effective weights",
+        "seconds",
+        "commit",
+        "device",
+        "line",
+    ]
+    assert list(runs.line) == [
+        str(line) for line in range(2, len(LINES) + 2)
+    ]  # line 1 is the failure
+    assert list(runs.iloc[0])[1:] == [
+        "digits",
+        "LeNet-300-100",
+        "SNIP",
+        "90 %",
+        "0",
+        "",
+        "none",
+        "7",
+        "no",
+        "50.00",
+        "1,234",
+        "1.5",
+        "0123456",
+        "cpu",
+        "2",
+    ]
+    assert set(runs[runs.seed == "1"].commit) == {"0123456+"} and list(runs.current) == [
+        "no",
+        *["yes"] * 10,
+    ]
+    assert list(toys) == [
+        "key",
+        "seed",
+        "test error",
+        "edges",
+        "seconds",
+        "commit",
+        "device",
+        "line",
+    ] and list(toys.key) == ["3" * 8, "4" * 8]
+
+
+def test_a_page_says_what_its_runs_were_made_with(pages):
+    for name in ("index.html", "01_tiny.html", "01_tiny.runs.html"):
+        foot = BeautifulSoup(pages[name], "html.parser").find("footer").get_text(" ")
+        for words in (
+            "0123456, 0123456+",
+            "PyTorch 2.15.0 on Python 3.11.0",
+            "cpu (x86_64, 1 thread)",
+            "digits",
+        ):
+            assert words in foot, (name, words)
+
+
+def test_a_study_that_no_longer_came_through_loses_its_page(tmp_path, monkeypatch):
+    made = Checkout(tmp_path / "checkout")
+    for module in (panning_core, profiles, site):
+        monkeypatch.setattr(module, "ROOT", made.root)
+    monkeypatch.delenv("PANNING_RESULTS", raising=False)
+    write(made)
+    folder = site.build("tiny").parent
+    (made.root / "results" / "tiny" / "01_tiny" / "01_tiny.ipynb").unlink()
+    (made.root / "results" / "tiny" / "00_overview" / "00_overview.ipynb").unlink()
+    assert site.build("tiny") == folder / "index.html"
+    assert sorted(path.name for path in folder.glob("*.html")) == [
+        "02_mixed.html",
+        "02_mixed.runs.html",
+        f"{site.GUIDE}.html",
+        "index.html",
+    ]
+    index = (folder / "index.html").read_text()
+    assert "02_mixed.html" in index and "#claims.md" not in index
+
+
+# --- in a browser ---
+
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+
+
+@pytest.fixture
+def visit(browser, folder):  # noqa: F811
+    """``visit(page, ...)`` opens a page of the site; at the end, that nothing was asked of a
+    network and nothing went wrong.
+    """
+    contexts, faults = [], []
+
+    def visit(page, viewport=DESK, **options):
+        context = browser.new_context(viewport=viewport, **options)
+        contexts.append(context)
+        context.route(
+            re.compile("^(?!file:|data:)"),
+            lambda route: (faults.append(route.request.url), route.abort()),
+        )
+        tab = context.new_page()
+        tab.on(
+            "console",
+            lambda message: (
+                faults.append(message.text) if message.type in ("error", "warning") else None
+            ),
+        )
+        tab.on("pageerror", lambda error: faults.append(str(error)))
+        tab.goto(f"{folder.as_uri()}/{page}")
+        return tab
+
+    yield visit
+    for context in contexts:
+        context.close()
+    assert faults == []
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    "page", ["index.html", "01_tiny.html", "01_tiny.runs.html", f"{site.GUIDE}.html"]
+)
+def test_no_page_is_wider_than_the_screen(visit, page, viewport):
+    tab = visit(page, viewport)
+    assert tab.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    for part in ("header", "h1", "main", *[".box"] * ("runs" in page)):
+        box = tab.locator(part).first.bounding_box()
+        assert (
+            box["x"] >= 0 and box["x"] + box["width"] <= viewport["width"] and box["height"] > 0
+        ), part
+
+
+def test_a_wide_table_scrolls_in_its_own_box_beside_its_first_column(visit):
+    box = visit("01_tiny.runs.html", PHONE).locator(".box").first
+    assert box.evaluate("b => b.scrollWidth > b.clientWidth")
+    box.evaluate("b => b.scrollTo(500, 0)")
+    first, second = (box.locator("tbody td").nth(i).bounding_box()["x"] for i in (0, 1))
+    assert first == pytest.approx(box.bounding_box()["x"], abs=1) and second < 0
+
+
+@pytest.mark.parametrize("press", ["click", "key"])
+def test_a_header_sorts_numbers_as_numbers(visit, press):
+    table = visit("01_tiny.html").locator("figure[id='sorted.md'] table")
+    button = table.locator("th button").nth(1)
+
+    for direction, order in (
+        ("ascending", ["first", EVIL, "last"]),
+        ("descending", ["last", EVIL, "first"]),
+    ):
+        button.click() if press == "click" else button.press("Enter")
+        assert table.locator("tbody td:first-child").all_inner_texts() == [
+            *order,
+            "word",
+            "empty",
+        ]
+        assert table.locator("th").nth(1).get_attribute("aria-sort") == direction
+
+
+def test_the_address_says_which_runs_are_shown(visit):
+    tab = visit("01_tiny.html")
+    tab.get_by_role("link", name="91.00").click()
+    count, rows = tab.locator(".count").first, tab.locator(".runs tbody tr:visible")
+    assert (
+        count.inner_text() == "2 of 11 runs: current yes, method SNIP, sparsity 98 %; show all"
+        and rows.count() == 2
+    )
+    assert set(rows.locator("td:nth-child(5)").all_inner_texts()) == {"98 %"}
+    count.get_by_role("link").click()
+    assert rows.count() == 11 and count.inner_text() == "11 of 11 runs"
+    tab.evaluate("location.hash = 'method=random&sparsity=90 %'")
+    tab.wait_for_function("document.querySelector('.count').textContent.startsWith('2 of 11')")
+    assert tab.locator(".box").nth(1).locator("tbody tr:visible").count() == 2  # the toys stay
+
+
+def test_a_figure_opens_in_full_and_closes(visit):
+    tab = visit("01_tiny.html")
+    dialog = tab.locator("dialog")
+    assert not dialog.is_visible()
+    tab.locator(".zoom").click()
+    assert (
+        dialog.locator("img").bounding_box()["width"]
+        > tab.locator(".zoom img").bounding_box()["width"]
+    )
+    tab.keyboard.press("Escape")
+    assert not dialog.is_visible()
+    tab.locator(".zoom").press("Enter")
+    dialog.click()
+    assert not dialog.is_visible()
+
+
+def test_dark_and_light_follow_the_system_and_the_button_is_remembered(visit):
+    def ground(tab):
+        return sum(
+            map(
+                int,
+                re.findall(
+                    r"\d+",
+                    tab.evaluate("getComputedStyle(document.documentElement).backgroundColor"),
+                )[:3],
+            )
+        )
+
+    assert ground(visit("index.html", color_scheme="light")) > 600
+    tab = visit("index.html", color_scheme="dark")
+    assert ground(tab) < 150
+    tab.locator(".theme").click()
+    assert ground(tab) > 600
+    tab.reload()
+    assert ground(tab) > 600
+    assert (
+        visit("01_tiny.html", color_scheme="dark")
+        .locator(".zoom")
+        .evaluate("z => getComputedStyle(z).backgroundColor")
+        == "rgb(255, 255, 255)"
+    )
+
+
+def test_without_scripts_everything_can_be_read(visit):
+    tab = visit("01_tiny.runs.html", java_script_enabled=False)
+    assert tab.locator("tbody tr:visible").count() == 13 and tab.locator(".theme").is_hidden()
+    tab = visit("01_tiny.html", java_script_enabled=False)
+    assert (
+        tab.locator("figure img").is_visible() and not tab.locator(".highlight").first.is_visible()
+    )
+    tab.locator("summary").first.click()
+    assert tab.locator(".highlight").first.is_visible()
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("page", ["index.html", "01_tiny.html"])
+def test_a_page_looks_the_same_twice_and_is_not_blank(visit, page, viewport):
+    first, second, dark = (
+        Image.open(io.BytesIO(visit(page, viewport, color_scheme=scheme).screenshot())).convert("L")
+        for scheme in ("light", "light", "dark")
+    )
+    assert first.size == second.size == dark.size == (viewport["width"], viewport["height"])
+    area = first.width * first.height
+    assert (
+        sum(ImageChops.difference(first, second).histogram()[1:]) < 0.001 * area
+    )  # an edge between two pixels may fall to either
+    for shot, ground in ((first, slice(230, 256)), (dark, slice(0, 60))):
+        assert 0.5 < sum(shot.histogram()[ground]) / area < 0.99
