@@ -31,7 +31,8 @@ their report (``run``).
 """
 EPILOG = """\
 The first start installs the packages of requirements.txt into .venv (about 4 minutes and 6 GB). If
-the active environment already holds this checkout, as after `pip install -e .`, it is used as is.
+the active environment already holds this checkout, as after `pip install -r requirements.txt -e .`,
+it is used as is.
 """
 
 

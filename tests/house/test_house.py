@@ -1,8 +1,10 @@
 """The house: imports run one way, and experiments need no Jupyter."""
 
 import os
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 from panning_core import ROOT
@@ -96,3 +98,15 @@ print(masks.count(mask), compaction.compact(model, mask).model is not model)
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout == "3200 True\n"
+
+
+def test_every_package_is_pinned_once_and_belongs_to_the_base_or_to_one_extra():
+    """requirements.txt has the versions, pyproject.toml says what needs which package."""
+    lines = (ROOT / "requirements.txt").read_text().splitlines()
+    pins = [line for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", pin) for pin in pins)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert set(extras) == {"agent", "lab", "cluster", "dev"}
+    named = project["dependencies"] + [name for extra in extras.values() for name in extra]
+    assert sorted(named) == sorted(pin.partition("==")[0] for pin in pins)
