@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.ticker import LogLocator, NullLocator
 
 from panning_core.experiments import studies
-from panning_core.reporting import names
+from panning_core.reporting import image, names
 
 from .train import NETWORKS, crossover
 
@@ -72,7 +72,7 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
     axes[0][0].set_ylabel("speed of a training step against plain PyTorch")
     axes[0][-1].plot([], [], color="grey", linestyle="--", label="compaction alone")
     axes[0][-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
-    made.savefig(path, dpi=110, bbox_inches="tight", metadata={"Software": None})
+    path.write_bytes(image.png(made))
     plt.close(made)
 
 

@@ -5,7 +5,6 @@ ledger.
 from __future__ import annotations
 
 import base64
-import io
 import os
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from ..analysis import statistics
 from ..errors import UserError, pick
 from ..experiments import studies
 from ..runs import base
-from . import sources, tables
+from . import image, sources, tables
 from .sources import Source
 
 MIME = (  #: marks an output of a notebook that belongs into the report
@@ -113,17 +112,10 @@ class Study:
         as in ``table``.
         """
         item = self._item("figure", f"{name}.png", caption, source)
-        buffer = io.BytesIO()
-        figure.savefig(
-            buffer,
-            format="png",
-            dpi=110,
-            bbox_inches="tight",
-            metadata={"Software": None, "Source": item["provenance"]},
-        )
+        picture = image.png(figure, item["provenance"])
         plt.close(figure)
-        write(self.folder / f"{name}.png", buffer.getvalue())
-        _display(item, {"image/png": base64.b64encode(buffer.getvalue()).decode()})
+        write(self.folder / f"{name}.png", picture)
+        _display(item, {"image/png": base64.b64encode(picture).decode()})
 
     def _item(self, kind: str, file: str, caption: str, source: Source | None) -> dict:
         made_of, name = source or self.source, Path(file).stem

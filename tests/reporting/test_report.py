@@ -2,9 +2,11 @@
 of.
 """
 
+import io
 import json
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
@@ -13,7 +15,7 @@ import panning_core
 from panning_core.analysis import statistics
 from panning_core.errors import UserError
 from panning_core.experiments import studies
-from panning_core.reporting import figures, report, sources, tables
+from panning_core.reporting import figures, image, report, sources, tables
 from panning_core.reporting import study as showing
 
 LINE = {
@@ -101,6 +103,19 @@ def test_a_source_counts_the_runs_of_each_kind(study):
         "3 runs (1 prune, 2 toy) of 01_a · code aaaaaaa..bbbbbbb · PyTorch 2.15.0 · cpu · MNIST",
         ("01_a/runs.jsonl",),
     )
+
+
+def test_a_figure_is_saved_small_and_looks_as_it_was_drawn():
+    """Also where it has thousands of colours."""
+    figure, axes = plt.subplots(figsize=(3, 2))
+    axes.imshow(np.add.outer(np.arange(40), np.arange(60)), cmap="viridis")
+    drawn, buffer = io.BytesIO(), io.BytesIO(image.png(figure))
+    figure.savefig(drawn, format="png", dpi=image.DPI, bbox_inches="tight")
+    before, after = (
+        np.asarray(Image.open(each).convert("RGB")).astype(int) for each in (drawn, buffer)
+    )
+    assert buffer.getbuffer().nbytes < 0.6 * drawn.getbuffer().nbytes
+    assert np.abs(before - after).max() <= 30 and np.abs(before - after).mean() < 0.5
 
 
 def test_a_figure_says_itself_what_it_was_made_of_and_twice_the_same(study):
