@@ -13,8 +13,7 @@ from ..errors import UserError, first_line
 from ..graph import eager, input_shape, modes
 from .rules import Linear, Open, Reach, Signed, Unknown, flowing, flows
 
-#: the modules with parameters that have paths
-_FOLLOWED = (*graph.LAYERS, nn.modules.batchnorm._BatchNorm)
+_NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 
 
 @contextmanager
@@ -24,11 +23,11 @@ def linearised(
     """Inside, ``model`` is the linearised network of SynFlow (Tanaka et al. 2020, section 4) with
     these weights, none of them negative.
 
-    There are no biases, and a norm is the identity (BatchNorm has scale 1, shift 0: its running
-    statistics must not leak in). ReLU and max-pooling act on non-negative numbers, where ReLU is
+    There are no biases, and a norm is the identity (it has scale 1, shift 0: its running statistics
+    must not leak in). ReLU and max-pooling act on non-negative numbers, where ReLU is
     the identity (but lets no gradient through where nothing comes in); every other activation is
-    the identity. A product of two values, as of a map and its gate, is their sum. Convolutions that
-    are not prunable keep their magnitudes.
+    the identity. A product of two values, as of a map and its gate, is their sum. Other parameters,
+    such as weights that are not prunable or the scale of a layer, have their magnitudes.
 
     Args:
         weights: one for each of ``prunable(model)``, of any dtype; the input must have the same.
@@ -38,11 +37,10 @@ def linearised(
             their signs.
 
     Raises:
-        UserError: a layer with parameters that is no convolution, Linear or BatchNorm; in the
-            forward pass, anything else that is not known.
+        UserError: in the forward pass, what is not known, such as attention.
     """
     mode = Signed if signed else Open if paths else Linear
-    with _replaced(model, weights, mode(weights), torch.abs):
+    with _replaced(model, weights, mode(weights), Tensor.clone if signed else torch.abs):
         yield
 
 
@@ -50,24 +48,18 @@ def linearised(
 def _replaced(
     model: nn.Module, weights: dict[str, Tensor], mode: Linear, other: Callable[[Tensor], Tensor]
 ) -> Iterator[None]:
-    """Inside, ``model`` has these weights, ``other`` of those that have no entry, and its forward
-    pass runs in ``mode``.
+    """Inside, ``model`` has these weights and as constants its norms 1 and ``other`` of all other
+    parameters; its forward pass runs in ``mode``.
     """
     root = getattr(model, "_orig_mod", model)  # of a compiled network
-    like, own, changed = next(iter(weights.values()), None), vars(root).get("forward"), []
+    own, changed = vars(root).get("forward"), []
     for module, key, name, parameter in graph.each_parameter(model):
-        if not isinstance(module, _FOLLOWED) or key not in ("weight", "bias"):
-            path = next(path for path, each in model.named_modules() if each is module)
-            raise UserError(
-                f"paths cannot be followed through {path or 'the network'},"
-                f" {graph.called(module)} with parameters; known are convolutions, Linear and"
-                " BatchNorm"
-            )
-        if key == "weight" and isinstance(module, graph.LAYERS):
-            own_weight = weights.get(name)
-            if own_weight is None:
-                own_weight = other(parameter.detach()).to(like)
-            changed.append((module, parameter, own_weight))
+        replacement = weights.get(name)
+        if replacement is None:  # a constant
+            norm = isinstance(module, _NORMS)
+            like = next(iter(weights.values()), parameter.detach())
+            replacement = (torch.ones_like if norm else other)(parameter.detach()).to(like)
+        changed.append((module, key, parameter, replacement))
 
     forward = root.forward
 
@@ -85,15 +77,15 @@ def _replaced(
             )
         return out
 
-    for module, _, weight in changed:
-        module._parameters["weight"] = weight  # type: ignore[assignment]
+    for module, key, _, replacement in changed:
+        module._parameters[key] = replacement  # type: ignore[assignment]
     vars(root)["forward"] = follow
     try:
         with modes(model, training=False), eager(model):
             yield
     finally:
-        for module, parameter, _ in changed:
-            module._parameters["weight"] = parameter
+        for module, key, parameter, _ in changed:
+            module._parameters[key] = parameter
         del vars(root)["forward"]
         if own is not None:
             vars(root)["forward"] = own
@@ -132,7 +124,14 @@ def on_paths(
     x = torch.ones(
         (1, *input_shape(model)), dtype=torch.double, device=next(iter(mask.values())).device
     )
-    with torch.enable_grad(), _replaced(model, weights, Reach(weights), torch.ones_like):
+    # Numbers of which none is 0, nor their differences: of a layer's scale only that it is there
+    # counts.
+    drawn = torch.Generator().manual_seed(0)
+
+    def some(parameter: Tensor) -> Tensor:
+        return 0.5 + torch.rand(parameter.shape, generator=drawn).to(parameter)
+
+    with torch.enable_grad(), _replaced(model, weights, Reach(weights), some):
         out = model(x)
         total = (out if output is None else out[0, output]).sum()
     found = torch.autograd.grad(

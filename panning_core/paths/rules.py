@@ -5,6 +5,7 @@ function.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -50,9 +51,11 @@ _STANDS_FOR = {
     "softmax": "softmax log_softmax softmin",
     "identity": (
         "dropout dropout1d dropout2d dropout3d alpha_dropout feature_dropout "
-        "feature_alpha_dropout detach batch_norm instance_norm group_norm layer_norm rms_norm "
-        "local_response_norm normalize to type_as float double half bfloat16 cpu cuda"
+        "feature_alpha_dropout detach batch_norm to type_as float double half bfloat16 cpu cuda"
     ),
+    "norm": "instance_norm group_norm layer_norm",
+    "scale": "rms_norm normalize local_response_norm",
+    "prelu": "prelu",
     "negative": "neg negative",
     "pool": "max_pool1d max_pool2d max_pool3d",
     "adaptive_pool": "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
@@ -155,12 +158,15 @@ class Linear(TorchFunctionMode):
             x.opened = True
         return x
 
-    negative = identity
+    negative = norm = scale = identity
 
     def activation(self, func, x, *args, **kwargs):
         if any(map(flows, (*args, *kwargs.values()))):
             raise Unknown(f"{_name(func)} of two values")
         return x
+
+    def prelu(self, func, x, slope):
+        return self.activation(func, x)
 
     def opening(self, func, x, *args, **kwargs):
         x = self.activation(func, x, *args, **kwargs).view_as(x)
@@ -320,7 +326,8 @@ class Reach(Open):
     """Whether there is a path, 1 or 0, and not how many: what is above 0 is 1, in both directions,
     so that no number grows or shrinks with the depth.
 
-    An activation lets nothing back to where nothing comes in, as a ReLU does.
+    An activation lets nothing back to where nothing comes in, as a ReLU does. What compares
+    numbers with one another, a norm or softmax, joins them.
     """
 
     def relu(self, func, x, *args, **kwargs):
@@ -331,8 +338,40 @@ class Reach(Open):
     def softmax(self, func, x, dim=-1, **kwargs):
         return self.opening(func, x.sum(dim, keepdim=True).expand_as(x))
 
+    def norm(self, func, x, *args, **kwargs):
+        """All of a group, as their mean is taken off each."""
+        if func.__name__ == "instance_norm" and not kwargs.get("use_input_stats", True):
+            return self.identity(func, x, *args, **kwargs)
+        return self.identity(func, _group(func, x, *args, **kwargs).clone(), *args, **kwargs)
+
+    def scale(self, func, x, *args, **kwargs):
+        """The group is a factor of each of its numbers."""
+        size = _group(func, x, *args, **kwargs).clone()
+        size.opened = True
+        return self.mul(torch.mul, x, size)
+
     def settle(self, rule, out):
         return out if rule in _SAME_NUMBERS or not flows(out) else _Any.apply(out)
+
+
+def _group(func: Callable, x: Tensor, *args, **kwargs) -> Tensor:
+    """At each number the sum of all that a norm takes it together with."""
+    name = func.__name__
+    size: Any = next(iter((*args, *kwargs.values())), None)
+    if name == "group_norm":
+        parts = x.reshape(len(x), kwargs.get("num_groups", size), -1)
+        return parts.sum(-1, keepdim=True).expand_as(parts).reshape(x.shape)
+    if name == "local_response_norm":
+        size = kwargs.get("size", size)
+        padded = functional.pad(x.transpose(1, -1), (size // 2, (size - 1) // 2))
+        return padded.unfold(-1, size, 1).sum(-1).transpose(1, -1)
+    if name == "normalize":
+        dims = kwargs.get("dim", args[1] if len(args) > 1 else 1)
+    elif name == "instance_norm":
+        dims = tuple(range(2, x.dim()))
+    else:
+        dims = tuple(range(-len(kwargs.get("normalized_shape", size)), 0))
+    return x.sum(dims, keepdim=True).expand_as(x)
 
 
 class _Any(torch.autograd.Function):

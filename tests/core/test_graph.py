@@ -69,26 +69,29 @@ SAME = {
     "Hardswish": nn.Hardswish,
     "Dropout": nn.Dropout,
     "functional": None,
-    "InstanceNorm": None,
-    "GroupNorm": None,
-    "LayerNorm": None,
+    "PReLU": nn.PReLU,
     "BatchNorm": None,
     "BatchNorm without affine": None,
 }
+#: what joins all of a group
+NORMS = ("InstanceNorm", "GroupNorm", "LayerNorm")
 
 
 def same(kind, shape):
     """The module of a step that moves nothing."""
     channels, dims = shape[0], len(shape) - 1
-    if kind == "InstanceNorm":
-        return (nn.InstanceNorm1d, nn.InstanceNorm2d)[dims - 1](channels)
-    if kind == "GroupNorm":
-        return nn.GroupNorm(1, channels, affine=False)
-    if kind == "LayerNorm":
-        return nn.LayerNorm(shape, elementwise_affine=False)
     if kind.startswith("BatchNorm"):
         return (nn.BatchNorm1d, nn.BatchNorm2d)[dims - 1](channels, affine=kind == "BatchNorm")
     return Clip() if kind == "functional" else SAME[kind]()
+
+
+def norm(kind, shape, affine, groups):
+    channels, dims = shape[0], len(shape) - 1
+    if kind == "InstanceNorm":
+        return (nn.InstanceNorm1d, nn.InstanceNorm2d)[dims - 1](channels, affine=affine)
+    if kind == "GroupNorm":
+        return nn.GroupNorm(groups, channels, affine=affine)
+    return nn.LayerNorm(shape[-dims:] if groups > 1 else shape, elementwise_affine=affine)
 
 
 class Clip(nn.Module):
@@ -200,6 +203,17 @@ class Edges:
                     self.join(x[(c, *window)], out[(c, *at)])
         return out
 
+    def norm(self, module, x):
+        """Each number of a group reaches all of it, as their mean is taken off."""
+        shape = getattr(module, "normalized_shape", None)
+        parts = len(x) if shape is None or len(shape) < x.ndim else 1
+        parts = getattr(module, "num_groups", parts)
+        out = self.new(x.shape)
+        for ins, outs in zip(x.reshape(parts, -1), out.reshape(parts, -1)):
+            for each in outs:
+                self.join(ins, each)
+        return out
+
     def trace(self, model):
         names = {id(w): name for name, w in models.prunable(model).items()}
         x = self.new(model.input_shape)
@@ -216,8 +230,8 @@ class Edges:
                 x = out
             elif kind == "layer":
                 x = self.layer(names[id(layer.weight)], layer, x)
-            elif kind == "pool":
-                x = self.pool(layer, x)
+            elif kind in ("pool", "norm"):
+                x = getattr(self, kind)(layer, x)
             seen.append(x)
         return start, x.ravel()
 
@@ -242,7 +256,7 @@ class Edges:
 @st.composite
 def networks(draw, largest=True):
     """Up to seven steps on small maps, and a Linear at the end; without ``largest`` a pool takes
-    the mean.
+    the mean, and there are no norms that join.
     """
     dims = draw(st.integers(1, 2))
     shape = (draw(st.integers(1, 3)), *(draw(st.integers(3, 6)) for _ in range(dims)))
@@ -252,11 +266,18 @@ def networks(draw, largest=True):
         (nn.Conv2d, nn.MaxPool2d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool2d, nn.AvgPool2d),
     )[dims - 1]
     for _ in range(draw(st.integers(1, 7))):
-        kind = draw(st.sampled_from(["layer", "same", "pool", "add", "sub", "cat", "tied", "same"]))
+        kind = draw(
+            st.sampled_from(["layer", "same", "pool", "add", "sub", "cat", "tied", "norm", "same"])
+        )
         least, channels, other, layer = min(x.shape[2:]), x.shape[1], None, nn.Identity()
         if kind == "same":
-            alone = {"InstanceNorm", "GroupNorm"} if x[0, 0].numel() == 1 else set()  # they refuse
-            layer = same(draw(st.sampled_from(sorted(SAME.keys() - alone))), tuple(x.shape[1:]))
+            layer = same(draw(st.sampled_from(sorted(SAME))), tuple(x.shape[1:]))
+        elif kind == "norm":
+            if x[0, 0].numel() == 1 or not largest:  # which they refuse, and SynFlow passes over
+                continue
+            groups = draw(st.sampled_from([g for g in (1, 2, 3) if channels % g == 0]))
+            what = draw(st.sampled_from(NORMS))
+            layer = norm(what, tuple(x.shape[1:]), draw(st.booleans()), groups)
         elif kind == "layer":
             groups = channels if draw(st.booleans()) and draw(st.booleans()) else 1
             kernel = draw(st.integers(1, min(3, least)))
@@ -971,31 +992,116 @@ def test_a_weight_that_is_computed_is_named_and_not_looked_at(change):
     assert equal(before, model.state_dict())
 
 
+# --- norms and other parameters -------------------------------------------------------------------
+
+
+class Scaled(nn.Module):
+    """Two Linear, between them what has parameters of its own, all 0 as some networks begin."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.a, self.b, self.how = nn.Linear(4, 4), nn.Linear(4, 2), how
+        self.own = nn.Parameter(torch.zeros(4))
+
+    def forward(self, x):
+        return self.b(self.how(self.a(x), self.own))
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        lambda x, own: x * own,
+        lambda x, own: x * (1 - own) + own,
+        lambda x, own: x * torch.sigmoid(own - own.mean()),
+        lambda x, own: F.layer_norm(x, (4,), own, own),
+        lambda x, own: torch.layer_norm(x, (4,), own, own),
+        lambda x, own: F.linear(x, torch.diag(own), own),
+        lambda x, own: F.prelu(x, own),
+    ],
+)
+def test_of_another_parameter_counts_that_it_is_there_and_not_its_value(how):
+    model = Scaled(how)
+    assert masks.density(masks.effective(model, masks.ones(model))) == 1
+
+
+def test_synflow_takes_norms_as_the_identity_and_other_parameters_as_magnitudes():
+    scale = nn.Parameter(torch.tensor([1.0, -2, 0.5, 0]))
+    model = Scaled(lambda x, own: F.layer_norm(x, (4,), own, own) * own)
+    model.own, norm = scale, nn.LayerNorm(4)
+    nn.init.constant_(norm.weight, 7)
+    first, last = (w.detach().abs().double() for w in (model.a.weight, model.b.weight))
+    found = metrics.synflow(model, masks.ones(model), batch_of(shaped(model, 4)))
+    through = last.sum(0) * scale.detach().abs().double()
+    assert torch.allclose(found["a.weight"], first * through[:, None])
+    model = nn.Sequential(nn.Linear(4, 4), norm, nn.ReLU(), nn.Linear(4, 2))
+    found = metrics.synflow(model, masks.ones(model), batch_of(shaped(model, 4)))
+    first, last = (w.detach().abs().double() for w in (model[0].weight, model[3].weight))
+    assert torch.allclose(found["0.weight"], first * last.sum(0)[:, None])
+
+
+@pytest.mark.parametrize(
+    "how, opened, closed",
+    [
+        # Unit 0 has no input and, when opened, a bias, in which the size of the others tells; unit
+        # 3 is not read.
+        (lambda x: F.rms_norm(x, (4,)), 12 + 6, 12 + 4),
+        (lambda x: F.normalize(x), 12 + 6, 12 + 4),
+        (lambda x: F.local_response_norm(x[:, :, None], 3)[:, :, 0], 12 + 6, 12 + 4),
+        (lambda x: F.local_response_norm(x[:, :, None], 1)[:, :, 0], 8 + 4, 8 + 4),
+        (lambda x: F.layer_norm(x, (4,)), 12 + 6, 12 + 6),
+        (lambda x: x, 8 + 4, 8 + 4),
+    ],
+)
+def test_a_norm_joins_what_it_takes_together(how, opened, closed):
+    model = Odd(how)
+    mask = masks.ones(model)
+    mask["a.weight"][0] = mask["b.weight"][:, 3] = False
+    assert masks.count(masks.effective(model, mask)) == opened
+    model.a.bias = None
+    assert masks.count(masks.effective(model, mask)) == closed
+
+
+@given(st.floats(0.2, 0.8), st.integers(0, 10_000), st.sampled_from(["group", "layer", "rms"]))
+@settings(deadline=None, max_examples=40)
+def test_no_weight_that_matters_behind_a_norm_is_called_dead(density, seed, kind):
+    torch.manual_seed(seed)
+    norm = {"group": nn.GroupNorm(2, 4), "layer": nn.LayerNorm((4, 2, 2)), "rms": nn.RMSNorm(2)}
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 2, bias=False), norm[kind], nn.Tanh(), nn.Flatten(), nn.Linear(16, 2)
+    ).double()
+    mask = random_mask(shaped(model, 1, 3, 3), density, seed)
+    with torch.no_grad():
+        for name, w in models.prunable(model).items():
+            w.mul_(mask[name])
+    out = model(torch.randn(5, 1, 3, 3, dtype=torch.double))
+    moved = torch.autograd.grad((out - out.detach().mean(0)).square().sum(), model[0].weight)[0]
+    live = masks.effective(model, mask)["0.weight"]
+    assert not ((moved.abs() > 1e-12) & mask["0.weight"] & ~live).any()
+
+
 # --- networks whose paths can not be followed -----------------------------------------------------
 
 
-def group_norm():
-    return shaped(
-        nn.Sequential(
-            nn.Conv2d(1, 8, 3), nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(32, 3)
-        ),
-        1,
-        4,
-        4,
-    )
+class ClassToken(nn.Module):
+    """Rows as tokens behind one of the network's own, through one of PyTorch's layers."""
 
+    def __init__(self):
+        super().__init__()
+        self.a, self.head, self.input_shape = nn.Linear(4, 4), nn.Linear(4, 3), (5, 4)
+        self.token = nn.Parameter(torch.randn(1, 1, 4))
+        self.body = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0, batch_first=True)
 
-def layer_norm():
-    return shaped(nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.PReLU(), nn.Linear(8, 3)), 4)
+    def forward(self, x):
+        x = torch.cat([self.token.expand(len(x), -1, -1), self.a(x)], 1)
+        return self.head(self.body(x)[:, 0])
 
 
 @pytest.mark.filterwarnings("ignore:density .* is of")
 @pytest.mark.parametrize(
     "build, names",
     [
-        (group_norm, "1, a GroupNorm"),
-        (layer_norm, "1, a LayerNorm"),
-        (Attention, "the network, an Attention"),
+        (ClassToken, "body.self_attn, a MultiheadAttention"),
+        (Attention, "attend, a MultiheadAttention"),
     ],
 )
 def test_pruning_goes_on_where_effective_can_not_be_known(build, names):
@@ -1021,7 +1127,7 @@ def test_pruning_goes_on_where_effective_can_not_be_known(build, names):
         lambda: pruning.prune(model, "snip", 0.25, batch, effective=True),
         lambda: pruning.prune(model, "synflow", 0.25, batch),
     ):
-        with pytest.raises(UserError, match=f"through {names} with parameters"):
+        with pytest.raises(UserError, match=f"through {names}, which calls"):
             call()
 
 
