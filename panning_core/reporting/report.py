@@ -1,9 +1,10 @@
 """The report in Markdown: a page for each study, and a short front page.
 
 The narrative is the notebooks' own: ``results/PROFILE/STUDY/README.md`` is the text of the executed
-notebook, with its tables, figures and verdicts at the places where the cells show them.
-``results/PROFILE/README.md`` holds the cells of the overview that are tagged ``front``, and leads
-to the studies.
+notebook, with its tables, figures and verdicts at the places where the cells show them, and all its
+verdicts first. ``results/PROFILE/README.md`` holds the cells of the overview that are tagged
+``front``, and leads to the studies; cells tagged ``page:NAME`` make the page
+``results/PROFILE/NAME.md``.
 """
 
 from __future__ import annotations
@@ -14,10 +15,11 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from .study import MIME, italic, write
+from .study import MIME, OWN, italic, write
 
 MADE = "<!-- made from the executed notebooks by `run_all.sh`; edit the notebooks instead -->"
 FRONT = "front"  #: tag of a cell that the front page repeats
+PAGE = "page:"  #: begins the tag of a cell that stands on a page of its own
 
 
 def render(notebooks: list[Path]) -> Path:
@@ -26,12 +28,24 @@ def render(notebooks: list[Path]) -> Path:
     Returns the path of the front page, which is written last.
     """
     cells = {path: json.loads(path.read_text())["cells"] for path in notebooks}
-    pages = {path.parent / "README.md": _page(found, path.parent) for path, found in cells.items()}
     target = notebooks[0].parent.parent / "README.md"
+    pages = {}
+    for path, found in cells.items():
+        folder, own = path.parent, [cell for cell in found if not _tags(cell, PAGE)]
+        pages[folder / "README.md"] = _verdicts_first(_page(own, folder), items(*own))
+        for name in dict.fromkeys(tag for cell in found for tag in _tags(cell, PAGE)):
+            there = [cell for cell in found if name in _tags(cell, PAGE)]
+            place = target.parent / f"{name.removeprefix(PAGE)}.md"
+            pages[place] = _page(there, folder, target.parent)
     pages[target] = _front(cells, target.parent)
     for path, parts in pages.items():
         write(path, "\n\n".join([MADE, *parts]) + "\n")
     return target
+
+
+def _tags(cell: dict, start: str) -> list[str]:
+    """The tags of a cell that begin with ``start``."""
+    return [tag for tag in cell.get("metadata", {}).get("tags", []) if tag.startswith(start)]
 
 
 def items(*cells: dict) -> list[dict]:
@@ -57,14 +71,42 @@ def _page(cells: Iterable[dict], folder: Path, start: Path | None = None) -> lis
     parts = []
     for cell in cells:
         if cell["cell_type"] == "markdown":
-            parts.append("".join(cell["source"]))
+            parts.append(_moved("".join(cell["source"]), folder, start))
         parts += [_markdown(item, folder, start or folder) for item in items(cell)]
     return parts
 
 
+def _moved(text: str, folder: Path, start: Path | None) -> str:
+    """Markdown with the links of the study's ``folder`` as they are in the one above it."""
+    return text if start in (None, folder) else text.replace("](../", "](")
+
+
+def _verdicts_first(parts: list[str], shown: list[dict]) -> list[str]:
+    """The parts of a study's page with a table of its verdicts below the title: the claims of
+    papers, then the study's own, folded in where there are both.
+    """
+    found = [item for item in shown if item["kind"] == "verdict"]
+    if not found:
+        return parts
+    head = "| verdict | claim | the number that decides | n |\n|:--|:--|:--|:--|"
+    named, own = ([i for i in found if (i["paper"] == OWN) == mine] for mine in (False, True))
+    rows = ["\n".join([head, *map(_row, part)]) for part in (named, own) if part]
+    if rows[1:]:
+        words = f"<details><summary>{len(own)} more verdicts, on questions of this study</summary>"
+        rows[1] = f"{words}\n\n{rows[1]}\n\n</details>"
+    title, _, text = parts[0].partition("\n")
+    return [title, "**Verdicts**", *rows, text.strip(), *parts[1:]]
+
+
+def _row(item: dict) -> str:
+    whose = f" ({item['paper']})" * (item["paper"] != OWN)
+    place = f"[{item['interval']}](#{Path(item['figure']).stem})"
+    return f"| {item['verdict']} | {item['claim']}{whose} | {place} | {item['n']} |"
+
+
 def _front(cells: dict[Path, list[dict]], start: Path) -> list[str]:
     overview, *_ = cells
-    tagged = [c for c in cells[overview] if FRONT in c.get("metadata", {}).get("tags", [])]
+    tagged = [cell for cell in cells[overview] if _tags(cell, FRONT)]
     entries = [_entry(path.stem, found) for path, found in cells.items()]
     return [*_page(tagged, overview.parent, start), "## Studies", "\n".join(entries)]
 
@@ -80,6 +122,8 @@ def _entry(study: str, cells: list[dict]) -> str:
 
 
 def _markdown(item: dict, folder: Path, start: Path) -> str:
+    if item["kind"] == "note":
+        return _moved(item["text"], folder, start)
     if item["kind"] == "verdict":
         small = f"{item['rule']}; family of {item['family']}; n = {item['n']}"
         return "\n>\n> ".join(
@@ -92,10 +136,10 @@ def _markdown(item: dict, folder: Path, start: Path) -> str:
     source = [item["provenance"], *(_link(file, folder, start) for file in item["ledgers"])]
     caption = italic(item["caption"]) + f"<br>\n<sub>{' · '.join(source)}</sub>" * bool(source[0])
     file = folder / item["file"]
+    place = f'<a id="{file.stem}"></a>'
     if item["kind"] == "figure":
-        return f"![{item['caption']}]({os.path.relpath(file, start)})\n\n{caption}"
-    table = file.read_text()  # its links start in the study's folder
-    return f"{caption}\n\n{table if start == folder else table.replace('](../', '](')}"
+        return f"{place}![{item['caption']}]({os.path.relpath(file, start)})\n\n{caption}"
+    return f"{place}{caption}\n\n{_moved(file.read_text(), folder, start)}"
 
 
 def _link(ledger: str, folder: Path, start: Path) -> str:

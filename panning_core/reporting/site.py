@@ -393,11 +393,21 @@ class Site:
         """Where a link of the report leads on the site: to a study's page, to a table or figure on
         it, out into the web; None where it leads nowhere.
         """
-        place = target.removeprefix("../").removeprefix("README.md#").rstrip("/")
+        place = target.removeprefix("../").removeprefix("README.md#").removesuffix("/README.md")
+        place = place.rstrip("/")
         study, _, file = place.partition("/")
         if place in self.anchors or place in self.notebooks:
             return address(study) + f"#{file}" * bool(file)
         return target if re.match("https?://", target) else None
+
+    def led(self, text: str) -> str:
+        """Markdown whose links lead where ``link`` says."""
+
+        def there(found: re.Match) -> str:
+            href = self.link(found[2])
+            return f"[{found[1]}]({href})" if href else found[1]
+
+        return re.sub(r"\[([^][]+)\]\(([^()\s]+)\)", there, text)
 
     def cell(self, text: str) -> Markup:
         """A table's cell as HTML: the name of a study and markdown links lead where ``link`` says,
@@ -547,6 +557,8 @@ class Site:
 
     def shown(self, study: str, item: dict) -> dict:
         """What the template needs for a table, figure or verdict beyond its item."""
+        if item["kind"] == "note":
+            return {"kind": "prose", "html": markdown(self.led(item["text"]))}
         more = {
             "runs": (
                 f"{source}.runs.html"

@@ -128,6 +128,14 @@ class Study:
             "ledgers": made_of.files,
         }
 
+    def note(self, text: str) -> None:
+        """Show a paragraph whose numbers were computed, as the report's prose.
+
+        Args:
+            text: Markdown; links start in the study's folder.
+        """
+        _display({"kind": "note", "text": text}, {"text/markdown": text})
+
     def keep(self, text: str, name: str) -> None:
         """Save ``text`` beside the tables, as the file ``name``."""
         write(self.folder / name, text + "\n")
@@ -249,7 +257,8 @@ def italic(text: str) -> str:
 def _display(item: dict, data: dict) -> None:
     from IPython.display import display
 
-    display({MIME: item, "text/plain": item.get("caption") or item["claim"], **data}, raw=True)
+    plain = next(item[name] for name in ("caption", "claim", "text") if name in item)
+    display({MIME: item, "text/plain": plain, **data}, raw=True)
 
 
 def write(path: Path, content: str | bytes) -> None:

@@ -1,0 +1,142 @@
+"""The sentences and the table of a front page: what Panning is, whether it wins, where, by how
+much, and what may be concluded about CIFAR-10. Every number in them is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from ..analysis import statistics
+from ..experiments import studies
+from ..experiments.ledger import Ledger
+from ..runs import base
+from . import published, tables
+from .names import MODELS, method_name, percent
+from .study import VERDICTS
+
+CIFAR = "08_cifar10"
+RIVALS = ("snip", "grasp", "synflow")  #: the abstract's "available methods" are at least these
+EPOCHS = 10  #: below so many epochs of training study 08 judges nothing
+PANNING = (
+    "**What is Panning?** A way to choose, before any training, which weights of a network stay. "
+    "Every weight is scored by SNIP, GraSP and SynFlow, the three scores are added up in shares "
+    "that change as sparsity grows, the best are kept, and again, a hundred times; a removed "
+    "weight may return. The shares come from a table of stages, or from a trained *agent*."
+)
+ANSWERS = {
+    "holds": "Yes",
+    "holds in part": "In part",
+    "no worse": "No, but it is no worse",
+    "fails": "No",
+    "undecided": "Undecided",
+}
+
+
+def place(profile: str, runs: pd.DataFrame, lines: Sequence[dict]) -> str:
+    """What a front page of another profile than ``paper`` must say first."""
+    data = ", ".join(sorted({line["provenance"]["data"]["title"] for line in lines}))
+    kind = "smoke test" if profile == "quick" else "profile of your own"
+    return (
+        f"> **{kind.capitalize()}, not the published results.** The profile `{profile}` is of "
+        f"{data}, n = {tables.seeds(runs)} in the sparsity sweep: it shows that the laboratory "
+        "works, and says nothing about the networks and data of the papers. Their verdicts: "
+        "[results/paper/README.md](../../paper/README.md)."
+    )
+
+
+def does_it_win(claims: pd.DataFrame) -> str:
+    """The verdict on the published claim, from ``published.table``."""
+    row = claims.set_index("id").loc["P1"]
+    if row.word not in ANSWERS:
+        return f"**Does it win?** That is {row.word} here."
+    return (
+        f"**Does it win?** {ANSWERS[row.word]}, as it was published: the sum by stages against "
+        f"SNIP, GraSP and SynFlow, the methods it mixes: {row.number}, n = {row.n}."
+    )
+
+
+def where(
+    panels: Mapping[str, pd.DataFrame], subjects: Sequence[str], rivals: Sequence[str] = RIVALS
+) -> str:
+    """On which networks and at which sparsities a form of Panning beats all rivals at once, where
+    it is surely worse than one of them, and by how much.
+
+    Args:
+        panels: runs of one network and input each, by the name of both.
+    """
+    won, lost, count = [], [], 0
+    for name, runs in panels.items():
+        for subject in subjects:
+            cells = statistics.compare(runs, subject, rivals)
+            for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
+                worst, count = statistics.decisive(part), count + 1
+                told = f"{method_name(subject)} at {percent(sparsity)} on {name} "
+                told += f"({100 * worst.difference:+.2f} points against {method_name(worst.rival)})"
+                if (part.outcome == "better").all():
+                    won.append(told)
+                elif worst.outcome == "worse":
+                    lost.append(told)
+    return (
+        f"**Where, and by how much?** Surely better than all of them at once: "
+        f"{', '.join(won) or 'nowhere'}. Surely worse than one of them: "
+        f"{', '.join(lost) or 'nowhere'}. In the other {count - len(won) - len(lost)} of {count} "
+        "cases, a form of Panning at a sparsity, it is better than some of them at most."
+    )
+
+
+def standing(
+    runs: pd.DataFrame, name: str, subjects: Sequence[str], rivals: Sequence[str] = RIVALS
+) -> pd.DataFrame:
+    """One row a form of Panning, a column a sparsity, and in each cell three things that no mean
+    over sparsities can hide: the verdict against all rivals, the difference to the rival that is
+    least favourable, and the mean rank among all methods of ``runs``.
+    """
+    pruned = runs[runs.method != "dense"]
+    accuracy = pruned.pivot_table(
+        index=["sparsity", "seed"], columns="method", values="test_accuracy"
+    )
+    ranks = accuracy.rank(axis=1, ascending=False).groupby("sparsity").mean()
+    methods = accuracy.groupby("sparsity").count().gt(0).sum(axis=1)
+    rows = []
+    for subject in subjects:
+        row = {"network": name, "form": method_name(subject)}
+        cells = statistics.compare(pruned, subject, rivals)
+        for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
+            mark = VERDICTS[statistics.verdict(part, every=True)]
+            difference = 100 * statistics.decisive(part).difference
+            row[percent(sparsity)] = (
+                f"{mark} {difference:+.2f}, rank {ranks[subject][sparsity]:.1f} of "
+                f"{methods[sparsity]}"
+            )
+        rows += [row] if len(cells) else []
+    return pd.DataFrame(rows)
+
+
+def cifar(profile: str, verdicts: pd.DataFrame) -> str:
+    """What the runs on CIFAR-10 allow to conclude."""
+    begin = "**What may I conclude about CIFAR-10?** "
+    there = f"[Study 08](../{CIFAR}/README.md) shows all numbers."
+    rows = Ledger(studies.folder(CIFAR, profile) / "runs.jsonl").rows()
+    rows = [row for row in rows if row.get("kind", base.FIRST) == base.FIRST]
+    runs = tables.tidy(rows) if rows else pd.DataFrame(columns=["dataset"], dtype=str)
+    runs = runs[runs.dataset.str.startswith("cifar10")]
+    if runs.empty:
+        return f"{begin}Nothing: this profile has no run on it."
+    about = verdicts[(verdicts.study == CIFAR) & (verdicts.paper == published.PANNING)]
+    if len(judged := about[about.verdict != "not judged"]):
+        told = "; ".join(
+            f"{row.claim} {row.verdict}: {row.interval}" for row in judged.itertuples()
+        )
+        return f"{begin}{told}. {there}"
+    done = [
+        f"{MODELS.get(model, model)} for {epochs} epoch{'s' * (epochs > 1)} with "
+        f"{part.seed.nunique()} seeds"
+        for (model, epochs), part in runs.groupby(["model", "epochs"])
+    ]
+    return (
+        f"{begin}Nothing yet about who is better. Trained was {', '.join(done)}; a verdict needs "
+        f"{EPOCHS} epochs and {statistics.LEAST} seeds, and the published training has 160 "
+        f"epochs. {there}"
+    )
