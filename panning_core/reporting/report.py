@@ -92,8 +92,8 @@ def _verdicts_first(parts: list[str], shown: list[dict]) -> list[str]:
     named, own = ([i for i in found if (i["paper"] == OWN) == mine] for mine in (False, True))
     rows = ["\n".join([head, *map(_row, part)]) for part in (named, own) if part]
     if rows[1:]:
-        words = f"<details><summary>{len(own)} more verdicts, on questions of this study</summary>"
-        rows[1] = f"{words}\n\n{rows[1]}\n\n</details>"
+        words = f"{len(own)} more verdict{'s' * (len(own) > 1)}, on questions of this study"
+        rows[1] = f"<details><summary>{words}</summary>\n\n{rows[1]}\n\n</details>"
     title, _, text = parts[0].partition("\n")
     return [title, "**Verdicts**", *rows, text.strip(), *parts[1:]]
 

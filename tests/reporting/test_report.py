@@ -341,6 +341,58 @@ def test_a_link_of_a_table_leads_to_the_same_place_from_the_studys_page_and_the_
     assert table in page and small.format("../") in page and "Details." in page
 
 
+def executed(folder, *cells):
+    """A notebook in ``folder`` whose cells are text or items, each with its tags."""
+    folder.mkdir(parents=True)
+    made = [
+        {"cell_type": "markdown", "source": what, "metadata": {"tags": tags}}
+        if isinstance(what, str)
+        else {
+            "cell_type": "code",
+            "source": "",
+            "metadata": {"tags": tags},
+            "outputs": [{"data": {showing.MIME: what}}],
+        }
+        for what, *tags in cells
+    ]
+    path = folder / f"{folder.name}.ipynb"
+    path.write_text(json.dumps({"cells": made}))
+    return path
+
+
+def test_cells_with_the_name_of_a_page_stand_there_alone(tmp_path):
+    note = {"kind": "note", "text": "See [there](../01_a/README.md)."}
+    overview = executed(
+        tmp_path / "tiny" / "00_overview",
+        ("# Front", "front"),
+        ("# Long", "page:long"),
+        (note, "page:long", "front"),
+        ("Only here.",),
+    )
+    front = report.render([overview]).read_text()
+    page = (tmp_path / "tiny" / "long.md").read_text()
+    own = (overview.parent / "README.md").read_text()
+    assert "# Front" in front and "# Long" not in front and "[there](01_a/README.md)" in front
+    assert "# Long\n\nSee [there](01_a/README.md)." in page and "Only here." not in page
+    assert "Only here." in own and "# Long" not in own
+
+
+def test_a_studys_page_begins_with_its_verdicts_and_folds_its_own_questions(tmp_path):
+    given = {"kind": "verdict", "evidence": "All.", "rule": "r", "family": 1, "n": 5}
+    given |= {"figure": "mixes.png", "interval": "+1 point"}
+    theirs = {**given, "paper": "Kang et al. 2022", "claim": "It is so.", "verdict": "✔ holds"}
+    own = {**given, "paper": showing.OWN, "claim": "Is it?", "verdict": "✘ fails"}
+    path = executed(
+        tmp_path / "tiny" / "01_a", ("# Title\n\nThe question.",), (own,), (theirs,), ("Text.",)
+    )
+    report.render([path])
+    text = (path.parent / "README.md").read_text()
+    row = "| ✔ holds | It is so. (Kang et al. 2022) | [+1 point](#mixes) | 5 |"
+    assert text.index("# Title") < text.index(row) < text.index("<details>")
+    assert text.index("1 more verdict,") < text.index("| ✘ fails | Is it? |")
+    assert text.index("</details>") < text.index("The question.") < text.index("Text.")
+
+
 # --- what became of a run ---
 
 
