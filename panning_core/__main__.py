@@ -59,8 +59,9 @@ def bench(options: Namespace) -> int:
 
 
 def lab(options: Namespace) -> int:
-    place = "--LabApp.default_url=/lab/tree/notebooks/playground.ipynb"
-    return _python("-m", "jupyterlab", f"--ServerApp.root_dir={ROOT}", place)
+    from .reporting import lab
+
+    return lab.start()
 
 
 def check(options: Namespace) -> int:

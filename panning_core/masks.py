@@ -340,8 +340,8 @@ def flops(model: nn.Module, mask: Mask) -> int:
 
 
 def table(model: nn.Module, mask: Mask) -> pd.DataFrame:
-    """One row a layer: shape, weights, kept, density, effective (kept on a path),
-    effective_density, flops_dense, flops_nonzero.
+    """One row a layer: kept, effective (kept on a path), density, effective_density, weights,
+    shape, flops_dense, flops_nonzero.
 
     FLOPs are those of one input's forward pass, 2 for a multiply-add; ``flops_nonzero`` counts
     effective weights only.
@@ -354,13 +354,14 @@ def table(model: nn.Module, mask: Mask) -> pd.DataFrame:
         kept, alive, total = int(m.sum()), int(live[name].sum()), m.numel()
         rows.append(
             {
+                # First what matters: a narrow terminal cuts the table in the middle.
                 "layer": name.removesuffix(".weight"),
-                "shape": "x".join(map(str, m.shape)),
-                "weights": total,
                 "kept": kept,
-                "density": kept / total,
                 "effective": alive,
+                "density": kept / total,
                 "effective_density": alive / total,
+                "weights": total,
+                "shape": "x".join(map(str, m.shape)),
                 "flops_dense": 2 * times[name] * total,
                 "flops_nonzero": 2 * times[name] * alive,
             }
