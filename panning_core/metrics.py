@@ -371,13 +371,7 @@ def prospr(
     Raises:
         UserError: ``steps`` below 0, ``parts`` that are not from 1 to the number of images.
     """
-    if steps < 0 or not 1 <= parts <= len(batch[0]):
-        raise UserError(
-            f"ProsPr takes steps of at least 0 and from 1 to {len(batch[0])} parts of a batch of"
-            f" {len(batch[0])} images, got {steps} and {parts}"
-        )
-    # Class by class.
-    dealt = batch[1].argsort(stable=True)
+    shares = _dealt(batch, steps, parts)
     with _subnetwork(model, mask, generator) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
         phi = {
@@ -385,20 +379,34 @@ def prospr(
             for name, p in model.named_parameters()
         }
         velocity: dict[str, Tensor | float] = dict.fromkeys(phi, 0.0)
-        for k in range(steps + 1):
-            x, y = (t[dealt[k % parts :: parts]] for t in batch) if parts > 1 else batch
+        for x, y in shares[:-1]:
             loss = nn.functional.cross_entropy(forward(x, phi), y)
-            if k == steps:
-                break
             gradient = _gradient(loss, list(phi.values()), create_graph=not first_order)
             velocity = {name: momentum * velocity[name] + g for name, g in zip(phi, gradient)}
             phi = {name: p - lr * velocity[name] for name, p in phi.items()}
-        gradient = _gradient(loss, leaves)
+        x, y = shares[-1]
+        gradient = _gradient(nn.functional.cross_entropy(forward(x, phi), y), leaves)
     products = {
         name: w.detach() * g.detach() * numbers(mask[name], w.dtype)
         for (name, w), g in zip(prunable(model).items(), gradient)
     }
     return _absolute({name: _per_unit(p) for name, p in products.items()} if units else products)
+
+
+def _dealt(batch: Batch, steps: int, parts: int) -> list[Batch]:
+    """What each step sees, and then the last loss: the parts of ``batch`` in turn."""
+    x, y = batch
+    if steps < 0 or not 1 <= parts <= len(x):
+        raise UserError(
+            f"ProsPr takes steps of at least 0 and from 1 to {len(x)} parts of a batch of"
+            f" {len(x)} images, got {steps} and {parts}"
+        )
+    if parts == 1:
+        return [batch] * (steps + 1)
+    # Class by class.
+    order = y.argsort(stable=True)
+    own = [order[k % parts :: parts] for k in range(steps + 1)]
+    return [(x[places], y[places]) for places in own]
 
 
 def _per_unit(products: Tensor) -> Tensor:

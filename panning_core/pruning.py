@@ -73,17 +73,19 @@ Guard = Callable[[Mask, Mask, Batch, Tensor, Callable[[Tensor], Mask]], tuple[Ma
 
 @dataclass(frozen=True)
 class Rounds:
-    """How a mask is found, whatever scores the weights. ``prune`` describes every entry.
+    """How a mask is found, whatever scores the weights.
 
     Attributes:
         count: rounds of scoring and pruning.
-        revive: whether a pruned weight may return.
+        revive: whether a pruned weight may return. It does only if its metric gives pruned weights
+            a score: FORCE and Panning do, Iterative SNIP and SynFlow give them 0.
         schedule: a key of ``SCHEDULES``.
-        scope: a key of ``masks.SCOPES``.
-        inverted: the lowest scores are kept.
-        effective: the last round counts effective weights.
+        scope: a key of ``masks.SCOPES``; ``keep_top`` describes them.
+        inverted: a control, the lowest scores are kept.
+        effective: the density counts effective weights: the last round keeps as many of the best as
+            leave at most so many, and those alone.
         least: how many weights each layer keeps at least, see ``layers.limits``.
-        observe: called after each round.
+        observe: called after each round with (round, mask before, mask after, batch).
     """
 
     count: int = 1
@@ -120,7 +122,10 @@ def in_rounds(
         guard: may replace the mask of a round.
 
     Returns:
-        The mask, and the trace that ``prune`` describes.
+        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the
+        effective sparsity (None where paths can not be followed), every layer's density, how many
+        weights were removed and revived, the mass (sum of absolute scores) of each metric used on
+        kept and on removed weights, the coefficients of a mix, and events.
     """
     asked_for = pick("schedule", how.schedule, SCHEDULES)
     keep = pick("scope", how.scope, masks.SCOPES)
@@ -271,53 +276,30 @@ def prune(
     state changes.
 
     Args:
-        method: a name of ``methods()``.
+        method: a name of ``methods()``; its ``options`` by name are those of its record.
         density: fraction kept of all prunable weights, those of layers that stay whole among them;
             the mask has exactly round(density * N) weights.
-        batches: one batch (x, y), a list of batches used in turn, an iterator that gives a fresh
-            one each round, or a ``DataLoader`` of such pairs, used epoch after epoch and, where it
-            shuffles, by ``seed``.
-        rounds: of scoring and pruning; None is the method's own number.
+        batches: or a ``DataLoader``, used epoch after epoch and, where it shuffles, by ``seed``.
+        rounds, revive: as in ``Rounds``; None is the method's own number, or its own way.
         seed: of the noise of a metric that draws some.
-        scope: a key of ``masks.SCOPES``; ``keep_top`` describes them.
-        schedule: ``"exponential"``, density^(t/rounds), or ``"linear"``.
-        revive: whether a pruned weight may return; None is the method's own way. A weight returns
-            only if its metric gives pruned weights a score: FORCE and Panning do, Iterative SNIP
-            and SynFlow give them 0.
+        scope, schedule, inverted, effective, observe: as in ``Rounds``.
         mix: constant coefficients of (SynFlow, SNIP, GraSP) instead of Panning's stage table.
-        policy: of ``"panning-agent"``: a name or a file for ``policies.load``, or any function of
-            an observation; None is the one that comes with the package.
-        options: of the method, by name; its record has them and their defaults.
-        inverted: control, keep the lowest scores.
-        effective: ``density`` counts effective weights: the last round keeps as many of the best as
-            leave at most so many, and those alone.
-        observe: called after each round with (round, mask before, mask after, batch).
-        include: patterns of ``layers``: only these layers are pruned, all others stay whole.
-        exclude: these stay whole, such as ``["first", "last"]``.
-        floor: fraction that every layer keeps at least, or a dict of one for each pattern.
+        policy: of ``"panning-agent"``: for ``policies.load``, or any function of an observation.
+        include, exclude, floor: as in ``layers.limits``.
 
     Returns:
-        The mask, and the trace: a dict for each round with the sparsity asked for and reached, the
-        effective sparsity (None where paths can not be followed), every layer's density, how many
-        weights were removed and revived, the mass (sum of absolute scores) of each metric used on
-        kept and on removed weights, the coefficients of a mix, and events.
+        The mask, and the trace that ``in_rounds`` describes.
 
     Raises:
-        UserError: an unknown name, a density that keeps nothing, less than whole layers and floors
-            take or, for the agent and PHEW, less than a path; rounds below 1, a mix, a policy or an
-            option where there is none, a pattern without a layer.
+        UserError: an unknown name; a density of nothing, or of less than whole layers, floors or a
+            path take; rounds below 1; a mix, policy or option where there is none; a bad pattern.
     """
     if method not in methods():
         raise unknown("pruner", method, methods())
     found, total = _registry().method(method), _check_density(model, density)
     least = layers.limits(model, include, exclude, floor)
     if least is not None:
-        layers.check_room(least, density, total)
-    if least is not None and effective:
-        raise UserError(
-            "effective keeps only what lies on a path, so no layer stays whole and no floor "
-            "holds; leave out effective, or include, exclude and floor"
-        )
+        _check_least(least, density, total, effective)
     how = Rounds(
         found.rounds if rounds is None else whole("rounds", rounds, 1),
         found.regrows if revive is None else revive,
@@ -327,7 +309,7 @@ def prune(
     _warn_of_the_rest(model, density, total)
     if isinstance(batches, DataLoader):
         batches = data.loader_batches(batches, seed)
-    own = {**found.taken(mix=mix, policy=policy), **found.settled(options or {})}
+    own = found.taken(mix=mix, policy=policy) | found.settled(options or {})
     return found.find(model, batches, density, seed, how, **own)
 
 
@@ -340,6 +322,15 @@ def _check_density(model: nn.Module, density: float) -> int:
             f"density {density} keeps none of {total:,} weights; the least is {1 / total:.1e}"
         )
     return total
+
+
+def _check_least(least: Least, density: float, total: int, effective: bool) -> None:
+    layers.check_room(least, density, total)
+    if effective:
+        raise UserError(
+            "effective keeps only what lies on a path, so no layer stays whole and no floor "
+            "holds; leave out effective, or include, exclude and floor"
+        )
 
 
 def _warn_of_the_rest(model: nn.Module, density: float, total: int) -> None:
