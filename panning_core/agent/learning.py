@@ -202,60 +202,24 @@ def learn(
         effective_sparsity, rounds) while it explored, ``evaluations`` (rows of ``episode`` with
         steps) of the deterministic policy on a network of another seed, seconds.
     """
-    from stable_baselines3 import TD3
-    from stable_baselines3.common.noise import NormalActionNoise
-
-    t = training
-    growing = (
-        not t.redraw and "extremes" not in t.departures
-    )  # units that never stop growing, over all legs
-    path, told = (
-        checkpoint(t, folder),
-        {"episodes": [], "evaluations": [], "seconds": 0.0, "extremes": []},
-    )
+    t, path = training, checkpoint(training, folder)
+    # Units that never stop growing, over all legs.
+    growing = not t.redraw and "extremes" not in t.departures
+    told = {"episodes": [], "evaluations": [], "seconds": 0.0, "extremes": []}
 
     def evaluate() -> None:
-        actor, held_out = _actor(learner, {}), t.environment(HELD_OUT)
-        held_out.reset(seed=0)
-        told["evaluations"] += [
-            {"steps": learner.num_timesteps, **episode(held_out, actor, target)}
-            for target in TARGETS
-        ]
+        told["evaluations"] += _evaluations(learner, t.environment(HELD_OUT))
 
     def watch(now: dict, _) -> bool:
         for info in now["infos"]:
             if end := info.get("episode"):
-                told["episodes"].append(
-                    [
-                        learner.num_timesteps,
-                        info["target"],
-                        end["r"],
-                        info["effective_sparsity"],
-                        end["l"],
-                    ]
-                )
+                row = info["target"], end["r"], info["effective_sparsity"], end["l"]
+                told["episodes"].append([learner.num_timesteps, *row])
         progress(learner.num_timesteps)
         return True
 
     with _random_numbers_of_its_own():
-        learner = TD3(
-            "MlpPolicy",
-            t.environment(),
-            learning_rate=t.lr,
-            buffer_size=t.steps,
-            learning_starts=t.random_steps,
-            batch_size=t.batch_size,
-            tau=t.tau,
-            gamma=t.gamma,
-            policy_delay=t.delay,
-            target_policy_noise=t.target_noise,
-            target_noise_clip=t.noise_clip,
-            action_noise=NormalActionNoise(np.zeros(len(MIXED)), np.full(len(MIXED), t.noise)),
-            policy_kwargs={"net_arch": [t.width, t.width]},
-            seed=t.seed,
-            device="cpu",
-            replay_buffer_kwargs={"handle_timeout_termination": t.bootstrap},
-        )
+        learner = _learner(t)
         if path.exists():
             told = _restore(learner, path)
         if not told["evaluations"]:
@@ -273,21 +237,58 @@ def learn(
             told["extremes"] = [env.extremes.low, env.extremes.high] if growing else []
             told["seconds"] += time.perf_counter() - start
             _keep(learner, told, path)
-    versions = {
-        "panning_core": __version__,
-        **{package: version(package) for package in ("torch", "gymnasium", "stable-baselines3")},
-    }
-    card = {
-        "trained_on": list(t.networks),
-        "steps": t.steps,
-        "seed": t.seed,
-        "seconds": round(told["seconds"], 1),
-        "training": asdict(t),
-        "versions": versions,
-    }
+    card = _card(t, told["seconds"])
     if growing:  # where it is applied to its own network, its units go on from here
         card |= {"network": models.fingerprint(t.source()(None)[0]), "extremes": told["extremes"]}
     return _actor(learner, card), told
+
+
+def _learner(t: Training):
+    from stable_baselines3 import TD3
+    from stable_baselines3.common.noise import NormalActionNoise
+
+    return TD3(
+        "MlpPolicy",
+        t.environment(),
+        learning_rate=t.lr,
+        buffer_size=t.steps,
+        learning_starts=t.random_steps,
+        batch_size=t.batch_size,
+        tau=t.tau,
+        gamma=t.gamma,
+        policy_delay=t.delay,
+        target_policy_noise=t.target_noise,
+        target_noise_clip=t.noise_clip,
+        action_noise=NormalActionNoise(np.zeros(len(MIXED)), np.full(len(MIXED), t.noise)),
+        policy_kwargs={"net_arch": [t.width, t.width]},
+        seed=t.seed,
+        device="cpu",
+        replay_buffer_kwargs={"handle_timeout_termination": t.bootstrap},
+    )
+
+
+def _evaluations(learner, held_out: PanningEnv) -> list[dict]:
+    actor = _actor(learner, {})
+    held_out.reset(seed=0)
+    return [
+        {"steps": learner.num_timesteps, **episode(held_out, actor, target)} for target in TARGETS
+    ]
+
+
+def _card(t: Training, seconds: float) -> dict:
+    """What a policy says of where it comes from."""
+    packages = "torch", "gymnasium", "stable-baselines3"
+    return {
+        "trained_on": list(t.networks),
+        "steps": t.steps,
+        "seed": t.seed,
+        "seconds": round(seconds, 1),
+        "training": asdict(t),
+        "versions": {
+            "panning_core": __version__,
+            **{package: version(package) for package in packages},
+        },
+    }
 
 
 def _actor(learner, card: dict) -> Actor:

@@ -164,19 +164,24 @@ def _layers(arrays: dict[str, np.ndarray]) -> tuple[tuple[np.ndarray, np.ndarray
     layers = tuple((arrays[f"weight{i}"], arrays[f"bias{i}"]) for i in range(count))
     width = SEEN
     for weight, bias in layers:
-        if (
-            weight.ndim != 2
-            or bias.shape != weight.shape[:1]
-            or weight.shape[1] != width
-            or {weight.dtype, bias.dtype} != {np.dtype(np.float32)}
-        ):
-            raise ValueError(
-                f"a layer is {weight.dtype} {weight.shape} and {bias.dtype} {bias.shape} where"
-                f" {width} numbers come in"
-            )
-        if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
-            raise ValueError("not all of its weights are finite")
+        _check_layer(weight, bias, width)
         width = len(weight)
     if width != DONE:
         raise ValueError(f"it answers with {width} numbers instead of {DONE}")
     return layers
+
+
+def _check_layer(weight: np.ndarray, bias: np.ndarray, width: int) -> None:
+    """Raise a ValueError unless this is a layer of ``width`` inputs."""
+    if (
+        weight.ndim != 2
+        or bias.shape != weight.shape[:1]
+        or weight.shape[1] != width
+        or {weight.dtype, bias.dtype} != {np.dtype(np.float32)}
+    ):
+        raise ValueError(
+            f"a layer is {weight.dtype} {weight.shape} and {bias.dtype} {bias.shape} where"
+            f" {width} numbers come in"
+        )
+    if not (np.isfinite(weight).all() and np.isfinite(bias).all()):
+        raise ValueError("not all of its weights are finite")

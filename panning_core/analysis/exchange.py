@@ -64,19 +64,24 @@ def read(model: nn.Module, source: str | Path | Mapping[str, Tensor]) -> Mask:
         )
     weights = prunable(model)
     if masked := {name: tensor for name, tensor in tensors.items() if name.endswith("_mask")}:
-        if foreign := masked.keys() - {f"{name}_mask" for name in weights}:
-            raise UserError(
-                f"{sorted(foreign)[0]} is of no weight that is pruned here; these are "
-                f"{', '.join(weights)}"
-            )
-        tensors = {
-            name: masked.get(f"{name}_mask", torch.ones_like(w, dtype=torch.bool))
-            for name, w in weights.items()
-        }
+        tensors = _of_state(masked, weights)
     device = next(iter(weights.values())).device
     mask = {name: _boolean(name, tensor).to(device) for name, tensor in tensors.items()}
     masks.check(model, mask)
     return {name: mask[name] for name in weights}
+
+
+def _of_state(masked: dict[str, Tensor], weights: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    """The masks of ``torch.nn.utils.prune``, whole for the layers that it does not mask."""
+    if foreign := masked.keys() - {f"{name}_mask" for name in weights}:
+        raise UserError(
+            f"{sorted(foreign)[0]} is of no weight that is pruned here; these are "
+            f"{', '.join(weights)}"
+        )
+    return {
+        name: masked.get(f"{name}_mask", torch.ones_like(w, dtype=torch.bool))
+        for name, w in weights.items()
+    }
 
 
 def _boolean(name: str, tensor: Tensor) -> Tensor:

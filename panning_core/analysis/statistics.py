@@ -189,6 +189,7 @@ def judged(cells: pd.DataFrame) -> pd.DataFrame:
     return cells.assign(p_holm=p_holm, family=len(cells), outcome=outcome)
 
 
+# One piece: the rules of a verdict stand in the order in which they are tried.
 def verdict(cells: pd.DataFrame, claim: str = "better", every: bool = False) -> str:
     """In a word: does the claim hold that the subject is better than its rivals, or as good as
     they, in these cells of one family?

@@ -23,22 +23,16 @@ def fold_constants(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
     value = torch.tensor(nan)
     for (name, module), (after, following) in pairwise([*chain, ("", None)]):
         if isinstance(module, WEIGHTED):
-            taps, biased = used[f"{name}.weight"], module.bias is not None
+            taps = used[f"{name}.weight"]
             value = value.repeat_interleave(taps.shape[1] // value.numel()).to(module.weight)
-            home = (
-                f"{name}.bias"
-                if biased
-                else f"{after}.running_mean"
-                if isinstance(following, nn.BatchNorm2d)
-                else None
-            )
+            home = _home(name, module, after, following)
             padded = isinstance(module, nn.Conv2d) and module.padding not in ("valid", (0, 0))
             known = value.isfinite() if home and not padded else value == 0
             carried = (
                 module.weight.reshape(taps.shape).where(taps, 0).sum(2)[:, known] @ value[known]
             )
             if home:
-                shifts[home] = carried if biased else -carried
+                shifts[home] = -carried if module.bias is None else carried
             used[f"{name}.weight"] = taps = taps & ~known[:, None]
             value = carried if module.bias is None else carried + module.bias
             value = value.masked_fill(taps.any(2).any(1), nan)
@@ -48,6 +42,14 @@ def fold_constants(chain: Chain, used: Mask, shifts: dict[str, Tensor]) -> None:
             value = module.bias + (value - mean) * module.weight / (variance + module.eps).sqrt()
         elif isinstance(module, nn.ReLU):
             value = value.relu()  # pooling leaves a constant as it is
+
+
+def _home(name: str, module: nn.Module, after: str, following: nn.Module | None) -> str | None:
+    """The tensor that can hold what a layer adds to all places of a channel: its bias, or the mean
+    of the BatchNorm behind it."""
+    if module.bias is not None:
+        return f"{name}.bias"
+    return f"{after}.running_mean" if isinstance(following, nn.BatchNorm2d) else None
 
 
 def trim(links: list[Link], used: Mask) -> tuple[dict[str, Tensor], list[Tensor]]:

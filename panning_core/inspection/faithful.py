@@ -42,6 +42,7 @@ NOTHING = 1e-3
 FEW, TIMES = 4, 3  #: images of one comparison, and how many may follow where a gradient differs
 
 
+# One piece: a list of places to look at, the first find is the answer.
 def altered(model: nn.Module) -> str | None:
     """What makes ``model`` do more than its classes say: a hook of any kind, or a method replaced.
 

@@ -196,16 +196,10 @@ def learn(
     Raises:
         UserError: a negative penalty, a rate that is not above 0, or bad input of ``Sparse``.
     """
-    if not all(map(is_number, (penalty, lr, gate_lr))) or penalty < 0 or min(lr, gate_lr) <= 0:
-        raise UserError(
-            f"penalty {penalty!r}, lr {lr!r} and gate_lr {gate_lr!r} must be numbers, the first of "
-            "at least 0 and the rates above 0"
-        )
+    _check_rates(penalty, lr, gate_lr)
     training.check(model, splits, batch_size)
     sparse = Sparse(model, structure, seed)
-    own = {id(p) for gate in sparse.gates.values() for p in gate.parameters()}
-    groups = [[p for p in model.parameters() if (id(p) in own) == of_gates] for of_gates in (0, 1)]
-    optimiser = torch.optim.Adam([{"params": group} for group in groups])
+    optimiser = _adam(model, sparse)
     recipe = training.Recipe(epochs, batch_size, lr, seed=seed)
     now, curve = torch.cat([a.flatten() for a in sparse.alive()]), []
     died = ~now
@@ -227,3 +221,18 @@ def learn(
     left = {name: w.detach() != 0 for name, w in prunable(model).items()}
     mask = masks.effective(model, left)
     return Learned(mask, alive, int(died.sum()), int((died & now).sum()), curve)
+
+
+def _check_rates(penalty: float, lr: float, gate_lr: float) -> None:
+    if not all(map(is_number, (penalty, lr, gate_lr))) or penalty < 0 or min(lr, gate_lr) <= 0:
+        raise UserError(
+            f"penalty {penalty!r}, lr {lr!r} and gate_lr {gate_lr!r} must be numbers, the first of "
+            "at least 0 and the rates above 0"
+        )
+
+
+def _adam(model: nn.Module, sparse: Sparse) -> torch.optim.Adam:
+    """Of two groups: weights and biases, then gates and thresholds."""
+    own = {id(p) for gate in sparse.gates.values() for p in gate.parameters()}
+    groups = [[p for p in model.parameters() if (id(p) in own) == of_gates] for of_gates in (0, 1)]
+    return torch.optim.Adam([{"params": group} for group in groups])

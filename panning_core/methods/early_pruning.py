@@ -73,6 +73,12 @@ def scores(
     if criterion != "taylor":
         sizes = [each.weight.detach().flatten(1).square().mean(1).sqrt() for each in convolutions]
         return sizes if criterion == "magnitude" else [each / each.mean() for each in sizes]
+    return _taylor(model, norms, batches)
+
+
+def _taylor(
+    model: nn.Module, norms: list[nn.BatchNorm2d], batches: Iterable[tuple[Tensor, Tensor]]
+) -> list[Tensor]:
     found = [torch.zeros(each.num_features) for each in norms]
     for x, y in batches:
         parameters = [p for norm in norms for p in (norm.weight, norm.bias)]

@@ -18,7 +18,7 @@ from __future__ import annotations
 import copy
 import math
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import islice
 
 import torch
@@ -32,10 +32,9 @@ from ..inspection.noise import drawn_from
 from ..masks import Mask
 from ..models import prunable
 
-FIRST, WIDE = (
-    6,
-    20,
-)  #: one of so many steps on the whole network, down to so many times the budget
+FIRST = 6  #: one of so many steps is on the whole network,
+WIDE = 20  #: down to so many times the budget
+_LOSS = nn.functional.cross_entropy
 
 #: what has a gate: shape of a weight -> shape of its logits
 STRUCTURES: dict[str, Callable[[torch.Size], tuple[int, ...]]] = {
@@ -109,11 +108,9 @@ class Gates:
         weights = prunable(model)
         if shared := graph.shared(model):
             raise UserError(f"gates need a weight of its own for every layer; {shared[0]} has two")
-        self.model, self.generator, self.shapes = (
-            model,
-            generator or torch.Generator().manual_seed(0),
-            {name: w.shape for name, w in weights.items()},
-        )
+        self.model, self.structure, self.temperature = model, structure, temperature
+        self.generator = generator or torch.Generator().manual_seed(0)
+        self.shapes = {name: w.shape for name, w in weights.items()}
         self._layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
         self._plain = copy.deepcopy(model)  # whose paths can be followed
         graph.inherit(self._plain, model)
@@ -373,9 +370,6 @@ def learn(
     """Learn weights and topology of ``model`` in place, on the cross-entropy of the training
     images.
 
-    With a budget the gates begin on the whole network; once ``WIDE`` times the budget is open,
-    units and inputs that no open gate reads are removed and the others go on, many times faster.
-
     Args:
         density: the fraction of gates to stay open: of gates on weights, the mask has at most
             round(density * N) *effective* weights and no others.
@@ -394,6 +388,36 @@ def learn(
         UserError: numbers out of range, a budget that leaves no path, bad input of ``Gates``, or a
             network that ``compaction`` cannot read.
     """
+    _check_numbers(density, lr, gate_lr, forget, penalty)
+    recipe = training.Recipe(epochs, batch_size, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    training.check(model, splits, batch_size)
+    gates = Gates(model, structure, temperature, generator)
+    budget = max(1, round(density * gates.count))
+    per_epoch = math.ceil(len(splits.train) / batch_size)
+    steps, small = epochs * per_epoch, None
+    batches = ((x, y) for epoch in training.epochs(splits.train, recipe) for x, y, _ in epoch)
+    model.train()
+    with drawn_from(torch.Generator().manual_seed(seed), splits.train.x.device):
+        if penalty:
+            losses = fit_penalty(model, gates, batches, _LOSS, lr, penalty, density)
+        else:
+            rates = lr, gate_lr, forget
+            losses, gates, small = _fit_narrowing(model, gates, batches, budget, steps, rates)
+    mask = gates.mask(budget)
+    gates.remove()
+    if small:
+        mask = small.widen(mask)
+        small.restore(model)
+    return mask, [
+        {"loss": sum(part) / len(part), "events": []}
+        for part in (losses[i : i + per_epoch] for i in range(0, steps, per_epoch))
+    ]
+
+
+def _check_numbers(
+    density: float, lr: float, gate_lr: float, forget: float, penalty: float
+) -> None:
     if (
         not fraction_kept(density)
         or not all(map(is_number, (lr, gate_lr, forget, penalty)))
@@ -405,73 +429,41 @@ def learn(
             f" of at least 0, got density {density}, lr {lr}, gate_lr {gate_lr}, forget {forget},"
             f" penalty {penalty}"
         )
-    recipe, generator = (
-        training.Recipe(epochs, batch_size, seed=seed),
-        torch.Generator().manual_seed(seed),
-    )
-    training.check(model, splits, batch_size)
-    gates = Gates(model, structure, temperature, generator)
-    budget, per_epoch = (
-        max(1, round(density * gates.count)),
-        math.ceil(len(splits.train) / batch_size),
-    )
-    steps, first = epochs * per_epoch, epochs * per_epoch // FIRST
-    batches = ((x, y) for epoch in training.epochs(splits.train, recipe) for x, y, _ in epoch)
-    loss, wide, small = nn.functional.cross_entropy, WIDE * budget, None
-    model.train()
-    with drawn_from(torch.Generator().manual_seed(seed), splits.train.x.device):
-        if penalty:
-            losses = fit_penalty(model, gates, batches, loss, lr, penalty, density)
-        elif structure != "weights" or wide >= gates.count or not first:
-            losses = fit_budget(
-                model,
-                gates,
-                batches,
-                loss,
-                falling(gates.count, budget, steps),
-                lr,
-                gate_lr,
-                forget,
-            )
-        else:
-            losses = fit_budget(
-                model,
-                gates,
-                islice(batches, first),
-                loss,
-                falling(gates.count, wide, first, (1.0, 0.5), 1.0),
-                lr,
-                gate_lr,
-                forget,
-            )
-            logits, opened = (
-                {name: gate.logits.detach() for name, gate in gates.gates.items()},
-                gates.mask(),
-            )
-            gates.remove()
-            small = compaction.compact(
-                model, {name: _between(m).clone() for name, m in opened.items()}, fold=False
-            )
-            gates = Gates(small.model, structure, temperature, generator, small.narrow(logits))
-            losses += fit_budget(
-                small.model,
-                gates,
-                batches,
-                loss,
-                falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0)),
-                lr,
-                gate_lr,
-                forget,
-            )
-    mask = gates.mask(budget)
+
+
+def _fit_narrowing(
+    model: nn.Module,
+    gates: Gates,
+    batches: Iterator[tuple[Tensor, Tensor]],
+    budget: int,
+    steps: int,
+    rates: tuple[float, float, float],
+) -> tuple[list[float], Gates, compaction.Compact | None]:
+    """``fit_budget``. Gates on weights begin on the whole network; once ``WIDE`` times the budget is
+    open, units and inputs that no open gate reads are removed and the others go on, many times
+    faster.
+
+    Returns:
+        The losses, the gates at the end, and the smaller network, if there was one.
+    """
+    wide, first = WIDE * budget, steps // FIRST
+    if gates.structure != "weights" or wide >= gates.count or not first:
+        plan = falling(gates.count, budget, steps)
+        return fit_budget(model, gates, batches, _LOSS, plan, *rates), gates, None
+    plan = falling(gates.count, wide, first, (1.0, 0.5), 1.0)
+    losses = fit_budget(model, gates, islice(batches, first), _LOSS, plan, *rates)
+    logits = {name: gate.logits.detach() for name, gate in gates.gates.items()}
+    opened = gates.mask()
     gates.remove()
-    if small:
-        mask = small.widen(mask)
-        small.restore(model)
-    return mask, [
-        {"loss": sum(part) / len(part), "events": []}
-        for part in (losses[i : i + per_epoch] for i in range(0, steps, per_epoch))
-    ]
+    small = compaction.compact(
+        model, {name: _between(m).clone() for name, m in opened.items()}, fold=False
+    )
+    gates = Gates(
+        small.model, gates.structure, gates.temperature, gates.generator, small.narrow(logits)
+    )
+    plan = falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0))
+    losses += fit_budget(small.model, gates, batches, _LOSS, plan, *rates)
+    return losses, gates, small
 
 
 def _between(opened: Tensor) -> Tensor:

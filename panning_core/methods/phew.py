@@ -66,16 +66,23 @@ def phew(model: nn.Module, count: int, generator: torch.Generator) -> Scores:
             f"PHEW keeps whole paths, which in this network are from {least:,} to {most:,} "
             f"weights; got {count:,}"
         )
-    both = (
-        [
-            [[_step(start, kernels.transpose(1, 0, 2)) for start, kernels in way] for way in ways]
-            for ways in stages
-        ],
-        [
-            [[_step(start, kernels) for start, kernels in reversed(way)] for way in ways]
-            for ways in reversed(stages)
-        ],
-    )
+    order = _chosen(model, count, strength, _both_ways(stages), rng)
+    scores = rng.random(len(strength))
+    scores[order] = 2 - np.arange(count) / count
+    return {
+        name: s.to(weights[name].device)
+        for name, s in unflatten(torch.from_numpy(scores), weights).items()
+    }
+
+
+def _chosen(
+    model: nn.Module,
+    count: int,
+    strength: np.ndarray,
+    both: tuple[Stages, Stages],
+    rng: np.random.Generator,
+) -> np.ndarray:
+    """The places of the weights that are kept, in the order in which they were reached."""
     order = np.empty(0, dtype=int)
     for _ in range(_TRIES):
         order = _visit(order, count, len(strength), both, rng)
@@ -89,20 +96,13 @@ def phew(model: nn.Module, count: int, generator: torch.Generator) -> Scores:
         arrival = rng.exponential(size=len(others)) / strength[others]
         order = np.concatenate([order, others[np.argsort(arrival)[: count - len(order)]]])
         if len(order) == count:
-            break
+            return order
         # A narrow network: these walks leave no room for exactly so many.
         order = order[:0]
-    else:
-        raise UserError(
-            f"PHEW found no {count:,} weights of this network that all lie on paths; ask for some "
-            "more or less"
-        )
-    scores = rng.random(len(strength))
-    scores[order] = 2 - np.arange(count) / count
-    return {
-        name: s.to(weights[name].device)
-        for name, s in unflatten(torch.from_numpy(scores), weights).items()
-    }
+    raise UserError(
+        f"PHEW found no {count:,} weights of this network that all lie on paths; ask for some "
+        "more or less"
+    )
 
 
 class _Step(NamedTuple):
@@ -130,6 +130,20 @@ def _step(start: int, kernels: np.ndarray) -> _Step:
         kernels.shape,
         tuple(stride // kernels.itemsize for stride in kernels.strides),
         ends.ravel(),
+    )
+
+
+def _both_ways(stages: list[list[list[tuple[int, np.ndarray]]]]) -> tuple[Stages, Stages]:
+    """Forward and backward."""
+    return (
+        [
+            [[_step(start, kernels.transpose(1, 0, 2)) for start, kernels in way] for way in ways]
+            for ways in stages
+        ],
+        [
+            [[_step(start, kernels) for start, kernels in reversed(way)] for way in ways]
+            for ways in reversed(stages)
+        ],
     )
 
 

@@ -39,6 +39,7 @@ def _stages(table: tuple) -> str:
     return "; ".join(f"to {limit:g}: {', '.join(f'{v:g}' for v in mix)}" for limit, mix in table)
 
 
+# One piece: a table of data, one row a setting.
 def table() -> pd.DataFrame:
     """Columns: part, setting, authors, here, how (same, option or differs), and why it differs or
     what the option is called.

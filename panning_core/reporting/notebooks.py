@@ -158,12 +158,7 @@ def reproduce(
     chosen = sorted(
         sections if only is None else [only], key=lambda study: (study == OVERVIEW, study)
     )
-    skipped = {}
-    for study in chosen:
-        try:
-            _check_study(study, profile_name, sections[study])
-        except base.MissingPackage as error:
-            skipped[study] = str(error)
+    skipped = _left_out(chosen, profile_name, sections)
     results = studies.folder(OVERVIEW, profile_name).parent
     try:
         results.mkdir(parents=True, exist_ok=True)
@@ -188,10 +183,7 @@ def reproduce(
             print(f"error: {error}", file=sys.stderr)
         summary.append((study, f"{time.perf_counter() - start:.0f}", words))
 
-    width = max(len(study) for study in chosen)
-    print(f"\n{'study':<{width}}  seconds  verdicts")
-    for study, seconds, words in summary:
-        print(f"{study:<{width}}  {seconds:>7}  {words}")
+    _print_summary(summary)
     executed = [
         studies.folder(study, profile_name) / f"{study}.ipynb"
         for study in sorted(sections)
@@ -203,6 +195,24 @@ def reproduce(
         print("\nThe report is written when every study of the profile has run.")
     print(f"site: {_shown(build(profile_name))}")
     return int(failed)
+
+
+def _left_out(chosen: list[str], profile_name: str, sections: dict[str, dict]) -> dict[str, str]:
+    """Checks the studies; returns those that need a package that is missing, and the sentences."""
+    missing = {}
+    for study in chosen:
+        try:
+            _check_study(study, profile_name, sections[study])
+        except base.MissingPackage as error:
+            missing[study] = str(error)
+    return missing
+
+
+def _print_summary(rows: list[tuple[str, str, str]]) -> None:
+    width = max(len(study) for study, _, _ in rows)
+    print(f"\n{'study':<{width}}  seconds  verdicts")
+    for study, seconds, words in rows:
+        print(f"{study:<{width}}  {seconds:>7}  {words}")
 
 
 def _check_study(study: str, profile_name: str, section: dict) -> None:

@@ -204,6 +204,17 @@ def repeat(study: str, line: dict) -> bool:
     return worst <= ROUNDING
 
 
+def _repeatable(profile: str) -> list[tuple[str, dict]]:
+    """Every study's ledger lines that this machine can compute again within ``BUDGET`` seconds."""
+    return [
+        (study, line)
+        for study, found in ledger_lines(profile).items()
+        for line in found
+        if line["provenance"]["seconds"] <= BUDGET
+        and (line["provenance"]["device"] == "cpu" or torch.cuda.is_available())
+    ]
+
+
 def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
     """Returns the exit code: 0, or 1 if a table or verdict differs, or a run of the sample by more
     than rounding.
@@ -211,13 +222,7 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
     if count < 0:
         raise UserError(f"sample is {count}; it must be at least 0")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    pool = [
-        (study, line)
-        for study, found in ledger_lines(profile).items()
-        for line in found
-        if line["provenance"]["seconds"] <= BUDGET
-        and (line["provenance"]["device"] == "cpu" or torch.cuda.is_available())
-    ]
+    pool = _repeatable(profile)
     drawn = random.Random(seed).sample(pool, min(count, len(pool)))
     runs = [base.read(line) for _, line in drawn]
     for kind in set(map(type, runs)):

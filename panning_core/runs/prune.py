@@ -468,18 +468,8 @@ def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
     """Their results. What can not be stacked, or is more than the memory of the device holds, is
     trained in halves.
     """
-    recipes = [each.run.training_recipe() for each in pruned]
-    networks, live = [each.model for each in pruned], [each.live for each in pruned]
     try:
-        if engine := pruned and pruned[0].run.engine:
-            logs = [
-                training.train(*each, splits, recipe, engine)
-                for *each, recipe in zip(networks, live, recipes)
-            ]
-        elif splits.train.x.device.type == "cpu" and len(set(recipes)) == 1:
-            logs = training.train_together(networks, live, splits, recipes[0])
-        else:
-            logs = stacked.train(networks, live, splits, recipes) if pruned else []
+        logs = _logs(pruned, splits) if pruned else []
     except (UserError, torch.OutOfMemoryError):
         if len(pruned) == 1:
             raise
@@ -488,6 +478,20 @@ def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
         half = len(pruned) // 2
         return _train(pruned[:half], splits) + _train(pruned[half:], splits)
     return [{**result(each, log), "stack": len(pruned)} for each, log in zip(pruned, logs)]
+
+
+def _logs(pruned: list[Pruned], splits: data.Splits) -> list[pd.DataFrame]:
+    """The tables of their trainings: one after the other, with shared batches, or as a stack."""
+    recipes = [each.run.training_recipe() for each in pruned]
+    networks, live = [each.model for each in pruned], [each.live for each in pruned]
+    if engine := pruned[0].run.engine:
+        return [
+            training.train(*each, splits, recipe, engine)
+            for *each, recipe in zip(networks, live, recipes)
+        ]
+    if splits.train.x.device.type == "cpu" and len(set(recipes)) == 1:
+        return training.train_together(networks, live, splits, recipes[0])
+    return stacked.train(networks, live, splits, recipes)
 
 
 def tasks(runs: list[Run], device: str) -> list[list[Run]]:

@@ -162,24 +162,27 @@ def run(telescope: Telescope) -> dict:
         error = path.train_mse()
         if not math.isfinite(error):
             raise UserError(f"the training diverged at step {step}; a smaller rate may not")
-        passed = [level for level in LEVELS if error <= level and str(level) not in at]
+        passed = [str(level) for level in LEVELS if error <= level and str(level) not in at]
         ends = step == telescope.steps or error <= telescope.until
         if passed or ends or _is_shown(step):
-            seen = rounded({"step": step, **path.look()})
-            at |= {str(level): seen for level in passed}
-            curve.append(seen)
+            curve.append(rounded({"step": step, **path.look()}))
+            at |= dict.fromkeys(passed, curve[-1])
         if ends:
             break
         path.step()
     network = path.network
     return {
         **curve[-1],
-        "curve": {name: [seen[name] for seen in curve] for name in curve[0]},
+        "curve": _columns(curve),
         "at": at,
         "kept_weights": masks.count({"w": network.first, "a": network.last}),
         "units": int((network.first.any(1) & network.last).sum()),
         "points_test": len(points.y_test),
     }
+
+
+def _columns(rows: list[dict]) -> dict[str, list]:
+    return {name: [row[name] for row in rows] for name in rows[0]}
 
 
 def _is_shown(step: int) -> bool:

@@ -44,6 +44,7 @@ class SparseNet:
             unknown.
     """
 
+    # One piece: no branch but the first, and each line makes one part from those before.
     def __init__(self, model: nn.Module, mask: Kept):
         if kernels.numba is None:
             refuse("numba is not installed")

@@ -72,6 +72,7 @@ def trace(model: nn.Module) -> fx.Graph:
     return GRAPHS[made]
 
 
+# One piece: one refusal after the other, in the order in which a user should read them.
 def examine(node: fx.Node, module: nn.Module) -> None:
     """Refuses a layer that the engine does not know."""
     kind = type(module).__name__

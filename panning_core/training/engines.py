@@ -224,15 +224,8 @@ def prepare(
     itself is trained on the dense engine, and a warning says what was different. With a hook, or an
     optimiser of the user's, it is always ``model`` itself.
     """
-    masks.check(model, mask)
-    if not isinstance(recipe, Recipe):
-        raise UserError(
-            f"a recipe is a training.Recipe, or one of training.RECIPES, not {shown(recipe)}"
-        )
     how = how or How()
-    how.check()
-    check(model, splits, recipe.batch_size, how.loss)
-    pick("engine", engine or "dense", ENGINES)
+    _check_all(model, mask, splits, recipe, engine, how)
     needs_dense = how.needs_dense(splits)
     if engine == "sparse" and needs_dense:
         raise _refused(needs_dense)
@@ -241,30 +234,49 @@ def prepare(
         return Prepared(None, _dense(model, mask, recipe, how), needs_dense, flops)
     small = _compacted(model, mask)
     network, alive = (small.model, small.mask) if small else (model, mask)
-    if engine == "sparse" and (reason := sparse.unsupported(network)):
-        raise _refused(reason)
-    if engine:
-        chosen = Choice(engine, "it was asked for")
-    else:
-        chosen = Choice("dense", needs_dense) if needs_dense else choose(network, alive, recipe)
+    chosen = _chosen(network, alive, recipe, engine, needs_dense)
     if chosen.slower:
         told = f"training on the dense engine, which is slower: {chosen.reason}"
         warnings.warn(told, stacklevel=3)
-    is_sparse = chosen.engine == "sparse"
-    make = ENGINES["sparse"] if is_sparse else partial(_dense, how=how)
-    if not small and not is_sparse:
-        return Prepared(None, make(model, mask, recipe), chosen.reason, flops)
+    make = {"sparse": ENGINES["sparse"], "dense": partial(_dense, how=how)}[chosen.engine]
     trainer = make(network, alive, recipe)
+    if not small and chosen.engine == "dense":
+        return Prepared(None, trainer, chosen.reason, flops)
     part = _departure(model, mask, splits, trainer, small, how)
     if part is None:
         return Prepared(small, trainer, chosen.reason, flops)
-    stand_in = "sparse engine" if is_sparse else "compacted network"
+    stand_in = {"sparse": "sparse engine", "dense": "compacted network"}[chosen.engine]
     reason = f"the {stand_in} has another {part} than the network itself"
     if engine == "sparse":
         raise _refused(reason)
     told = f"training the network itself on the dense engine, which is slower: {reason}"
     warnings.warn(told, stacklevel=3)
     return Prepared(None, _dense(model, mask, recipe, how), reason, flops)
+
+
+def _check_all(
+    model: nn.Module, mask: Mask, splits: Splits, recipe: Recipe, engine: str | None, how: How
+) -> None:
+    masks.check(model, mask)
+    if not isinstance(recipe, Recipe):
+        raise UserError(
+            f"a recipe is a training.Recipe, or one of training.RECIPES, not {shown(recipe)}"
+        )
+    how.check()
+    check(model, splits, recipe.batch_size, how.loss)
+    pick("engine", engine or "dense", ENGINES)
+
+
+def _chosen(
+    network: nn.Module, alive: Mask, recipe: Recipe, engine: str | None, needs_dense: str | None
+) -> Choice:
+    """The engine that was asked for, if it can; else the dense one for the reason ``needs_dense``,
+    or what ``choose`` says."""
+    if engine == "sparse" and (reason := sparse.unsupported(network)):
+        raise _refused(reason)
+    if engine:
+        return Choice(engine, "it was asked for")
+    return Choice("dense", needs_dense) if needs_dense else choose(network, alive, recipe)
 
 
 def _refused(reason: str) -> UserError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -165,22 +165,32 @@ def fit(
             if done.over():
                 break
             with noise.drawn_from(done.noise, device):
-                total = sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps)
-                lost = torch.as_tensor(total / len(splits.train)).reshape(-1).tolist()
-                logits = {
-                    part: trainer.logits(own[part].x).unflatten(1, (trainer.count, -1))
-                    for part in PARTS
-                }
+                lost, logits = _epoch(trainer, steps, own)
             done.record(trainer, lost, logits, own)
             if checkpoint:
                 checkpoint.save(done.state(time.perf_counter() - begun))
             if observe is not None:
                 observe(dict(done.rows[0][-1]))
     trainer.store()
-    tables, alone = [pd.DataFrame(rows) for rows in done.rows], trainer.seconds
-    shared = (time.perf_counter() - begun - sum(alone)) / trainer.count
-    for table, seconds in zip(tables, alone):
-        table.attrs.update(engine=trainer.name, seconds=shared + float(seconds))
+    return _tables(trainer, done.rows, time.perf_counter() - begun)
+
+
+def _epoch(
+    trainer: Trainer, steps: Iterable[Step], own: dict[str, Split]
+) -> tuple[list[float], dict[str, Tensor]]:
+    """One epoch; returns what ``_Progress.record`` takes of it."""
+    total = sum(trainer.step(x, y, lr) * len(y) for x, y, lr in steps)
+    lost = torch.as_tensor(total / len(own["train"])).reshape(-1).tolist()
+    return lost, {
+        part: trainer.logits(own[part].x).unflatten(1, (trainer.count, -1)) for part in PARTS
+    }
+
+
+def _tables(trainer: Trainer, rows: list[list[dict]], seconds: float) -> list[pd.DataFrame]:
+    tables, alone = [pd.DataFrame(own) for own in rows], trainer.seconds
+    shared = (seconds - sum(alone)) / trainer.count
+    for table, more in zip(tables, alone):
+        table.attrs.update(engine=trainer.name, seconds=shared + float(more))
     return tables
 
 

@@ -54,12 +54,7 @@ def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
             ``Linear``.
     """
     for network in networks:
-        if reason := faithful.altered(network):
-            raise UserError(f"these networks can not be trained as one: {reason}")
-        if frozen := [
-            name for name, parameter in network.named_parameters() if not parameter.requires_grad
-        ]:
-            raise UserError(f"these networks can not be trained as one: {frozen[0]} is frozen")
+        _check_plain(network)
     count, stacked = len(networks), copy.deepcopy(networks[0])
     for layer in stacked.modules():
         if isinstance(layer, nn.Conv2d):
@@ -82,6 +77,13 @@ def side_by_side(networks: Sequence[nn.Module]) -> nn.Module:
             "their channels, or draws noise"
         )
     return stacked
+
+
+def _check_plain(network: nn.Module) -> None:
+    if reason := faithful.altered(network):
+        raise UserError(f"these networks can not be trained as one: {reason}")
+    if frozen := [name for name, p in network.named_parameters() if not p.requires_grad]:
+        raise UserError(f"these networks can not be trained as one: {frozen[0]} is frozen")
 
 
 def _agree(stacked: nn.Module, networks: Sequence[nn.Module], x: Tensor) -> bool:
