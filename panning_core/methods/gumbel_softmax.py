@@ -381,8 +381,7 @@ def learn(
             the budget is met afterwards.
 
     Returns:
-        The mask, and a row for each epoch with its mean ``loss`` and ``events``, of which there are
-        none.
+        The mask, and a row for each epoch: its mean ``loss`` and no ``events``.
 
     Raises:
         UserError: numbers out of range, a budget that leaves no path, bad input of ``Gates``, or a
@@ -439,9 +438,8 @@ def _fit_narrowing(
     steps: int,
     rates: tuple[float, float, float],
 ) -> tuple[list[float], Gates, compaction.Compact | None]:
-    """``fit_budget``. Gates on weights begin on the whole network; once ``WIDE`` times the budget is
-    open, units and inputs that no open gate reads are removed and the others go on, many times
-    faster.
+    """``fit_budget``. Gates on weights begin on the whole network; once ``WIDE`` times the budget
+    is open, what no open gate reads is removed and the others go on, many times faster.
 
     Returns:
         The losses, the gates at the end, and the smaller network, if there was one.

@@ -159,14 +159,7 @@ def reproduce(
         sections if only is None else [only], key=lambda study: (study == OVERVIEW, study)
     )
     skipped = _left_out(chosen, profile_name, sections)
-    results = studies.folder(OVERVIEW, profile_name).parent
-    try:
-        results.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"results can not be written to {results} ({error.strerror}); set PANNING_RESULTS to"
-            " a folder that can"
-        ) from error
+    _make(studies.folder(OVERVIEW, profile_name).parent)
 
     summary, failed = [], False
     for study in chosen:
@@ -206,6 +199,16 @@ def _left_out(chosen: list[str], profile_name: str, sections: dict[str, dict]) -
         except base.MissingPackage as error:
             missing[study] = str(error)
     return missing
+
+
+def _make(results: Path) -> None:
+    try:
+        results.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"results can not be written to {results} ({error.strerror}); set PANNING_RESULTS to"
+            " a folder that can"
+        ) from error
 
 
 def _print_summary(rows: list[tuple[str, str, str]]) -> None:

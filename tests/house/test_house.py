@@ -1,11 +1,14 @@
 """The house: imports run one way, and experiments need no Jupyter."""
 
+import ast
 import os
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+from radon.complexity import cc_visit
 
 from panning_core import ROOT
 from panning_core.experiments.ledger import Ledger
@@ -110,3 +113,43 @@ def test_every_package_is_pinned_once_and_belongs_to_the_base_or_to_one_extra():
     assert set(extras) == {"agent", "lab", "cluster", "dev"}
     named = project["dependencies"] + [name for extra in extras.values() for name in extra]
     assert sorted(named) == sorted(pin.partition("==")[0] for pin in pins)
+
+
+FRONT = {"__main__.py", "commands.py", "studies.py", "workers.py"}  # ways in, nothing of a mask
+
+
+def test_the_thin_core_is_thin():
+    files = [path for path in (ROOT / "panning_core").glob("*.py") if path.name not in FRONT]
+    assert len(files) > 8
+    assert sum(len(path.read_text().splitlines()) for path in files) <= 2_500
+
+
+def functions(path):
+    """Every function of a file: its name, lines, complexity, and the comment above it."""
+    text = path.read_text()
+    lines, branched = text.splitlines(), {}
+    for block in cc_visit(text):
+        for each in [block, *getattr(block, "methods", []), *getattr(block, "closures", [])]:
+            branched[each.name, each.lineno] = each.complexity
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef):
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            above = lines[first - 2].strip() if first > 1 else ""
+            yield (
+                node.name,
+                node.end_lineno - node.lineno + 1,
+                branched.get((node.name, node.lineno), 0),
+                above.startswith("# One piece: "),
+            )
+
+
+def test_a_long_or_branched_function_says_why_it_is_one_piece():
+    """``# One piece: WHY`` above it. In the core none is longer than 60 lines, whatever it says."""
+    told, seen = [], 0
+    for path in (ROOT / "panning_core").rglob("*.py"):
+        for name, length, branches, excused in functions(path):
+            seen += branches > 1
+            long = length > 60 and (not excused or path.parent.name != "reporting")
+            if long or (branches > 12 and not excused):
+                told.append(f"{path.name}: {name} of {length} lines, complexity {branches}")
+    assert not told and seen > 800
