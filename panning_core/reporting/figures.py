@@ -14,6 +14,7 @@ from . import names
 from .names import method_name, percent
 
 
+# One piece: a drawing from back to front, and each branch is one more thing to draw.
 def accuracy_axes(
     axes: plt.Axes,
     runs: pd.DataFrame,
@@ -128,6 +129,7 @@ def estimates(frame: pd.DataFrame, labels: Sequence[str], column: str = "variant
     return figure
 
 
+# One piece: a drawing from left to right, and each branch is one more thing to draw.
 def network_axes(
     axes: plt.Axes,
     weights: Sequence[np.ndarray],

@@ -442,6 +442,7 @@ class Site:
         shown = "benchmarks" not in provenance and self.lines(source)
         return source if shown else None, named <= {source}
 
+    # One piece: each part narrows the same wish, what a cell is of, by one more thing that it reads.
     def references(
         self, study: str, file: str, table: pd.DataFrame, provenance: str = ""
     ) -> list[list[str | None]]:
