@@ -204,6 +204,7 @@ def measure(
             "method": method,
             "sparsity": sparsity,
             "batch": recipe.batch_size,
+            "rounds": rounds,
             "effective_density": masks.density(mask),
             "macs_dense": int(layers.flops_dense.sum()) // 2,
             "macs": int(layers.flops_nonzero.sum()) // 2,
@@ -271,7 +272,7 @@ def speed(quick: bool) -> pd.DataFrame:
     for name, network in NETWORKS.items():
         for sparsity in HEADLINE[1:] if quick else SPARSITIES:
             methods = METHODS if sparsity >= network.all_from and not quick else HEADLINE[:1]
-            rows += measure(name, sparsity, methods, rounds=3 if quick else 4, seconds=1.0)
+            rows += measure(name, sparsity, methods, rounds=3 if quick else 5, seconds=0.5)
     return pd.DataFrame(rows)
 
 
