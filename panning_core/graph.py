@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -68,7 +69,13 @@ def prunable(model: nn.Module) -> dict[str, nn.Parameter]:
         inside = isinstance(module, kinds)
         for key, parameter in module._parameters.items():
             name = first.setdefault(id(parameter), f"{path}.{key}" if path else key)
-            if inside and parameter is not None and _is_weight(key, parameter):
+            if parameter is None:
+                continue
+            if is_lazy(parameter):
+                raise UserError(
+                    f"{name} has no shape yet; give the network a batch once, as in model(x)"
+                )
+            if inside and _is_weight(key, parameter):
                 found[name] = parameter
     if found:
         return found

@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import graph, masks, models
 from .errors import UserError
-from .inspection import noise
+from .inspection import noise, twice
 from .inspection.faithful import one_tensor
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
@@ -108,13 +108,14 @@ def _subnetwork(
         if parallel:
             tensors = {name.removeprefix("module."): tensor for name, tensor in tensors.items()}
         inner = model.module if isinstance(model, nn.DataParallel) else model
-        return one_tensor(functional_call(inner, tensors, _wide(x)))
+        return one_tensor(functional_call(inner, tensors, _wide(x).clone()))
 
     with (
         modes(model, training=True),
         torch.enable_grad(),
         noise.drawn_from(generator, device),
         graph.eager(model),
+        twice.differentiable(model),
         sdpa_kernel(SDPBackend.MATH),  # the one that can be differentiated twice
     ):
         yield forward, list(leaves.values())

@@ -170,7 +170,7 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
         raise UserError("the images hold values that are not finite numbers")
     try:
         with torch.no_grad(), modes(model, training=False):
-            classes = model(x[:1]).shape[1]
+            out = model(x[:1].clone())  # a forward may write into what it is given
     except Exception as error:  # another shape, dtype or device: PyTorch raises many kinds
         shape = getattr(model, "input_shape", None)
         wanted = "" if shape is None else f", it takes {list(shape)}"
@@ -179,6 +179,12 @@ def check_batch(model: nn.Module, x: Tensor, y: Tensor) -> None:
             f" {next(model.parameters()).device}{wanted}) can not read images"
             f" {list(x.shape[1:])} of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}"
         ) from error
+    if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != 1:
+        found = str(list(out.shape)) if isinstance(out, Tensor) else f"a {type(out).__name__}"
+        raise UserError(
+            f"the network answers one image with {found}; it must be a tensor [1, classes]"
+        )
+    classes = out.shape[1]
     if not 0 <= int(y.min()) <= int(y.max()) < classes:
         raise UserError(
             f"labels go from {y.min()} to {y.max()}; the network knows the classes 0 to"

@@ -316,7 +316,10 @@ def prune(
 def _check_density(model: nn.Module, density: float) -> int:
     """The number of prunable weights, once it is known that ``density`` keeps one of them."""
     fraction_kept(density)
-    total = sum(w.numel() for w in prunable(model).values())
+    weights = prunable(model)
+    if empty := [name for name, w in weights.items() if w.is_meta]:
+        raise UserError(f"{empty[0]} has no numbers, only a shape; build the network on a device")
+    total = sum(w.numel() for w in weights.values())
     if round(density * total) < 1:
         raise UserError(
             f"density {density} keeps none of {total:,} weights; the least is {1 / total:.1e}"

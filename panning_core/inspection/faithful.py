@@ -135,9 +135,9 @@ def ask(model: nn.Module, mask: Mask, x: Tensor, y: Tensor, loss: Loss = cross_e
             weight.data.masked_fill_(~mask[name], 0.0)
         model.eval()
         with torch.no_grad():
-            settled = model(x).detach().clone()
+            settled = model(x.clone()).detach().clone()
         model.train()
-        logits = one_tensor(model(x))
+        logits = one_tensor(model(x.clone()))
         found = torch.autograd.grad(loss(logits, y), list(trained.values()), allow_unused=True)
     gradients = {
         name: torch.zeros_like(p)

@@ -114,7 +114,7 @@ class Dense:
         """[n, classes] in eval mode, of what ``images`` gives."""
         self.model.eval()
         with torch.no_grad():
-            return torch.cat([self._forward(part) for part in x.split(1000)])
+            return torch.cat([self._forward(part.clone()) for part in x.split(1000)])
 
     def answer(self, x: Tensor, y: Tensor) -> faithful.Answer:
         """What the network answers to images and labels; nothing is learned."""

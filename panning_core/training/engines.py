@@ -152,13 +152,15 @@ def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
 
 
 def _check_labels(model: nn.Module, images: Tensor, labels: Tensor) -> None:
+    if not len(images):
+        raise UserError("the training images are none, so there is nothing to learn from")
     if not labels.is_floating_point():
         last = labels.argmax()[None]
         check_batch(model, images[last], labels[last])
         return
     check_batch(model, images[:1], torch.zeros(1, dtype=torch.int64, device=images.device))
     with torch.no_grad(), modes(model, training=False):
-        wanted = [len(images), model(images[:1]).shape[1]]
+        wanted = [len(images), model(images[:1].clone()).shape[1]]
     if list(labels.shape) != wanted or not labels.isfinite().all():
         raise UserError(
             f"soft labels are {list(labels.shape)}; they must be {wanted} finite numbers, one for "

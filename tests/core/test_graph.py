@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.prune import l1_unstructured
 from torch.utils.flop_counter import FlopCounterMode
 
-from panning_core import compaction, graph, masks, metrics, models, pruning, training
+from panning_core import compaction, data, graph, masks, metrics, models, pruning, training
 from panning_core.analysis import pathways
 from panning_core.errors import UserError
 from panning_core.methods import gumbel_softmax
@@ -1308,3 +1308,85 @@ def test_synflows_pass_says_what_is_effective_only_of_modules_that_are_known():
     )
     first = metrics.synflow(model, masks.ones(model), batch)
     assert sum(int((s == 0).sum()) for s in first.values()) and not visible.sees_every_path(model)
+
+
+# --- what a forward may do to its input, and what it must answer ----------------------------------
+
+
+class Writes(nn.Module):
+    """A forward that writes into what it is given, as a ReLU(inplace=True) in front does."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.input_shape = nn.Linear(4, 6), nn.Linear(6, 3), (4,)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x.mul_(2))))
+
+
+class Reads(Writes):
+    def forward(self, x):
+        return self.b(torch.relu(self.a(2 * x)))
+
+
+def test_a_forward_that_writes_into_its_input_changes_no_image(digits):
+    torch.manual_seed(0)
+    writes, reads = Writes(), Reads()
+    reads.load_state_dict(writes.state_dict())
+    x, y = batch_of(writes, 12)
+    before = x.clone()
+    for method in ("snip", "grasp", "synflow", "prospr", "ntk-sap"):
+        found, expected = (
+            pruning.prune(m, method, 0.4, (x, y), rounds=2)[0] for m in (writes, reads)
+        )
+        assert equal(found, expected)
+    part = data.Split(x, y, 3)
+    splits = data.Splits("random", "random", part, part, part, 3, "none")
+    recipe = training.Recipe(epochs=2, batch_size=4, lr=0.1)
+    with pytest.warns(UserWarning):
+        logs = [training.train(m, found, splits, recipe) for m in (writes, reads)]
+    assert logs[0].equals(logs[1]) and torch.equal(x, before)
+
+
+def test_second_derivatives_go_through_a_hardsigmoid():
+    class Plain(nn.Module):
+        def forward(self, x):
+            return torch.clamp(x + 3, 0, 6) / 6
+
+    scores = []
+    for gate in (nn.Hardsigmoid(), Plain()):
+        torch.manual_seed(0)
+        model = shaped(nn.Sequential(nn.Linear(4, 6), gate, nn.Linear(6, 3)).double(), 4)
+        x, y = batch_of(model)
+        scores.append(metrics.grasp(model, masks.ones(model), (x.double(), y)))
+    assert all(torch.allclose(a, b, rtol=1e-12) for a, b in zip(*(s.values() for s in scores)))
+
+
+@pytest.mark.parametrize(
+    "forward, says",
+    [
+        (lambda x: {"logits": x}, "answers (one image )?with a dict "),
+        (lambda x: None, "answers (one image )?with a NoneType "),
+        (lambda x: x[:, 0], r"with \[1\]; it must be a tensor \[1, classes\]"),
+        (lambda x: x[:, :, None], r"with \[1, 4, 1\]; it must"),
+    ],
+)
+def test_a_network_that_does_not_answer_with_logits_is_one_sentence(forward, says):
+    model = shaped(nn.Linear(4, 4), 4)
+    plain = model.forward
+    model.forward = lambda x: forward(plain(x))
+    with pytest.raises(UserError, match=says):
+        metrics.snip(model, masks.ones(model), batch_of(model))
+
+
+@pytest.mark.parametrize(
+    "build, says",
+    [
+        (lambda: nn.LazyLinear(3), "has no shape yet; give the network a batch once"),
+        (lambda: nn.Linear(4, 3, device="meta"), "has no numbers, only a shape; build"),
+    ],
+)
+def test_a_network_without_numbers_is_one_sentence(build, says):
+    model = nn.Sequential(build())
+    with pytest.raises(UserError, match=f"^0.weight {says}"):
+        pruning.prune(model, "snip", 0.5, batch_of(shaped(model, 4)))
