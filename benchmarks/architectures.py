@@ -93,9 +93,7 @@ SMALL: dict[str, Callable[[], nn.Module]] = {
 NETWORKS: dict[str, Callable[[], nn.Module]] = {
     **SMALL,
     "resnet18": _vision("resnet18"),
-    "resnet152": _vision("resnet152"),
     "resnext50_32x4d": _vision("resnext50_32x4d"),
-    "wide_resnet50_2": _vision("wide_resnet50_2"),
     "densenet121": _vision("densenet121"),
     "googlenet": _vision("googlenet", aux_logits=False, init_weights=False),
     "googlenet, three outputs": _vision("googlenet", init_weights=False),
@@ -105,8 +103,6 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "efficientnet_b0": _vision("efficientnet_b0"),
     "regnet_y_400mf": _vision("regnet_y_400mf"),
     "convnext_tiny": _vision("convnext_tiny"),
-    "vit_b_16": _vision("vit_b_16", image_size=SIDE),
-    "swin_t": _vision("swin_t"),
     "timm convnext_atto": _timm("convnext_atto"),
     "timm vit_tiny": _timm("vit_tiny_patch16_224", img_size=SIDE),
     "timm mixer_s32": _timm("mixer_s32_224", img_size=SIDE),
@@ -114,6 +110,10 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
     "timm efficientnet_lite0": _timm("efficientnet_lite0"),
     "timm resnet26t": _timm("resnet26t"),
     "timm ghostnet_100": _timm("ghostnet_100"),
+    "resnet152": _vision("resnet152"),
+    "wide_resnet50_2": _vision("wide_resnet50_2"),
+    "vit_b_16": _vision("vit_b_16", image_size=SIDE),
+    "swin_t": _vision("swin_t"),
 }
 
 
@@ -319,15 +319,15 @@ def row(name: str) -> dict[str, object]:
 
 def main() -> int:
     torch.set_num_threads(1)
+    folder = results() / "benchmarks"
+    folder.mkdir(parents=True, exist_ok=True)
     rows = []
     for name in NETWORKS:
         rows.append(row(name))
         print(*rows[-1].values(), sep=" | ", flush=True)
-    table = pd.DataFrame(rows)
-    folder = results() / "benchmarks"
-    folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(folder / "architectures.csv", index=False)
-    (folder / "architectures.md").write_text(table.to_markdown(index=False) + "\n")
+        table = pd.DataFrame(rows)
+        table.to_csv(folder / "architectures.csv", index=False)
+        (folder / "architectures.md").write_text(table.to_markdown(index=False) + "\n")
     return int(table.map(lambda cell: str(cell).startswith("WRONG")).to_numpy().any())
 
 
