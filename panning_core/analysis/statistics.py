@@ -75,6 +75,11 @@ def smallest(accuracy: float) -> float:
     return 0.002 if accuracy >= 0.95 else (1 - accuracy) / 10
 
 
+def gain(accuracy: pd.Series) -> pd.Series:
+    """Minus the logarithm of the error: what ``compare_errors`` compares."""
+    return -np.log(np.maximum(1 - accuracy, FLOOR))
+
+
 def compare(
     frame: pd.DataFrame,
     subject: str,
@@ -123,7 +128,7 @@ def compare_errors(
     A difference of 0.1 says that the subject's errors are exp(-0.1) times the rival's; ``TENTH`` is
     the smallest of interest.
     """
-    logs = frame.assign(gain=-np.log(np.maximum(1 - frame.test_accuracy, FLOOR)))
+    logs = frame.assign(gain=gain(frame.test_accuracy))
     table = logs.pivot_table(index=["sparsity", "seed"], columns=column, values="gain")
     rows = []
     for rival in rivals:
@@ -230,6 +235,53 @@ def ranked(cells: pd.DataFrame) -> pd.DataFrame:
 def decisive(cells: pd.DataFrame) -> pd.Series:
     """The cell on which the verdict hangs, the one least favourable to the claim."""
     return ranked(cells).iloc[0]
+
+
+class Ranks(NamedTuple):
+    """Ranks inside blocks, each a seed at a sparsity; 1 is best, ties share their mean."""
+
+    means: pd.DataFrame  #: mean over seeds, a row a name (best first) and a column a sparsity
+    overall: pd.DataFrame  #: mean, low, high (``interval`` over the seeds' means), by name
+    blocks: int
+    p: float  #: of Friedman's test that all are alike
+    critical: float  #: Nemenyi's critical difference of two means over all blocks
+
+
+def critical_difference(names: int, blocks: int) -> float:
+    """From which difference on two mean ranks of ``names`` in ``blocks`` are told apart (Nemenyi;
+    Demšar 2006, section 3.2.2), all pairs together at ``LEVEL``.
+    """
+    # Here, as it takes a second to import.
+    from scipy.stats import studentized_range
+
+    q = studentized_range.ppf(1 - LEVEL, names, np.inf) / 2**0.5
+    return float(q * (names * (names + 1) / (6 * blocks)) ** 0.5)
+
+
+def ranks(frame: pd.DataFrame, column: str = "method", value: str = "test_accuracy") -> Ranks:
+    """The ranks of the values of ``column`` by ``value``, the largest first, so that no sparsity
+    decides alone, however large its differences are.
+
+    Blocks that lack one are left out. Friedman and Nemenyi take sparsities as problems of their
+    own; the intervals do not, they stand on the seeds alone.
+
+    Raises:
+        UserError: fewer than three to rank, or no two blocks with all of them.
+    """
+    from scipy.stats import friedmanchisquare
+
+    table = frame.pivot_table(index=["sparsity", "seed"], columns=column, values=value).dropna()
+    if table.shape[1] < 3 or len(table) < 2:
+        raise UserError(f"{table.shape[1]} to rank in {len(table)} blocks; needs 3 in 2")
+    places = table.rank(axis=1, ascending=False)
+    overall = pd.DataFrame(
+        {name: interval(places[name].groupby("seed").mean()) for name in places},
+        index=Estimate._fields,
+    ).T.sort_values("mean", kind="stable")
+    alike = (table.nunique(axis=1) == 1).all()
+    p = 1.0 if alike else float(friedmanchisquare(*table.to_numpy().T).pvalue)
+    means = places.groupby("sparsity").mean().T.loc[overall.index]
+    return Ranks(means, overall, len(table), p, critical_difference(table.shape[1], len(table)))
 
 
 class Parts(NamedTuple):

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+from scipy.optimize import isotonic_regression
 
 from ..analysis.statistics import interval
 from . import names
@@ -127,6 +128,43 @@ def estimates(frame: pd.DataFrame, labels: Sequence[str], column: str = "variant
         panel.xaxis.set_major_formatter("{x:g}")
         panel.xaxis.set_minor_locator(NullLocator())
     return figure
+
+
+def apart(heights: Sequence[float], least: float) -> np.ndarray:
+    """``heights`` moved as little as needed (in least squares) so that they keep their order and
+    are ``least`` apart.
+    """
+    heights = np.asarray(heights, dtype=float)
+    order = np.argsort(heights, kind="stable")
+    steps = least * np.arange(len(heights))
+    moved = np.empty_like(heights)
+    moved[order] = isotonic_regression(heights[order] - steps).x + steps
+    return moved
+
+
+def name_ends(
+    panel: plt.Axes, ends: Sequence[tuple[str, float, float, str]], size: float = 9
+) -> None:
+    """Names at the right of a finished panel beside the ends of its lines: name, x, y, colour."""
+    if not ends:
+        return
+    to_panel = panel.transData + panel.transAxes.inverted()
+    at = [to_panel.transform((x, y))[1] for _, x, y, _ in ends]
+    height = panel.figure.get_figheight() * panel.get_position().height
+    at = apart(at, 1.3 * size / 72 / height)
+    line = {"arrowstyle": "-", "linewidth": 0.5, "shrinkA": 0, "shrinkB": 2}
+    for (name, x, y, colour), place in zip(ends, at):
+        panel.annotate(
+            name,
+            (x, y),
+            (1.04, place),
+            textcoords="axes fraction",
+            color=colour,
+            verticalalignment="center",
+            fontsize=size,
+            arrowprops=line | {"color": colour},
+            annotation_clip=False,
+        )
 
 
 # One piece: a drawing from left to right, and each branch is one more thing to draw.

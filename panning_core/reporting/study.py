@@ -239,7 +239,9 @@ class Study:
         """Show cells of ``statistics.compare`` as a table: a row a rival, a column a sparsity, and
         the verdict below each.
         """
-        legend = f"Points of accuracy, paired over n = {cells.n.min()} seeds; positive: better. "
+        least, most = cells.n.min(), cells.n.max()
+        n = f"{least} to {most}" if least < most else most
+        legend = f"Points of accuracy, paired over n = {n} seeds; positive: better. "
         legend += f"▲ better and ▼ worse, Holm over all {len(cells)}; ≈ not worse by what matters."
         self.table(tables.differences(cells), name, f"{caption} {legend}", source)
 

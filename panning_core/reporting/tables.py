@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -188,6 +189,41 @@ def differences(cells: pd.DataFrame) -> pd.DataFrame:
     table.loc["better than all of these?"] = pd.Series(words)
     table.columns = [percent(level) for level in table.columns]
     return table.rename_axis("minus").reset_index()
+
+
+def marks(cells: pd.DataFrame) -> str:
+    """The outcomes of a rival's cells, those of the lowest sparsity first."""
+    return "".join(MARKED[outcome] or "·" for outcome in cells.sort_values("sparsity").outcome)
+
+
+def ratio(cell: Mapping) -> str:
+    """A cell of ``statistics.compare_errors``: times the rival's errors, and its verdict."""
+    words = UNITS["errors"](cell["difference"], cell["low"], cell["high"])
+    return f"{words.replace(' times the errors', '')} {MARKED[cell['outcome']]}".strip()
+
+
+def published(runs: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """Published test errors in per cent beside those of ``runs``, with standardised input: a row
+    for each line of ``path`` whose network, method and sparsity were run.
+    """
+    rows = []
+    for row in pd.read_csv(path).itertuples():
+        same = (runs.dataset == "mnist") & (runs.model == row.model) & (runs.method == row.method)
+        same &= (runs.sparsity == row.sparsity) & (runs.normalisation == "standardised")
+        if same.any():
+            error = interval(100 * (1 - runs[same].test_accuracy))
+            rows.append(
+                {
+                    "network": MODELS[row.model],
+                    "method": method_name(row.method),
+                    "sparsity": percent(row.sparsity),
+                    "here (%)": f"{error.mean:.2f} [{error.low:.2f}, {error.high:.2f}]",
+                    "n": error.n,
+                    "published test error (%)": row.test_error,
+                    "source": row.source,
+                }
+            )
+    return pd.DataFrame(rows)
 
 
 def setting(lines: list[dict]) -> pd.DataFrame:

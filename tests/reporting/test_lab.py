@@ -58,4 +58,4 @@ def test_a_notebook_that_ran_is_no_change(tmp_path, monkeypatch):
 
     cell.source += "\n# a real change"
     nbformat.write(content, path)
-    assert "+    \"# a real change\"" in git(tmp_path, "diff").replace("\\n", "")
+    assert '+    "# a real change"' in git(tmp_path, "diff").replace("\\n", "")

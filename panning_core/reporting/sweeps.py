@@ -1,0 +1,248 @@
+"""Drawings of a sweep over sparsities: the forms of Panning in colour, their rivals grey, and every
+name at the end of its line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.colors import TwoSlopeNorm
+from matplotlib.ticker import FixedLocator, NullLocator
+
+from ..analysis import statistics
+from . import figures, names, tables
+from .names import method_name, percent
+
+#: what "available methods" of Kang et al. 2022 are at least: the metrics that Panning mixes
+AVAILABLE = ("snip", "grasp", "synflow")
+WORST = 4.0  #: times the errors of the best available method, where a panel ends
+TICKS = (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.4, 2, 3, 4)
+GREY = "#757575"  #: of a rival
+READING = """How to read this
+Above the black line: fewer errors than
+the best of SNIP, GraSP and SynFlow,
+whose name stands below the sparsity.
+Below it: more errors.
+Filled marker: beyond chance.
+Colour: forms of Panning. Grey: rivals."""
+
+
+def own(methods: Sequence[str]) -> list[str]:
+    """The forms of Panning among ``methods``."""
+    return [method for method in methods if method.startswith("panning")]
+
+
+def references(runs: pd.DataFrame, rivals: Sequence[str] = AVAILABLE) -> dict[float, str]:
+    """Sparsity -> the rival with the least mean log error there."""
+    of_rivals = runs[runs.method.isin(rivals)]
+    of_rivals = of_rivals.assign(gain=statistics.gain(of_rivals.test_accuracy))
+    means = of_rivals.groupby(["sparsity", "method"]).gain.mean().unstack()
+    return means.idxmax(axis=1).to_dict()
+
+
+def ratios(
+    runs: pd.DataFrame, methods: Sequence[str], rivals: Sequence[str] = AVAILABLE
+) -> pd.DataFrame:
+    """Cells of ``statistics.compare`` in mean log error, of each of ``methods`` against the best of
+    ``rivals`` at each sparsity; one family.
+    """
+    runs, cells = runs.assign(gain=statistics.gain(runs.test_accuracy)), []
+    for sparsity, best in references(runs, rivals).items():
+        part = runs[runs.sparsity == sparsity]
+        for method in methods:
+            if method != best:
+                cells.append(
+                    statistics.compare(
+                        part, method, [best], value="gain", margin=lambda _: statistics.TENTH
+                    )
+                )
+    cells = [each for each in cells if len(each)]
+    return statistics.judged(pd.concat(cells)) if cells else pd.DataFrame()
+
+
+def short(method: str) -> str:
+    """A metric's name without its rounds and its kind."""
+    return method_name(method).removesuffix("-100").removesuffix(" (signed)")
+
+
+def _look(method: str) -> dict:
+    if own([method]):
+        return {"color": names.COLOURS.get(method), "linewidth": 2.2, "zorder": 3}
+    return {"color": GREY, "linewidth": 0.9, "zorder": 1}
+
+
+def _sparsities(panel: plt.Axes, runs: pd.DataFrame, below: dict[float, str]) -> list[float]:
+    """Even steps, each with its number of seeds and the words ``below``; returns the sparsities."""
+    counts = runs.groupby(["sparsity", "method"]).seed.nunique().groupby("sparsity")
+    words = []
+    for level, n in counts:
+        seeds = f"{n.min()}–{n.max()}" if n.min() < n.max() else n.max()
+        words.append(f"{percent(level)}\nn = {seeds}\n{below.get(level, '')}")
+    panel.set_xticks(range(len(words)), words, fontsize=9)
+    panel.set_xlim(-0.3, len(words) - 0.85)
+    return list(counts.groups)
+
+
+def ratio_table(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
+    """Errors by method and sparsity, times those of the best available method, which has 1."""
+    found = cells.pivot(index="subject", columns="sparsity", values="difference")
+    for sparsity, best in references(runs).items():
+        found.loc[best, sparsity] = 0.0
+    return np.exp(-found)
+
+
+def beyond(runs: pd.DataFrame) -> list[str]:
+    """The rivals that make more than ``WORST`` times the errors somewhere, and are not drawn."""
+    rivals = [method for method in dict.fromkeys(runs.method) if not own([method])]
+    table = ratio_table(runs, ratios(runs, rivals))
+    return [method for method in names.METHODS if (table > WORST).any(axis=1).get(method, False)]
+
+
+def against_available(panel: plt.Axes, runs: pd.DataFrame, methods: Sequence[str]) -> None:
+    """The errors of each method, times those of the best available one at that sparsity; up is
+    better. Filled markers: better or worse beyond chance.
+    """
+    best = references(runs)
+    levels = _sparsities(panel, runs, {level: short(method) for level, method in best.items()})
+    forms, gone = own(methods), beyond(runs)
+    judged = ratios(runs, forms)
+    rivals = ratios(runs, [m for m in methods if m not in forms])
+    table, ends = ratio_table(runs, pd.concat([judged, rivals])), []
+    for method in [m for m in methods if m in table.index and m not in gone]:
+        line, look = table.loc[method].dropna(), _look(method)
+        shift = 0.06 * (forms.index(method) - (len(forms) - 1) / 2) if method in forms else 0
+        at = [levels.index(level) + shift for level in line.index]
+        panel.plot(at, line, **look)
+        ends.append((method_name(method), at[-1], line.iloc[-1], look["color"]))
+        if method in forms:
+            _verdicts(panel, at, judged[judged.subject == method])
+    panel.axhline(1, color="black", linewidth=1.2, zorder=2)
+    top = min(0.67, 0.9 * table.loc[[m for m in table.index if m not in gone]].min().min())
+    panel.set_yscale("log")
+    panel.set_ylim(WORST, top)
+    panel.yaxis.set_major_locator(FixedLocator([t for t in TICKS if top <= t <= WORST]))
+    panel.yaxis.set_major_formatter("{x:g}×")
+    panel.yaxis.set_minor_locator(NullLocator())
+    panel.set_xlabel("sparsity, seeds, best available method")
+    panel.set_ylabel("errors, times those of the best\navailable method; up is better")
+    figures.name_ends(panel, [end for end in ends if end[2] <= WORST])
+
+
+def _verdicts(panel: plt.Axes, at: list[float], cells: pd.DataFrame) -> None:
+    for place, cell in zip(at, cells.itertuples()):
+        colour, sure = names.COLOURS.get(cell.subject), cell.p_holm <= statistics.LEVEL
+        middle, low, high = np.exp([-cell.difference, -cell.high, -cell.low])
+        style = {"markerfacecolor": colour if sure else "white", "markersize": 7, "capsize": 2}
+        marker = names.MARKERS.get(cell.subject, "o")
+        bars = [[middle - low], [high - middle]]
+        panel.errorbar(
+            place, middle, bars, color=colour, marker=marker, elinewidth=1, zorder=4, **style
+        )
+
+
+def effective(panel: plt.Axes, runs: pd.DataFrame, methods: Sequence[str]) -> None:
+    """How much of what each method keeps lies on a path."""
+    levels, ends = _sparsities(panel, runs, {}), []
+    share = runs.assign(share=100 * runs.effective_weights / runs.kept_weights)
+    means = share.groupby(["method", "sparsity"]).share.mean()
+    for method in [method for method in methods if method in means]:
+        line, look = means[method], _look(method)
+        at = [levels.index(level) for level in line.index]
+        panel.plot(at, line, marker=names.MARKERS.get(method, "o"), markersize=4, **look)
+        ends.append((method_name(method), at[-1], line.iloc[-1], look["color"]))
+    panel.set_ylim(-3, 103)
+    panel.set_xlabel("sparsity, seeds")
+    panel.set_ylabel("kept weights that lie on a path (%)")
+    figures.name_ends(panel, ends)
+
+
+def accuracy(runs: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
+    """``against_available``, and ``effective`` beside it, of pruned networks."""
+    methods = [method for method in methods if method in set(runs.method)]
+    figure, axes = plt.subplots(1, 2, figsize=(14.5, 5), gridspec_kw={"wspace": 0.62})
+    against_available(axes[0], runs, methods)
+    effective(axes[1], runs, methods)
+    axes[0].set_title("Does it beat the available methods?")
+    axes[1].set_title("Does it waste weights?")
+    return figure
+
+
+def front(panels: Mapping[str, pd.DataFrame]) -> plt.Figure:
+    """``against_available`` of the runs of each network and input, by their names, two side by
+    side; where a place is left over it says how to read them.
+    """
+    down = -(-len(panels) // 2)
+    figure, axes = plt.subplots(down, 2, figsize=(13, 4.7 * down), squeeze=False)
+    figure.subplots_adjust(wspace=0.75, hspace=0.45)
+    for panel, (name, runs) in zip(axes.flat, panels.items()):
+        found = set(runs.method) - {"dense"}
+        methods = [method for method in names.METHODS if method in found]
+        against_available(panel, runs[runs.method != "dense"], methods)
+        panel.set_title(name, fontweight="bold")
+    for spare in axes.flat[len(panels) :]:
+        spare.axis("off")
+        spare.text(0, 0.95, READING, va="top", fontsize=12, linespacing=1.6)
+    return figure
+
+
+def words(runs: pd.DataFrame) -> str:
+    """What ``against_available`` shows of ``runs``, and what it leaves out."""
+    gone = ", ".join(map(method_name, beyond(runs)))
+    return (
+        "Errors of each method, times those of the best of SNIP, GraSP and SynFlow at that sparsity"
+        " (its name stands there): above the black line Panning makes fewer errors. Mean of the log"
+        " error, paired over seeds, with 95 % interval; a filled marker: not by chance (Holm over"
+        " the coloured markers)."
+        + f" Not drawn, more than {WORST:g} times the errors somewhere: {gone}."
+        * bool(gone)
+    )
+
+
+def at_each(cells: pd.DataFrame) -> str:
+    """The verdicts at each sparsity, to stand beside one on their mean."""
+    levels = ", ".join(percent(level) for level in sorted(cells.sparsity.unique()))
+    found = [f"{short(rival)} {tables.marks(part)}" for rival, part in cells.groupby("rival")]
+    return f" Accuracy at {levels} alone, against {', '.join(found)} (·: open)."
+
+
+def rank_words(found: statistics.Ranks) -> str:
+    """What ``ranks`` shows of ``found``."""
+    return (
+        f"ranks by accuracy, 1 is best; blue: better than the middle. Right: mean over all"
+        f" sparsities, 95 % interval over seeds; grey: not told apart from the best (Nemenyi's"
+        f" critical difference {found.critical:.1f} over {found.blocks} blocks, each a seed at a"
+        f" sparsity; Friedman's p = {found.p:.2g})."
+    )
+
+
+def ranks(found: statistics.Ranks, label=method_name) -> plt.Figure:
+    """``found`` as a map of mean ranks, and the mean over all beside it with the critical
+    difference from the best.
+    """
+    rows, columns = found.means.shape
+    figure, (chart, mean) = plt.subplots(
+        1, 2, figsize=(3.2 + 0.75 * columns + 4, 0.33 * rows + 1.5), sharey=True,
+        gridspec_kw={"width_ratios": [0.75 * columns, 4], "wspace": 0.04},
+    )  # fmt: skip
+    middle = TwoSlopeNorm((rows + 1) / 2, 1, rows)
+    chart.imshow(found.means, cmap="RdBu_r", norm=middle, aspect="auto", alpha=0.75)
+    for (row, column), rank in np.ndenumerate(found.means.to_numpy()):
+        chart.text(column, row, f"{rank:.1f}", ha="center", va="center", fontsize=9)
+    chart.set_xticks(range(columns), [percent(level) for level in found.means])
+    chart.set_yticks(range(rows), [label(name) for name in found.means.index])
+    for text, name in zip(chart.get_yticklabels(), found.means.index):
+        text.set(color=_look(name)["color"] if own([name]) else "black")
+    chart.grid(False)
+    chart.set(title="mean rank at each sparsity", xlabel="sparsity")
+    overall = found.overall
+    mean.axvspan(overall["mean"].min(), overall["mean"].min() + found.critical, color="#e4e4e4")
+    for place, row in enumerate(overall.itertuples()):
+        colour = _look(row.Index)["color"] if own([row.Index]) else "#555555"
+        bars = [[row.mean - row.low], [row.high - row.mean]]
+        mean.errorbar(row.mean, place, xerr=bars, fmt="o", color=colour, capsize=2)
+    mean.tick_params(labelleft=False)
+    mean.set(title="mean over all", xlabel="mean rank; 1 is best", xlim=(0.5, rows + 0.5))
+    return figure
