@@ -107,28 +107,35 @@ def against_available(panel: plt.Axes, runs: pd.DataFrame, methods: Sequence[str
     """
     best = references(runs)
     levels = _sparsities(panel, runs, {level: short(method) for level, method in best.items()})
-    forms, gone = own(methods), beyond(runs)
-    judged = ratios(runs, forms)
-    rivals = ratios(runs, [m for m in methods if m not in forms])
-    table, ends = ratio_table(runs, pd.concat([judged, rivals])), []
-    for method in [m for m in methods if m in table.index and m not in gone]:
-        line, look = table.loc[method].dropna(), _look(method)
-        shift = 0.06 * (forms.index(method) - (len(forms) - 1) / 2) if method in forms else 0
-        at = [levels.index(level) + shift for level in line.index]
+    judged = ratios(runs, own(methods))
+    rivals = ratios(runs, [method for method in methods if not own([method])])
+    table = ratio_table(runs, pd.concat([judged, rivals]))
+    table = table.reindex([method for method in methods if method not in beyond(runs)]).dropna(
+        how="all"
+    )
+    shifts = dict(zip(own(methods), 0.06 * (np.arange(9) - (len(own(methods)) - 1) / 2)))
+    ends = []
+    for method, line in table.iterrows():
+        line, look = line.dropna(), _look(method)
+        at = [levels.index(level) + shifts.get(method, 0) for level in line.index]
         panel.plot(at, line, **look)
         ends.append((method_name(method), at[-1], line.iloc[-1], look["color"]))
-        if method in forms:
+        if method in shifts:
             _verdicts(panel, at, judged[judged.subject == method])
+    _errors_upwards(panel, min(0.67, 0.9 * table.min().min()))
+    panel.set_xlabel("sparsity, seeds, best available method")
+    figures.name_ends(panel, [end for end in ends if end[2] <= WORST])
+
+
+def _errors_upwards(panel: plt.Axes, least: float) -> None:
+    """A logarithmic axis of error ratios from ``WORST`` up to ``least``, with a line at 1."""
     panel.axhline(1, color="black", linewidth=1.2, zorder=2)
-    top = min(0.67, 0.9 * table.loc[[m for m in table.index if m not in gone]].min().min())
     panel.set_yscale("log")
-    panel.set_ylim(WORST, top)
-    panel.yaxis.set_major_locator(FixedLocator([t for t in TICKS if top <= t <= WORST]))
+    panel.set_ylim(WORST, least)
+    panel.yaxis.set_major_locator(FixedLocator([t for t in TICKS if least <= t <= WORST]))
     panel.yaxis.set_major_formatter("{x:g}×")
     panel.yaxis.set_minor_locator(NullLocator())
-    panel.set_xlabel("sparsity, seeds, best available method")
     panel.set_ylabel("errors, times those of the best\navailable method; up is better")
-    figures.name_ends(panel, [end for end in ends if end[2] <= WORST])
 
 
 def _verdicts(panel: plt.Axes, at: list[float], cells: pd.DataFrame) -> None:

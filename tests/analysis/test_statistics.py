@@ -300,3 +300,44 @@ def test_equal_groups_have_no_spread_between_them_and_one_group_is_refused():
     assert statistics.parts(runs, "seed", "order").between == 0
     with pytest.raises(UserError, match="1 values of seed and 3 of order; both need two"):
         statistics.parts(runs[runs.seed == 0], "seed", "order")
+
+
+def test_the_critical_difference_is_the_published_one():
+    """Demšar 2006, table 5a (two to ten classifiers) and the worked example of section 3.2.2."""
+    for names, q in ((2, 1.960), (3, 2.343), (5, 2.728), (10, 3.164)):
+        blocks = names * (names + 1)
+        assert statistics.critical_difference(names, blocks) == pytest.approx(q / 6**0.5, abs=5e-4)
+    assert statistics.critical_difference(4, 14) == pytest.approx(1.25, abs=5e-3)
+
+
+def test_ranks_count_each_sparsity_the_same_and_leave_out_blocks_that_lack_a_method():
+    accuracies = {  # by method, then by seed at 0.9 and 0.99
+        "a": ((0.9, 0.9), (0.2, 0.2)),
+        "b": ((0.8, 0.9), (0.3, 0.3)),
+        "c": ((0.7, 0.7), (0.9, 0.1)),
+    }
+    rows = [
+        {"method": method, "sparsity": sparsity, "seed": seed, "test_accuracy": accuracy}
+        for method, levels in accuracies.items()
+        for sparsity, values in zip((0.9, 0.99), levels)
+        for seed, accuracy in enumerate(values)
+    ]
+    rows.append({"method": "a", "sparsity": 0.99, "seed": 2, "test_accuracy": 0.99})
+    found = statistics.ranks(pd.DataFrame(rows))
+    assert found.means.loc["a"].tolist() == [1.25, 2.5] and found.blocks == 4
+    assert found.means.loc["b"].tolist() == [1.75, 1.5]
+    assert found.means.loc["c"].tolist() == [3, 2]
+    assert found.overall["mean"].to_dict() == {"b": 1.625, "a": 1.875, "c": 2.5}
+    assert found.overall.n.eq(2).all() and 0.1 < found.p < 1
+    with pytest.raises(UserError, match="2 to rank in 4 blocks"):
+        statistics.ranks(pd.DataFrame(rows).query("method != 'c'"))
+
+
+def test_methods_that_are_all_alike_have_ranks_too():
+    rows = [
+        {"method": m, "sparsity": 0.9, "seed": seed, "test_accuracy": 0.1}
+        for m in "abc"
+        for seed in range(2)
+    ]
+    found = statistics.ranks(pd.DataFrame(rows))
+    assert found.p == 1 and found.overall["mean"].eq(2).all()
