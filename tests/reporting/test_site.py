@@ -16,10 +16,13 @@ import panning_core
 from panning_core import ROOT
 from panning_core.experiments import profiles, studies
 from panning_core.reporting import site
+from panning_core.reporting.site import contents, place
+from panning_core.reporting.site.text import markdown, number
 from panning_core.reporting import study as showing
 from tests.browser import browser  # noqa: F401, a fixture
 from tests.checkout import PARAMETERS, Checkout
 
+GUIDE = "guide_add_your_own_metric"
 EVIL = '<script>alert("1")</script>'
 ORIGIN = {
     "commit": "0123456789abcdef",
@@ -106,7 +109,7 @@ def write(made: Checkout) -> None:
     """
     for name in ("00_overview", "01_tiny", "02_mixed"):
         made.notebook(name, f"# {name}", PARAMETERS)
-    made.notebook(site.GUIDE, "# Add your own", "x = 1")
+    made.notebook(GUIDE, "# Add your own", "x = 1")
     grid = [
         {
             "dataset": "digits",
@@ -213,7 +216,7 @@ def folder(tmp_path_factory):
     """The folder of a small profile's site."""
     made = Checkout(tmp_path_factory.mktemp("site") / "checkout")
     with pytest.MonkeyPatch.context() as patch:
-        for module in (panning_core, profiles, site):
+        for module in (panning_core, profiles, contents, place):
             patch.setattr(module, "ROOT", made.root)
         patch.delenv("PANNING_RESULTS", raising=False)
         write(made)
@@ -274,11 +277,11 @@ def numbers(text):
     ],
 )
 def test_a_cell_counts_by_the_number_it_begins_with(cell, value):
-    assert site.number(cell) == value
+    assert number(cell) == value
 
 
 def test_equations_become_mathml():
-    html = site.markdown("Let $a_1 < b$ and\n\n$$\\frac{a}{b}$$\n\nbe.")
+    html = markdown("Let $a_1 < b$ and\n\n$$\\frac{a}{b}$$\n\nbe.")
     assert (
         html.count("<math") == 2
         and html.count('display="block"') == 1
@@ -289,7 +292,7 @@ def test_equations_become_mathml():
 
 
 def test_an_equation_that_can_not_be_read_is_shown_as_written():
-    assert "<code>x^{</code>" in site.markdown("so $x^{$ there")
+    assert "<code>x^{</code>" in markdown("so $x^{$ there")
 
 
 @pytest.mark.parametrize(
@@ -297,16 +300,16 @@ def test_an_equation_that_can_not_be_read_is_shown_as_written():
     ["from $5 to $6", "$5-$10", "US$5 or 6$ more", "\\$x\\$", "`$x$`", "a $ b $ c", "100 $"],
 )
 def test_a_dollar_that_is_no_equation_stays_one(text):
-    html = site.markdown(text)
+    html = markdown(text)
     assert "<math" not in html and html.count("$") == text.count("$")
-    assert "<math" in site.markdown(f"{text}, but $y$ is one")
+    assert "<math" in markdown(f"{text}, but $y$ is one")
 
 
 def test_the_equations_of_the_notebooks_are_shown():
     for path, least in (("01_expressive_force_transfer", 5), ("06_gumbel_softmax", 8)):
         cells = json.loads((ROOT / "notebooks" / f"{path}.ipynb").read_text())["cells"]
         html = "".join(
-            site.markdown("".join(cell["source"]))
+            markdown("".join(cell["source"]))
             for cell in cells
             if cell["cell_type"] == "markdown"
         )
@@ -364,10 +367,10 @@ def test_a_notebook_that_reads_another_study_narrows_nothing(pages):
 )
 def test_a_provenance_decides_whose_runs_a_table_shows(folder, monkeypatch, provenance, where):
     root = folder.parent.parent.parent
-    for module in (panning_core, profiles, site):
+    for module in (panning_core, profiles, contents, place):
         monkeypatch.setattr(module, "ROOT", root)
     table = pd.DataFrame({"method": ["SNIP"], "90 %": ["95.00"]})
-    assert site.Site("tiny").references("02_mixed", "a.md", table, provenance) == [[None, where]]
+    assert contents.Contents("tiny").references("02_mixed", "a.md", table, provenance) == [[None, where]]
 
 
 def test_every_link_leads_somewhere(folder, pages):
@@ -377,7 +380,7 @@ def test_every_link_leads_somewhere(folder, pages):
         "01_tiny.html",
         "01_tiny.runs.html",
         "02_mixed.html",
-        f"{site.GUIDE}.html",
+        f"{GUIDE}.html",
     } <= pages.keys()
     anchors = {
         name: {tag["id"] for tag in tags(text) if tag.get("id")} for name, text in pages.items()
@@ -404,12 +407,12 @@ def test_every_link_leads_somewhere(folder, pages):
     }
     assert (
         links == {"01_tiny.html#picture.png", "01_tiny.html", "02_mixed.html"}
-        and f"{site.GUIDE}.html" in seen
+        and f"{GUIDE}.html" in seen
     )
 
 
 def test_accuracies_of_the_committed_sweep_are_the_means_of_the_runs_they_link_to():
-    made = site.Site("paper")
+    made = contents.Contents("paper")
     runs, checked = made.runs("03_sparsity_sweep"), 0
     for name in (
         "accuracy_lenet300_standardised",
@@ -429,7 +432,7 @@ def test_accuracies_of_the_committed_sweep_are_the_means_of_the_runs_they_link_t
                 if "sparsity" in facets:
                     part = runs[(runs[list(facets)] == list(facets.values())).all(axis=1)]
                     assert part["test accuracy (%)"].astype(float).mean() == pytest.approx(
-                        site.number(cell), abs=0.0051
+                        number(cell), abs=0.0051
                     ), (name, facets)
                     checked += 1
     assert checked == 16 * 6 + 8 * 3 + 8 * 2 + 15 * 4
@@ -508,7 +511,7 @@ def test_a_page_says_what_its_runs_were_made_with(pages):
 
 def test_a_study_that_no_longer_came_through_loses_its_page(tmp_path, monkeypatch):
     made = Checkout(tmp_path / "checkout")
-    for module in (panning_core, profiles, site):
+    for module in (panning_core, profiles, contents, place):
         monkeypatch.setattr(module, "ROOT", made.root)
     monkeypatch.delenv("PANNING_RESULTS", raising=False)
     write(made)
@@ -519,7 +522,7 @@ def test_a_study_that_no_longer_came_through_loses_its_page(tmp_path, monkeypatc
     assert sorted(path.name for path in folder.glob("*.html")) == [
         "02_mixed.html",
         "02_mixed.runs.html",
-        f"{site.GUIDE}.html",
+        f"{GUIDE}.html",
         "index.html",
     ]
     index = (folder / "index.html").read_text()
@@ -564,7 +567,7 @@ def visit(browser, folder):  # noqa: F811
 
 @pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
 @pytest.mark.parametrize(
-    "page", ["index.html", "01_tiny.html", "01_tiny.runs.html", f"{site.GUIDE}.html"]
+    "page", ["index.html", "01_tiny.html", "01_tiny.runs.html", f"{GUIDE}.html"]
 )
 def test_no_page_is_wider_than_the_screen(visit, page, viewport):
     tab = visit(page, viewport)

@@ -25,24 +25,62 @@ for (const table of all("table")) {
     });
 }
 
-// On a page of runs the address says which are shown: #method=SNIP&sparsity=95 %
-const runs = document.querySelector(".runs");
-function filter() {
-    const names = all("thead th", runs).map((header) => header.textContent);
-    const wanted = [...new URLSearchParams(location.hash.slice(1))].filter(([name]) => names.includes(name));
-    const rows = all("tbody tr", runs);
-    for (const row of rows) row.hidden = !wanted.every(([name, value]) => row.cells[names.indexOf(name)].textContent === value);
-    const count = runs.querySelector(".count");
-    count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} runs`;
-    if (!wanted.length) return;
-    const everything = document.createElement("a");
-    everything.href = "#";
-    everything.textContent = "show all";
-    count.append(`: ${wanted.map((pair) => pair.join(" ")).join(", ")}; `, everything);
+// On a page of runs the address says which are shown: #method=SNIP|GraSP&sparsity=95 %. Lists of a column's values write it.
+const parts = all(".runs").map((part) => ({ part, rows: all("tbody tr", part), names: all("thead th", part).map((header) => header.textContent) }));
+const MOST = 40; // values of a list
+const asked = () => new URLSearchParams(location.hash.slice(1));
+const allows = (wanted, text) => wanted === text || wanted.split("|").includes(text);
+for (const { part, rows, names } of parts) {
+    names.forEach((name, column) => {
+        const values = [...new Set(rows.map((row) => row.cells[column].textContent))];
+        if (values.length < 2 || values.length > MOST || values.length === rows.length) return;
+        const list = document.createElement("select");
+        list.name = name;
+        list.append(new Option("all", ""), ...values.sort((a, b) => a.localeCompare(b, "en", { numeric: true })).map((value) => new Option(value || "–", value || "|")));
+        list.addEventListener("change", () => {
+            const wanted = asked();
+            wanted.delete(name);
+            if (list.value) wanted.set(name, list.value);
+            if (parts.length > 1) wanted.set("kind", part.dataset.kind);
+            location.hash = wanted;
+        });
+        const label = document.createElement("label");
+        label.append(name, list);
+        part.querySelector(".filters").append(label);
+    });
 }
-if (runs) {
+function filter() {
+    const kind = asked().get("kind");
+    for (const { part, rows, names } of parts) {
+        const wanted = [...asked()].filter(([name]) => names.includes(name));
+        part.hidden = kind !== null && kind !== part.dataset.kind;
+        for (const row of rows) row.hidden = !wanted.every(([name, value]) => allows(value, row.cells[names.indexOf(name)].textContent));
+        for (const list of all("select", part)) {
+            const value = (wanted.find(([name]) => name === list.name) ?? ["", ""])[1];
+            if (![...list.options].some((option) => option.value === value)) list.append(new Option(value.replaceAll("|", " or "), value));
+            list.value = value;
+        }
+        const count = part.querySelector(".count");
+        count.textContent = `${rows.filter((row) => !row.hidden).length} of ${rows.length} runs`;
+        if (!wanted.length) continue;
+        const everything = document.createElement("a");
+        everything.href = "#";
+        everything.textContent = "show all";
+        count.append(`: ${wanted.map(([name, value]) => `${name} ${value.replaceAll("|", " or ")}`).join(", ")}; `, everything);
+    }
+}
+if (parts.length) {
     filter();
     addEventListener("hashchange", filter);
+}
+
+// The edge of a table that goes on beyond it is shown.
+const edge = (box) => box.parentElement.classList.toggle("more", box.scrollLeft + box.clientWidth < box.scrollWidth - 1);
+const watch = new ResizeObserver((boxes) => boxes.forEach(({ target }) => edge(target.closest(".box"))));
+for (const box of all(".box")) {
+    box.addEventListener("scroll", () => edge(box), { passive: true });
+    watch.observe(box);
+    watch.observe(box.firstElementChild);
 }
 
 // On a narrow screen the studies are a strip: begin it at the current one.

@@ -1,0 +1,145 @@
+"""The pages of the site, and their files."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader
+
+from ...experiments import studies
+from ...runs import base
+from ..study import OWN, VERDICTS
+from . import place, runs
+from .contents import OVERVIEW, Contents, address
+from .text import Renderer
+
+#: what a verdict begins with, and the class of its colour
+MARKS = {
+    "✔": "holds",
+    "◐": "part",
+    "≈": "part",
+    "✘": "fails",
+    "?": "open",
+    "–": "open",
+}
+
+
+def build(profile: str) -> Path:
+    """Make the site of a profile anew, in a few seconds; returns its index. Pages of studies that
+    have not come through are taken away.
+    """
+    pages = Site(profile).pages()
+    folder = studies.folder(OVERVIEW, profile).parent / "html"
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in [*folder.glob("*.html"), *folder.glob("*.js")]:
+        if old.name not in pages:
+            old.unlink()
+    for name, text in pages.items():
+        (folder / name).write_text(text)
+    return folder / "index.html"
+
+
+def title(name: str) -> str:
+    """The title of a page from the name of its file."""
+    return name.replace("_", " ").capitalize()
+
+
+class Site:
+    """The pages of a profile's site."""
+
+    def __init__(self, profile: str):
+        self.contents = Contents(profile)
+        self.environment = Environment(
+            loader=PackageLoader("panning_core.reporting", "page"),
+            autoescape=True,
+            trim_blocks=True,
+            lstrip_blocks=True,
+        )
+        entries = [self.entry(name) for name in self.contents.notebooks]
+        self.environment.globals |= {
+            "entries": entries,
+            "marks": MARKS,
+            "overview": OVERVIEW,
+            "guides": self.contents.guides,
+            "verdicts": dict(zip(VERDICTS.values(), VERDICTS)),
+            "tally": sum((entry["marks"] for entry in entries), Counter()),
+            "claims": place.claims(self.contents.folder(OVERVIEW)),
+            "place": place.of(self.contents),
+            "more": self.more(),
+        }
+        self.entries = {entry["name"]: entry for entry in entries}
+
+    def entry(self, name: str) -> dict:
+        """What the other pages say of a page: its name, number, address, title and verdicts."""
+        verdicts = self.contents.verdicts(name)
+        return {
+            "name": name,
+            "number": name[:2] if name in self.contents.names else "",
+            "href": address(name),
+            **self.contents.introduction(name),
+            "marks": Counter(item["verdict"][0] for item in verdicts),
+        }
+
+    def more(self) -> dict[str, str]:
+        """Address -> title of the pages that are no notebook's."""
+        return {f"{name}.html": title(name) for name in self.contents.own}
+
+    def render(self, template: str, **values) -> str:
+        return self.environment.get_template(template).render(values)
+
+    def pages(self) -> dict[str, str]:
+        """The site: name of a file -> its text."""
+        index = {"name": OVERVIEW, "title": "Pruning before training", "href": "index.html"}
+        made = {"index.html": self.render("index.html", page=index)}
+        for name in self.contents.notebooks:
+            made[address(name)] = self.study(name)
+            if name in self.contents.names and self.contents.lines(name):
+                made |= self.runs(name)
+        for name, cells in self.contents.own.items():
+            made[f"{name}.html"] = self.own(name, cells)
+        return made
+
+    def study(self, name: str) -> str:
+        """The page of a notebook."""
+        cells, renderer = self.contents.notebooks[name]["cells"][1:], Renderer()
+        cells = [cell for cell in cells if not self.contents.aside(cell)]
+        blocks = self.contents.blocks(name, cells, renderer)
+        return self.render(
+            "index.html" if name == OVERVIEW else "study.html",
+            page=self.entries[name],
+            blocks=blocks,
+            sections=renderer.sections,
+            said=self.said(blocks),
+            origin=self.contents.origin(name),
+        )
+
+    @staticmethod
+    def said(blocks: list[dict]) -> list[dict]:
+        """The verdicts of a page, for its beginning: those on the claims of papers first."""
+        cards = [block for block in blocks if block["kind"] == "verdict"]
+        return sorted(cards, key=lambda card: card.get("paper", OWN) == OWN)
+
+    def own(self, name: str, cells: list[dict]) -> str:
+        """A page of its own of cells of the overview."""
+        renderer = Renderer()
+        blocks = self.contents.blocks(OVERVIEW, cells, renderer)
+        page = {"name": name, "href": f"{name}.html", "title": title(name)}
+        return self.render("study.html", page=page, blocks=blocks, sections=renderer.sections)
+
+    def runs(self, name: str) -> dict[str, str]:
+        """The pages of a study's runs: all in tables, and each by itself."""
+        found = self.contents.lines(name)
+        tables = {
+            kind: self.contents.table(
+                self.contents.runs(name) if kind == base.FIRST else runs.other_table(lines)
+            )
+            for kind, lines in found.items()
+        }
+        common = {"page": self.entries[name], "origin": self.contents.origin(name)}
+        lines = [line for each in found.values() for line in each]
+        return {
+            f"{name}.runs.html": self.render("runs.html", tables=tables, **common),
+            f"{name}.run.html": self.render("run.html", **common),
+            f"{name}.runs.js": runs.script(lines),
+        }
