@@ -16,13 +16,14 @@ import panning_core
 from panning_core import ROOT
 from panning_core.experiments import profiles, studies
 from panning_core.reporting import site
+from panning_core.reporting import study as showing
 from panning_core.reporting.site import contents, place
 from panning_core.reporting.site.text import markdown, number
-from panning_core.reporting import study as showing
 from tests.browser import browser  # noqa: F401, a fixture
 from tests.checkout import PARAMETERS, Checkout
 
 GUIDE = "guide_add_your_own_metric"
+RUNS = re.compile(r"\d\d_.*\.runs\.html")
 EVIL = '<script>alert("1")</script>'
 ORIGIN = {
     "commit": "0123456789abcdef",
@@ -185,7 +186,7 @@ def write(made: Checkout) -> None:
                     claim="It works better.",
                     verdict="✘ fails",
                     evidence="n = 2.",
-                    figure="elsewhere.png",
+                    figure="elsewhere.md",
                     rule="count",
                     family=1,
                 ),
@@ -309,9 +310,7 @@ def test_the_equations_of_the_notebooks_are_shown():
     for path, least in (("01_expressive_force_transfer", 5), ("06_gumbel_softmax", 8)):
         cells = json.loads((ROOT / "notebooks" / f"{path}.ipynb").read_text())["cells"]
         html = "".join(
-            markdown("".join(cell["source"]))
-            for cell in cells
-            if cell["cell_type"] == "markdown"
+            markdown("".join(cell["source"])) for cell in cells if cell["cell_type"] == "markdown"
         )
         assert html.count("<math") >= least and "$" not in html and "\\" not in html
 
@@ -370,45 +369,51 @@ def test_a_provenance_decides_whose_runs_a_table_shows(folder, monkeypatch, prov
     for module in (panning_core, profiles, contents, place):
         monkeypatch.setattr(module, "ROOT", root)
     table = pd.DataFrame({"method": ["SNIP"], "90 %": ["95.00"]})
-    assert contents.Contents("tiny").references("02_mixed", "a.md", table, provenance) == [[None, where]]
+    assert contents.Contents("tiny").references("02_mixed", "a.md", table, provenance) == [
+        [None, where]
+    ]
 
 
 def test_every_link_leads_somewhere(folder, pages):
-    """To a page, to an anchor on it, or to runs that exist."""
-    assert {
-        "index.html",
-        "01_tiny.html",
-        "01_tiny.runs.html",
-        "02_mixed.html",
-        f"{GUIDE}.html",
-    } <= pages.keys()
+    """To a page, to an anchor on it, to runs that exist, or to a run that its page knows."""
+    assert {"index.html", "01_tiny.html", "01_tiny.runs.html", f"{GUIDE}.html"} <= pages.keys()
     anchors = {
         name: {tag["id"] for tag in tags(text) if tag.get("id")} for name, text in pages.items()
     }
-    tables = {name: frames(text)[0] for name, text in pages.items() if ".runs." in name}
-    seen = set()
+    tables = {name: frames(text)[0] for name, text in pages.items() if RUNS.fullmatch(name)}
     for name, text in pages.items():
         for tag in tags(text):
-            for target in {tag.get("href"), tag.get("src")} - {None}:
-                if target.startswith("data:image/png;base64,"):
-                    continue
+            for target in {tag.get("href"), tag.get("src"), tag.get("action")} - {None}:
                 page, _, place = target.partition("#")
-                seen.add(target)
-                assert tag.name == "a" and (page or name) in pages, (name, target)
+                page = page or name
+                if target.startswith("data:image/"):
+                    continue
+                assert (folder / page).is_file(), (name, target)
                 if page in tables:
-                    facets = dict(parse_qsl(place))
-                    assert (
-                        (tables[page][list(facets)] == list(facets.values())).all(axis=1).any()
-                    ), target
+                    for column, value in parse_qsl(place):
+                        assert set(value.split("|")) <= {*tables[page][column]}, target
+                elif ".run." in page and place:
+                    assert place in (folder / page.replace(".html", "s.js")).read_text(), target
                 else:
-                    assert not place or place in anchors[page or name], (name, target)
-    links = {
-        tag.get("href") for tag in BeautifulSoup(pages["index.html"], "html.parser").select("td a")
-    }
-    assert (
-        links == {"01_tiny.html#picture.png", "01_tiny.html", "02_mixed.html"}
-        and f"{GUIDE}.html" in seen
+                    assert not place or place in anchors[page], (name, target)
+
+
+def test_the_claims_lead_to_where_they_are_shown(pages):
+    index, study = (
+        BeautifulSoup(pages[name], "html.parser") for name in ("index.html", "01_tiny.html")
     )
+    assert {tag.get("href") for tag in index.select("td a")} == {
+        "01_tiny.html#picture.png",
+        "01_tiny.html",
+        "02_mixed.html",
+    }
+    cards = study.select(".verdict")
+    assert [[a["href"] for a in card.select("a")] for card in cards] == [
+        ["01_tiny.html#picture.png", "01_tiny.runs.html"],
+        ["01_tiny.html#elsewhere.md", "01_tiny.runs.html"],
+    ]
+    said = study.select(".said a")
+    assert [a["href"] for a in said] == [f"#{card['id']}" for card in cards]
 
 
 def test_accuracies_of_the_committed_sweep_are_the_means_of_the_runs_they_link_to():
@@ -521,10 +526,14 @@ def test_a_study_that_no_longer_came_through_loses_its_page(tmp_path, monkeypatc
     assert site.build("tiny") == folder / "index.html"
     assert sorted(path.name for path in folder.glob("*.html")) == [
         "02_mixed.html",
+        "02_mixed.run.html",
         "02_mixed.runs.html",
+        *sorted(path.name for path in folder.glob("api*.html")),
         f"{GUIDE}.html",
         "index.html",
-    ]
+        "mask.html",
+        "search.html",
+    ] and sorted(path.name for path in folder.glob("*.js")) == ["02_mixed.runs.js", "index.js"]
     index = (folder / "index.html").read_text()
     assert "02_mixed.html" in index and "#claims.md" not in index
 
@@ -608,7 +617,7 @@ def test_a_header_sorts_numbers_as_numbers(visit, press):
 def test_the_address_says_which_runs_are_shown(visit):
     tab = visit("01_tiny.html")
     tab.get_by_role("link", name="91.00").click()
-    count, rows = tab.locator(".count").first, tab.locator(".runs tbody tr:visible")
+    count, rows = tab.locator(".count").first, tab.locator("[data-kind=prune] tbody tr:visible")
     assert (
         count.inner_text() == "2 of 11 runs: current yes, method SNIP, sparsity 98 %; show all"
         and rows.count() == 2

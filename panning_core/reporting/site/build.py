@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader
 
 from ...experiments import studies
 from ...runs import base
 from ..study import OWN, VERDICTS
-from . import place, runs
+from . import api, mask, place, runs, search
 from .contents import OVERVIEW, Contents, address
 from .text import Renderer
 
@@ -64,10 +65,11 @@ class Site:
             "guides": self.contents.guides,
             "verdicts": dict(zip(VERDICTS.values(), VERDICTS)),
             "tally": sum((entry["marks"] for entry in entries), Counter()),
-            "claims": place.claims(self.contents.folder(OVERVIEW)),
+            "claims": place.claims(self.contents),
             "place": place.of(self.contents),
             "more": self.more(),
         }
+        self.places: list[search.Place] = []  # of what has been made, for the search
         self.entries = {entry["name"]: entry for entry in entries}
 
     def entry(self, name: str) -> dict:
@@ -83,7 +85,8 @@ class Site:
 
     def more(self) -> dict[str, str]:
         """Address -> title of the pages that are no notebook's."""
-        return {f"{name}.html": title(name) for name in self.contents.own}
+        own = {f"{name}.html": title(name) for name in self.contents.own}
+        return own | {"mask.html": "how to read a mask", "api.html": "the package"}
 
     def render(self, template: str, **values) -> str:
         return self.environment.get_template(template).render(values)
@@ -98,13 +101,15 @@ class Site:
                 made |= self.runs(name)
         for name, cells in self.contents.own.items():
             made[f"{name}.html"] = self.own(name, cells)
-        return made
+        made |= self.reference() | {"mask.html": self.mask(), "search.html": self.search()}
+        return made | {"index.js": search.script(self.places)}
 
     def study(self, name: str) -> str:
         """The page of a notebook."""
         cells, renderer = self.contents.notebooks[name]["cells"][1:], Renderer()
         cells = [cell for cell in cells if not self.contents.aside(cell)]
         blocks = self.contents.blocks(name, cells, renderer)
+        self.places += search.of_study(self.entries[name], blocks)
         return self.render(
             "index.html" if name == OVERVIEW else "study.html",
             page=self.entries[name],
@@ -125,14 +130,15 @@ class Site:
         renderer = Renderer()
         blocks = self.contents.blocks(OVERVIEW, cells, renderer)
         page = {"name": name, "href": f"{name}.html", "title": title(name)}
+        self.places += search.of_study(page, blocks)
         return self.render("study.html", page=page, blocks=blocks, sections=renderer.sections)
 
     def runs(self, name: str) -> dict[str, str]:
         """The pages of a study's runs: all in tables, and each by itself."""
         found = self.contents.lines(name)
         tables = {
-            kind: self.contents.table(
-                self.contents.runs(name) if kind == base.FIRST else runs.other_table(lines)
+            kind: self.runs_table(
+                name, self.contents.runs(name) if kind == base.FIRST else runs.other_table(lines)
             )
             for kind, lines in found.items()
         }
@@ -143,3 +149,32 @@ class Site:
             f"{name}.run.html": self.render("run.html", **common),
             f"{name}.runs.js": runs.script(lines),
         }
+
+    def runs_table(self, name: str, table: pd.DataFrame) -> dict:
+        """A table of runs for the template, whose keys lead to the runs."""
+        rest = [None] * (table.shape[1] - 1)
+        return self.contents.table(table, [[f"{name}.run.html#{k}", *rest] for k in table.key])
+
+    def reference(self) -> dict[str, str]:
+        """The pages of the reference of the package, and their index."""
+        parts = api.pages()
+        self.places += [place for part in parts for place in search.of_reference(part)]
+        index = {"title": "The package", "href": "api.html"}
+        return {
+            "api.html": self.render("api.html", page=index, parts=parts),
+            **{part["href"]: self.render("api.html", page=part) for part in parts},
+        }
+
+    def mask(self) -> str:
+        """The page that teaches how to read a mask."""
+        text = self.render(
+            "mask.html",
+            page={"title": "How to read a mask", "href": "mask.html"},
+            examples=mask.examples(),
+        )
+        self.places.append(("mask.html", "How to read a mask", search.plain(text)))
+        return text
+
+    def search(self) -> str:
+        """The page of the search."""
+        return self.render("search.html", page={"title": "Search", "href": "search.html"})

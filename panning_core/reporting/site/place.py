@@ -17,8 +17,12 @@ PUBLISHED = "paper"  #: the profile whose results are committed
 CLAIMS = "claims.csv"  #: the overview's table of claims
 
 
-def claims(folder: Path) -> Counter:
-    """How many claims of the table in an overview's ``folder`` have which mark; none without it."""
+def claims(contents: Contents) -> Counter:
+    """How many claims of the overview's table have which mark; none without that page."""
+    return _counts(contents.folder(OVERVIEW)) if OVERVIEW in contents.notebooks else Counter()
+
+
+def _counts(folder: Path) -> Counter:
     if not (folder / CLAIMS).exists():
         return Counter()
     return Counter(verdict[0] for verdict in pd.read_csv(folder / CLAIMS, dtype=str).verdict)
@@ -33,10 +37,7 @@ def told(found: Counter) -> str:
 def of(contents: Contents) -> dict:
     """Which profile this is, on which data and with how many seeds, and what was published."""
     lines = [
-        line
-        for name in contents.names
-        for found in contents.lines(name).values()
-        for line in found
+        line for name in contents.names for found in contents.lines(name).values() for line in found
     ]
     titles = {line["provenance"].get("data", {}).get("title") for line in lines}
     seeds = len({line["run"].get("seed", 0) for line in lines})
@@ -52,7 +53,7 @@ def of(contents: Contents) -> dict:
 def _published(start: Path) -> dict:
     """The published verdicts in words, and the address of all of them from the folder ``start``."""
     folder = ROOT / "results" / PUBLISHED
-    found = claims(folder / OVERVIEW)
+    found = _counts(folder / OVERVIEW)
     pages = [folder / "html" / "index.html", folder / "README.md"]
     there = next((page for page in pages if page.exists()), None)
     return {
