@@ -45,15 +45,8 @@ def href(study: str, wanted: Wanted) -> str:
 
 def matches(runs: list[dict[str, str]], wanted: Wanted) -> bool:
     """Whether there are runs of everything that is wanted."""
-    return all(
-        any(
-            run[name] == value
-            and all(run[other] in values for other, values in wanted.items() if other != name)
-            for run in runs
-        )
-        for name, allowed in wanted.items()
-        for value in allowed
-    )
+    found = [run for run in runs if all(run[name] in values for name, values in wanted.items())]
+    return all(values <= {run[name] for run in found} for name, values in wanted.items())
 
 
 class Labels:
@@ -88,23 +81,25 @@ class Labels:
         """The runs behind a cell; None where it is no number of runs."""
         if header in FACETS or header.startswith("published") or number(row[header]) is None:
             return None
-        told = {
-            FACETS[name]: {cell}
-            for name, cell in row.items()
-            if name in FACETS and cell in self.values[FACETS[name]]
-        }
-        found = given | told
-        methods = self.values["method"]
-        rivals = {row[name] for name in RIVALS if row.get(name) in methods}
-        if rivals:
-            subject = header if header in methods else against
-            if subject in methods:
-                found["method"] = rivals | {subject}
+        compared = self._compared(row, header, against)
+        found = given | self._told(row) | ({"method": compared} if compared else {})
         for facet, values in self.values.items():
-            if header in values and not (rivals and facet == "method"):
+            if header in values and not (compared and facet == "method"):
                 if found.setdefault(facet, {header}) != {header}:
                     del found[facet]  # row and column contradict each other
         return found
+
+    def _told(self, row: dict) -> Wanted:
+        """What the labels of a row say."""
+        named = {FACETS[name]: cell for name, cell in row.items() if name in FACETS}
+        return {facet: {cell} for facet, cell in named.items() if cell in self.values[facet]}
+
+    def _compared(self, row: dict, header: str, against: str | None) -> set[str]:
+        """The two methods of a difference; none where it is not one of two known methods."""
+        methods = self.values["method"]
+        rivals = {row[name] for name in RIVALS if row.get(name) in methods}
+        subject = header if header in methods else against
+        return rivals | {subject} if rivals and subject in methods else set()
 
     def knows(self, table: pd.DataFrame) -> bool:
         """Whether the runs have every sparsity, network and data set that a table names."""
@@ -190,10 +185,8 @@ def read(
         [labels.wanted(given, row, header, against) for header in table]
         for row in table.to_dict("records")
     ]
-    columns = list({name for row in cells for wanted in row if wanted for name in wanted})
-    kinds = labels.runs[columns].drop_duplicates().to_dict("records")
     asked = [wanted for row in cells for wanted in row if wanted is not None]
-    sure = sure and labels.knows(table) and all(matches(kinds, wanted) for wanted in asked)
+    sure = sure and labels.knows(table) and _exist(labels.runs, asked)
 
     def address(wanted: Wanted | None) -> str | None:
         if wanted is None:
@@ -201,3 +194,10 @@ def read(
         return href(study, wanted if sure and wanted.keys() - {"current", "kind"} else {})
 
     return [[address(wanted) for wanted in row] for row in cells]
+
+
+def _exist(runs: pd.DataFrame, asked: list[Wanted]) -> bool:
+    """Whether there are runs for every wish."""
+    columns = list({name for wanted in asked for name in wanted})
+    kinds = runs[columns].drop_duplicates().to_dict("records")
+    return all(matches(kinds, wanted) for wanted in asked)
