@@ -13,9 +13,14 @@ from .errors import UserError
 
 
 def run(options: Namespace) -> int:
+    if options.single:
+        from .experiments import words
+
+        return words.run(options.fields, options.device)
     from .reporting import notebooks
 
-    return notebooks.reproduce(options.profile, options.only, options.jobs, options.device)
+    profile = ",".join([options.profile, *options.fields])
+    return notebooks.reproduce(profile, options.only, options.jobs, options.device)
 
 
 def sweep(options: Namespace) -> int:

@@ -102,7 +102,9 @@ def parser() -> Parser:
         return made
 
     run = command("run", "a profile's studies, their report and the site (the default)")
-    _profile(run)
+    words = "FIELD=VALUE behind a profile changes its values; alone, they are one run, such as "
+    words += "model=lenet300 data=digits method=panning sparsity=0.95"
+    run.add_argument("words", nargs="*", metavar="[PROFILE] [FIELD=VALUE ...]", help=words)
     run.add_argument("--only", metavar="STUDY", help="this study alone")
     _machine(run)
 
@@ -154,7 +156,15 @@ def read(words: Sequence[str]) -> argparse.Namespace:
     elif {"-h", "--help"} & {*words}:
         words = []
         whole.parse_args(["--help"])
-    return whole.parse_args([named or "run", *words])
+    options = whole.parse_args([named or "run", *words])
+    if options.command == "run":
+        options.fields = [word for word in options.words if "=" in word]
+        named_profiles = [word for word in options.words if "=" not in word]
+        if named_profiles[1:]:
+            whole.error(f"unrecognized arguments: {' '.join(named_profiles[1:])}")
+        options.single = bool(options.fields) and not named_profiles
+        options.profile = (named_profiles or [PROFILE])[0]
+    return options
 
 
 def profiles() -> list[str]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from .. import ROOT, plugins, results
 from ..errors import UserError, pick, unknown
 from ..runs import base
+from . import words
 
 ENTRIES = {"parameters", "grid", "cuda"}
 LARGEST = 100_000  #: values of a file, and runs of an entry of a grid
@@ -23,11 +24,17 @@ def profile(name: str) -> dict[str, dict]:
     that is for CUDA devices alone.
 
     ``notebooks/STUDY.yaml`` maps profiles to what they say of this study, and
-    ``notebooks/profiles/NAME.yaml`` the studies of one profile to what it says of them.
+    ``notebooks/profiles/NAME.yaml`` the studies of one profile to what it says of them. Behind a
+    name may stand changes of its values: ``quick,epochs=5`` is a profile whose results lie apart.
 
     Raises:
         UserError: no such profile, or a file that is not as it should be.
     """
+    name, changes = words.parted(name)
+    return words.change(_profile(name), changes)
+
+
+def _profile(name: str) -> dict[str, dict]:
     plugins.load_plugins()  # the names of a profile may be theirs
     beside = {path.stem: _sections(path, "profile") for path in sorted(_folder().glob("*.yaml"))}
     for study in beside:
@@ -48,6 +55,8 @@ def profile(name: str) -> dict[str, dict]:
 def section(study: str, profile_name: str) -> dict:
     """What a profile says of a study."""
     path = _folder() / f"{study}.yaml"
+    if words.BETWEEN.search(str(profile_name)):
+        return pick(f"study in profile {profile_name}", study, profile(profile_name))
     if path.exists() and not (_profiles() / f"{profile_name}.yaml").exists():
         plugins.load_plugins()
         sections = _sections(path, "profile")  # one file is read much faster than all

@@ -92,7 +92,7 @@ SYSTEMS = (
 
 
 def table(verdicts: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """One row a system: ``arxiv, system, study, runs, verdict``.
+    """One row a system: ``system, paper, study, runs, verdict``, the second and third as links.
 
     Args:
         verdicts: of all studies, with the ``study`` of each.
@@ -109,9 +109,9 @@ def table(verdicts: pd.DataFrame, profile: str) -> pd.DataFrame:
         runs = sum(_is_of(line, system) for line in ledgers[system.study])
         rows.append(
             {
-                "arxiv": system.arxiv,
                 "system": system.name,
-                "study": system.study,
+                "paper": f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv})",
+                "study": f"[study {system.study[:2]}](../{system.study}/README.md)",
                 "runs": runs,
                 "verdict": _told(here.verdict) if runs else "not run",
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -254,3 +255,33 @@ def _setting(line: dict) -> dict:
 
 def _counts(values: pd.Series) -> str:
     return ", ".join(f"{name} {count}" for name, count in values.value_counts().items())
+
+
+#: what LaTeX has no letter for, or no reader of its source
+LATEX = {
+    "▲": r"$\blacktriangle$",
+    "▼": r"$\blacktriangledown$",
+    "≈": r"$\approx$",
+    "✔": r"$\checkmark$",
+    "◐": r"$\circ$",
+    "✘": r"$\times$",
+    "×": r"$\times$",
+    "–": "--",
+    "−": "$-$",
+    "±": r"$\pm$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "λ": r"$\lambda$",
+}
+
+
+def to_latex(table: pd.DataFrame, caption: str = "", label: str = "") -> str:
+    """A table of the report for a paper: LaTeX that needs the packages booktabs and amssymb.
+
+    Cells, header and ``caption`` are text, escaped where LaTeX would read them as its own.
+    """
+    caption = re.sub(r"([&%$#_{}])", r"\\\1", caption)
+    text = table.to_latex(
+        index=False, escape=True, caption=caption or None, label=label or None, na_rep=""
+    )
+    return text.translate(str.maketrans(LATEX))

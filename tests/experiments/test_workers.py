@@ -261,7 +261,11 @@ def test_the_recipe_for_slurm_makes_a_job_script():
     pytest.importorskip("dask_jobqueue")
     (recipe,) = [
         block
-        for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+        for block in re.findall(
+            r"```python\n(.*?)```",
+            (ROOT / "notebooks" / "guide_overnight_and_cluster.md").read_text(),
+            re.DOTALL,
+        )
         if "SLURMCluster" in block
     ]
     (call,) = re.findall(r"with (SLURMCluster\(.*\)) as cluster:", recipe)
