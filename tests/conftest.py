@@ -58,6 +58,20 @@ def make_residual(seed: int = 0) -> nn.Module:
     return model
 
 
+def half(model, seed=0):
+    """A mask that keeps about half of every layer."""
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        name: torch.rand(w.shape, generator=generator) < 0.5
+        for name, w in models.prunable(model).items()
+    }
+
+
+def same(one, two):
+    """Whether two masks are."""
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
 @pytest.fixture
 def residual():
     return make_residual()

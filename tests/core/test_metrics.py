@@ -1,6 +1,4 @@
-"""Metrics: one battery for all of them, then each formula against a slow one of its own, in
-float64.
-"""
+"""Metrics: each formula against a slow one of its own, in float64."""
 
 import copy
 import itertools
@@ -17,16 +15,7 @@ from torch.nn.functional import cross_entropy
 from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
 from panning_core.paths import visible
-from tests.conftest import make_residual
-
-
-def half(model, seed=0):
-    """A mask that keeps about half of every layer."""
-    generator = torch.Generator().manual_seed(seed)
-    return {
-        name: torch.rand(w.shape, generator=generator) < 0.5
-        for name, w in models.prunable(model).items()
-    }
+from tests.conftest import half, make_residual
 
 
 def mlp(*widths, seed=0):
@@ -36,64 +25,6 @@ def mlp(*widths, seed=0):
             layer for a, b in itertools.pairwise(widths) for layer in (nn.Linear(a, b), nn.ReLU())
         ]
         return nn.Sequential(*layers[:-1]).double()
-
-
-# --- the battery ---
-
-
-@pytest.mark.parametrize("name", metrics.METRICS)
-@pytest.mark.parametrize("partial", [False, True])
-def test_every_metric_scores_every_weight_and_leaves_no_trace(name, partial, case, unchanged):
-    model, batch = case
-    mask = half(model) if partial else masks.ones(model)
-    kept, x = {n: m.clone() for n, m in mask.items()}, batch[0].clone()
-    with unchanged(model):
-        scores = metrics.METRICS[name](model, mask, batch, torch.Generator().manual_seed(1))
-    assert all(torch.equal(mask[n], m) for n, m in kept.items()) and torch.equal(batch[0], x)
-    assert list(scores) == list(mask)
-    for layer, score in scores.items():
-        assert (
-            score.shape == mask[layer].shape
-            and score.is_floating_point()
-            and not score.requires_grad
-        )
-        assert score.isfinite().all() and score.std() > 0
-    with torch.no_grad():
-        again = metrics.METRICS[name](model, mask, batch, torch.Generator().manual_seed(1))
-    assert all(torch.equal(again[layer], score) for layer, score in scores.items())
-
-
-@pytest.mark.parametrize("name", metrics.METRICS)
-def test_no_metric_depends_on_the_mode_or_on_the_running_statistics(name, residual, residual_batch):
-    scores = metrics.METRICS[name](
-        residual, half(residual), residual_batch, torch.Generator().manual_seed(1)
-    )
-    residual.eval()
-    for module in residual.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.fill_(30), module.running_var.fill_(70)
-    again = metrics.METRICS[name](
-        residual, half(residual), residual_batch, torch.Generator().manual_seed(1)
-    )
-    assert all(torch.equal(again[layer], score) for layer, score in scores.items())
-
-
-def test_a_metric_of_your_own_is_seen_everywhere(lenet300, digits_batch, monkeypatch):
-    def last(model, mask, batch, generator=None):
-        return {
-            name: torch.arange(w.numel(), dtype=torch.double).view(w.shape)
-            for name, w in models.prunable(model).items()
-        }
-
-    monkeypatch.setitem(metrics.METRICS, "last-ones", last)
-    assert "last-ones" in pruning.methods()
-    mask, trace = pruning.prune(lenet300, "last-ones", 0.1, digits_batch)
-    assert masks.count(mask) == round(0.1 * masks.size(mask)) and list(trace[0]["kept_mass"]) == [
-        "last-ones"
-    ]
-    assert (
-        mask["fc2.weight"].flatten()[-masks.count(mask) :].all()
-    )  # the highest numbers are all in fc2
 
 
 # --- random and magnitude ---
@@ -723,16 +654,6 @@ def test_synflow_that_leaves_float64_is_an_error_that_names_the_network(value):
         metrics.synflow(model, masks.ones(model), batch)
     with pytest.raises(UserError, match="R is (inf|nan)"):
         pruning.prune(model, "synflow", 0.5, batch, rounds=2)
-
-
-@pytest.mark.parametrize("name", metrics.METRICS)
-def test_layers_of_a_mask_are_known_by_their_names(name, residual, residual_batch):
-    mask = half(residual)
-    scores = metrics.METRICS[name](residual, mask, residual_batch)
-    again = metrics.METRICS[name](residual, dict(reversed(mask.items())), residual_batch)
-    assert scores.keys() == again.keys() and all(
-        torch.equal(again[layer], s) for layer, s in scores.items()
-    )
 
 
 def test_one_mask_after_another(residual, residual_batch):
