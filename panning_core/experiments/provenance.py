@@ -11,7 +11,7 @@ from functools import cache
 import torch
 
 from .. import ROOT, __version__, plugins
-from ..runs import base
+from ..runs import base, versions
 
 
 @cache
@@ -66,6 +66,7 @@ def line(
         outcome = {"metrics": found}
     origin = {
         **provenance(device),
+        "made_by": versions.current(done),
         **origin,
         "seconds": round(seconds, 3),
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),

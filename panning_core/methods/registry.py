@@ -51,6 +51,8 @@ class Method:
         update: of a moving method makes the hook of ``training.train`` that changes the mask while
             the network is trained, ``(plan, density, seed) -> dynamic.Update``, with a
             ``dynamic.Plan``; None leaves the mask alone.
+        version: of its results; a change of the masks it finds takes the next number (see
+            ``runs.versions``).
     """
 
     name: str
@@ -65,6 +67,7 @@ class Method:
     takes: tuple[str, ...] = ()
     options: Mapping[str, object] | None = None
     update: Callable[..., dynamic.Update] | None = None
+    version: int = 1
 
     def __post_init__(self):
         if self.kind not in KINDS:

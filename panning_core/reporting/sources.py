@@ -12,7 +12,7 @@ import pandas as pd
 
 from .. import ROOT
 from ..errors import UserError
-from ..runs import base
+from ..runs import base, versions
 
 
 class Source(NamedTuple):
@@ -52,6 +52,8 @@ def ledger(folder: Path, lines: list[dict]) -> Source:
     parts.append(_listed(origin["device"] for origin in origins))
     if titles := _listed(origin["data"]["title"] for origin in origins if "data" in origin):
         parts.append(titles)
+    if older := versions.told(lines):
+        parts.append(older)
     return Source(" · ".join(parts), files)
 
 

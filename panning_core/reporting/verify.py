@@ -27,7 +27,7 @@ from .. import ROOT, results
 from ..errors import UserError
 from ..experiments import studies
 from ..experiments.ledger import Ledger
-from ..runs import base
+from ..runs import base, versions
 from . import sources
 
 BUDGET = (
@@ -234,6 +234,12 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
         f" {seed} draws the same again",
         flush=True,
     )
+    for study, found in ledger_lines(profile).items():
+        if older := versions.told(found):
+            print(
+                f"  {study}: {older}; nothing is done again by itself: take these lines out of "
+                "its ledger and start the study"
+            )
     repeated = [repeat(*each) for each in drawn]
     print(f"{profile}: {'NOT ' * bool(differ or not all(repeated))}verified")
     return int(differ > 0 or not all(repeated))

@@ -24,6 +24,9 @@ from .optimisers import OPTIMISERS
 from .precision import fast_products
 from .recipe import DECAYS, PRECISIONS, RECIPES, Recipe, epochs
 
+#: of the trainer's results; a change of these takes the next number (see ``runs.versions``)
+VERSION = 1
+
 __all__ = [
     "DECAYS",
     "ENGINES",
@@ -40,6 +43,7 @@ __all__ = [
     "Sparse",
     "Trainer",
     "Update",
+    "VERSION",
     "accuracy",
     "check",
     "choose_engine",
