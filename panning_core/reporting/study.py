@@ -108,11 +108,14 @@ class Study:
     def figure(
         self, figure: plt.Figure, name: str, caption: str, source: Source | None = None
     ) -> None:
-        """Show ``figure`` and save it as ``name.png``, which holds its source as text; ``source``
-        as in ``table``.
+        """Show ``figure`` and save it as ``name.png``, which holds its source as text, and for the
+        site as ``html/figures/STUDY/name.svg``; ``source`` as in ``table``.
         """
         item = self._item("figure", f"{name}.png", caption, source)
         picture = image.png(figure, item["provenance"])
+        drawing = self.folder.parent / "html" / "figures" / self.folder.name / f"{name}.svg"
+        drawing.parent.mkdir(parents=True, exist_ok=True)
+        write(drawing, image.svg(figure))
         plt.close(figure)
         write(self.folder / f"{name}.png", picture)
         _display(item, {"image/png": base64.b64encode(picture).decode()})

@@ -122,8 +122,10 @@ def test_a_figure_says_itself_what_it_was_made_of_and_twice_the_same(study):
     made, written = study(LINE), []
     for _ in range(2):
         made.figure(plt.figure(figsize=(1, 1)), "empty", "Nothing.")
-        written.append((made.folder / "empty.png").read_bytes())
-    assert written[0] == written[1] and b"tEXtSource\0" in written[0]
+        sharp = made.folder.parent / "html" / "figures" / "01_a" / "empty.svg"
+        written.append([(made.folder / "empty.png").read_bytes(), sharp.read_bytes()])
+    assert written[0] == written[1] and b"tEXtSource\0" in written[0][0]
+    assert b"<svg" in written[0][1] and b"fill: #ffffff" in written[0][1]  # on dark pages too
     assert Image.open(made.folder / "empty.png").text == {"Source": made.source.line}
     assert made.shown[0] == {
         "kind": "figure",
