@@ -158,13 +158,18 @@ def read(words: Sequence[str]) -> argparse.Namespace:
         whole.parse_args(["--help"])
     options = whole.parse_args([named or "run", *words])
     if options.command == "run":
-        options.fields = [word for word in options.words if "=" in word]
-        named_profiles = [word for word in options.words if "=" not in word]
-        if named_profiles[1:]:
-            whole.error(f"unrecognized arguments: {' '.join(named_profiles[1:])}")
-        options.single = bool(options.fields) and not named_profiles
-        options.profile = (named_profiles or [PROFILE])[0]
+        _sort_words(options, whole)
     return options
+
+
+def _sort_words(options: argparse.Namespace, whole: Parser) -> None:
+    """Those of ``run``: a profile, or the fields of one run."""
+    options.fields = [word for word in options.words if "=" in word]
+    named = [word for word in options.words if "=" not in word]
+    if named[1:]:
+        whole.error(f"unrecognized arguments: {' '.join(named[1:])}")
+    options.single = bool(options.fields) and not named
+    options.profile = (named or [PROFILE])[0]
 
 
 def profiles() -> list[str]:

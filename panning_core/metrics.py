@@ -26,9 +26,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from . import graph, masks, models
+from . import graph, masks
 from .errors import UserError
 from .inspection import noise, twice
+from .inspection.batches import check_batch
 from .inspection.faithful import one_tensor
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
@@ -50,7 +51,7 @@ def check(model: nn.Module, mask: Mask, batch: Batch) -> None:
             "a batch is a pair (images, labels), such as data.balanced_batch gives, not"
             f" {type(batch).__name__}"
         )
-    models.check_batch(model, *batch)
+    check_batch(model, *batch)
 
 
 def _checked(score: Callable) -> Callable:

@@ -15,8 +15,9 @@ from .. import compaction, masks, sparse
 from ..data import Split, Splits
 from ..errors import UserError, pick, shown
 from ..inspection import faithful
+from ..inspection.batches import check_batch
 from ..masks import Mask
-from ..models import check_batch, modes
+from ..models import modes
 from .cost import Cost, kept
 from .dense import Dense
 from .losses import Loss, pick_loss

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from panning_core import compaction, data, graph, masks, metrics, models, pruning, training
 from panning_core.analysis import pathways
 from panning_core.errors import UserError
+from panning_core.inspection.batches import check_batch
 from panning_core.methods import gumbel_softmax
 from panning_core.paths import visible
 
@@ -811,7 +812,7 @@ def test_flops_of_a_recurrent_network_are_one_use_a_token(kind, gates_of):
     model = Text(kind)
     model.also_prunable = (kind, nn.Embedding)
     metrics.snip(model, masks.ones(model), TOKENS)
-    models.check_batch(model, *TOKENS)
+    check_batch(model, *TOKENS)
     weights = gates_of * 5 * (6 + 5)
     assert models.uses(model) == {
         "embed.weight": 0,
