@@ -20,11 +20,27 @@ CIFAR = "08_cifar10"
 RIVALS = ("snip", "grasp", "synflow")  #: the abstract's "available methods" are at least these
 EPOCHS = 10  #: below so many epochs of training study 08 judges nothing
 PANNING = (
-    "**What is Panning?** A way to choose, before any training, which weights of a network stay. "
-    "Every weight is scored by SNIP, GraSP and SynFlow, the three scores are added up in shares "
-    "that change as sparsity grows, the best are kept, and again, a hundred times; a removed "
-    "weight may return. The shares come from a table of stages, or from a trained *agent*."
+    "**What is Panning?** A way to choose, before any training, which weights stay: each is scored "
+    "by SNIP, GraSP and SynFlow, the three are mixed in shares that change as sparsity grows, the "
+    "best are kept, and again, a hundred times; a removed weight may return. The shares come from "
+    "a table of stages, or from a trained *agent*; the mix is a *sum*, or a *product*. The *masked "
+    "product* is this study's own."
 )
+#: question -> study and what the claim says on which the answer hangs
+ELSE = {
+    "Does the masked product beat five methods at 99 and 99.9 %, with the authors' input?": (
+        "02_metric_ablations",
+        r"masked product\) is better than five methods.*authors input",
+    ),
+    "Are 0.15 % of the weights enough, with gates under a budget (ours)?": (
+        "06_gumbel_softmax",
+        "^High accuracy with 0.15 %.*budget",
+    ),
+    "Does pruning before training lose against sparse training, at equal weights and compute?": (
+        "09_dynamic_sparsity",
+        "^At equal weights and equal FLOPs of training",
+    ),
+}
 ANSWERS = {
     "holds": "Yes",
     "holds in part": "In part",
@@ -52,8 +68,8 @@ def does_it_win(claims: pd.DataFrame) -> str:
     if row.word not in ANSWERS:
         return f"**Does it win?** That is {row.word} here."
     return (
-        f"**Does it win?** {ANSWERS[row.word]}, as it was published: the sum by stages against "
-        f"SNIP, GraSP and SynFlow, the methods it mixes: {row.number}, n = {row.n}."
+        f"**Does it win?** {ANSWERS[row.word]}, as it was published, the sum by stages against "
+        f"SNIP, GraSP and SynFlow: {row.number}, n = {row.n}."
     )
 
 
@@ -66,24 +82,41 @@ def where(
     Args:
         panels: runs of one network and input each, by the name of both.
     """
-    won, lost, count = [], [], 0
+    won, lost, count = {}, {}, 0
     for name, runs in panels.items():
         for subject in subjects:
             cells = statistics.compare(runs, subject, rivals)
             for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
                 worst, count = statistics.decisive(part), count + 1
-                told = f"{method_name(subject)} at {percent(sparsity)} on {name} "
-                told += f"({100 * worst.difference:+.2f} points against {method_name(worst.rival)})"
+                told = f"{percent(sparsity)} ({100 * worst.difference:+.2f} points against "
+                told += f"{method_name(worst.rival)})"
                 if (part.outcome == "better").all():
-                    won.append(told)
+                    won.setdefault(f"{method_name(subject)}, {name}", []).append(told)
                 elif worst.outcome == "worse":
-                    lost.append(told)
+                    lost.setdefault(f"{method_name(subject)}, {name}", []).append(told)
+    rest = count - sum(map(len, [*won.values(), *lost.values()]))
     return (
-        f"**Where, and by how much?** Surely better than all of them at once: "
-        f"{', '.join(won) or 'nowhere'}. Surely worse than one of them: "
-        f"{', '.join(lost) or 'nowhere'}. In the other {count - len(won) - len(lost)} of {count} "
-        "cases, a form of Panning at a sparsity, it is better than some of them at most."
+        f"**Where, and by how much?** Surely better than all three at once: {_listed(won)}. "
+        f"Surely worse than one of them: {_listed(lost)}. In the other {rest} of {count} cases, a "
+        "form of Panning at a sparsity, it is better than some of them at most "
+        "([each of them](../sparsities.md))."
     )
+
+
+def _listed(places: Mapping[str, Sequence[str]]) -> str:
+    told = [f"{place}, at {' and '.join(sparsities)}" for place, sparsities in places.items()]
+    return "; ".join(told) or "nowhere"
+
+
+def what_else(verdicts: pd.DataFrame) -> str:
+    """The answers to ``ELSE``, as far as they have been run."""
+    told = []
+    for question, (study, pattern) in ELSE.items():
+        here = verdicts[(verdicts.study == study) & verdicts.claim.str.contains(pattern)]
+        for row in here.head(1).itertuples():
+            number = published.short(row.interval)
+            told.append(f"{question} {VERDICTS[row.verdict]} {row.verdict}: {number}, n = {row.n}.")
+    return f"**What else was found?** {' '.join(told)}" if told else ""
 
 
 def standing(

@@ -59,15 +59,15 @@ PUBLISHED = (
     ),
     Claim(
         "P2", PANNING,
-        'Pruning is "an expressive force transfer process": "the reserved weights will take on '
-        'the expressive force from the removed ones".',
+        'In pruning "the reserved weights will take on the expressive force from the removed '
+        'ones".',
         ((TRANSFER, "^Pruning transfers"), (TRANSFER, "predicts its accuracy")),
         "Convolutional networks.",
     ),
     Claim(
         "P3", PANNING,
-        'Transfer is guided "through multi-index and multi-process steps": metrics mixed by '
-        "stages are better than each alone.",
+        '"Multi-index and multi-process steps": metrics mixed by stages are better than each '
+        "alone.",
         (
             (ABLATIONS, "better than each of them alone"),
             (ABLATIONS, "better than every constant mix"),
@@ -78,8 +78,8 @@ PUBLISHED = (
     ),
     Claim(
         "P4", PANNING,
-        '"A kind of panning agent based on reinforcement learning" automates these steps: it '
-        "prunes better than the table of stages.",
+        'A "panning agent based on reinforcement learning" prunes better than the table of '
+        "stages.",
         ((AGENT, "than the table of stages, on its own network"), (AGENT, "")),
         "Five agents, each of 50,000 steps in the authors' environment.",
     ),
@@ -161,8 +161,8 @@ def parts(claim: Claim, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def table(verdicts: pd.DataFrame) -> pd.DataFrame:
     """One row a published claim: ``id, paper, claim, word, verdict, interval, n, where, place,
-    number`` (the interval and where it was measured), ``parts`` (how many) and ``missing``; the
-    verdict and its number are those of the part that decides.
+    number`` (the interval without its p, and where it was measured), ``parts`` (how many) and
+    ``missing``; the verdict and its number are those of the part that decides.
 
     Args:
         verdicts: of all studies, with the ``study`` of each and the ``place`` where it is shown.
@@ -177,9 +177,14 @@ def table(verdicts: pd.DataFrame) -> pd.DataFrame:
             row["word"] = found.iloc[0].verdict
         mark = VERDICTS.get(row["word"], VERDICTS["not judged"])
         row |= {"verdict": f"{mark} {row['word']}", "parts": len(found), "missing": claim.missing}
-        row["number"] = row["interval"] + f"; {row['where']}" * bool(row["where"])
+        row["number"] = short(row["interval"]) + f"; {row['where']}" * bool(row["where"])
         rows.append(row)
     return pd.DataFrame(rows)
+
+
+def short(interval: str) -> str:
+    """An estimate without its p, which the parts have."""
+    return re.sub(r", p = \S+$", "", interval)
 
 
 def others(verdicts: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:

@@ -108,17 +108,16 @@ def _front(cells: dict[Path, list[dict]], start: Path) -> list[str]:
     overview, *_ = cells
     tagged = [cell for cell in cells[overview] if _tags(cell, FRONT)]
     entries = [_entry(path.stem, found) for path, found in cells.items()]
-    return [*_page(tagged, overview.parent, start), "## Studies", "\n".join(entries)]
+    return [*_page(tagged, overview.parent, start), "## Studies", " · ".join(entries)]
 
 
 def _entry(study: str, cells: list[dict]) -> str:
-    """A line of the front page: a place to link to, the study's title, and its verdicts."""
-    title = "".join(cells[0]["source"]).partition("\n")[0].removeprefix("# ")
-    counts = Counter(item["verdict"] for item in items(*cells) if item["kind"] == "verdict")
-    words = ", ".join(f"{word} ({count})" for word, count in counts.most_common())
-    return f'- <a id="{study}"></a>[{study[:2]} {title}]({study}/README.md)' + f": {words}" * bool(
-        words
-    )
+    """A study on the front page: a link by its short name, and how many of its verdicts say what,
+    by their marks.
+    """
+    marks = Counter(item["verdict"][0] for item in items(*cells) if item["kind"] == "verdict")
+    words = "".join(f" {mark} {count}" for mark, count in marks.most_common())
+    return f"[{study.replace('_', ' ')}]({study}/README.md){words}"
 
 
 def _markdown(item: dict, folder: Path, start: Path) -> str:

@@ -24,7 +24,7 @@ FOUND = pd.concat(
 def verdicts(*rows):
     """Verdicts with all that the tables need: study, claim, verdict, paper."""
     made = pd.DataFrame(rows, columns=["study", "claim", "verdict", "paper"])
-    return made.assign(interval=made.claim.str[-1] + " points", n=5, place="", family=1)
+    return made.assign(interval=made.claim.str[-1] + " points, p = 0.02", n=5, place="", family=1)
 
 
 def test_twelve_claims_each_with_its_own_name():
@@ -104,9 +104,20 @@ def accuracies(lead):
 def test_where_it_wins_is_said_for_each_sparsity_alone():
     told = front.where({"a net": accuracies({0.9: 0.02, 0.99: -0.03})}, ["panning", "absent"])
     better, worse = told.split("Surely worse")
-    assert re.search(r"Panning \(staged, sum\) at 90 % on a net \(\+(2.0|1.9)", better)
+    assert re.search(r"once: Panning \(staged, sum\), a net, at 90 % \(\+(2.0|1.9)", better)
     assert "99 %" not in better and "In the other 0 of 2 cases" in worse
-    assert re.search(r"at 99 % on a net \(-(3.0|2.9)", worse)
+    assert re.search(r"Panning \(staged, sum\), a net, at 99 % \(-(3.0|2.9)", worse)
+    told = front.where({"a net": accuracies({0.9: 0.0})}, ["panning"])
+    assert told.count("nowhere") == 2 and "In the other 1 of 1 cases" in told
+
+
+def test_what_else_was_found_is_told_as_far_as_it_was_run():
+    assert front.what_else(verdicts()) == ""
+    claim = "High accuracy with 0.15 % of the parameters; under a budget 9"
+    told = front.what_else(verdicts(("06_gumbel_softmax", claim, "holds", "this study")))
+    assert "✔ holds: 9 points, n = 5." in told and told.count("n = ") == 1
+    for study, pattern in front.ELSE.values():
+        assert FOUND[FOUND.study == study].claim.str.contains(pattern).sum() == 1
 
 
 def test_a_cell_has_the_verdict_the_difference_and_the_rank():

@@ -338,7 +338,7 @@ def test_a_link_of_a_table_leads_to_the_same_place_from_the_studys_page_and_the_
     text = front.read_text()
     assert "| [mixes](02_b/mixes.png), [study 02](README.md#02_b) |" in text
     assert small.format("") in text and "# Title" in text and "Details." not in text
-    assert '- <a id="00_overview"></a>[00 Title](00_overview/README.md)' in text
+    assert "## Studies\n\n[00 overview](00_overview/README.md)\n" in text
     page = (folder / "README.md").read_text()
     assert table in page and small.format("../") in page and "Details." in page
 

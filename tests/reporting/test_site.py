@@ -698,3 +698,14 @@ def test_a_page_looks_the_same_twice_and_is_not_blank(visit, page, viewport):
     )  # an edge between two pixels may fall to either
     for shot, ground in ((first, slice(230, 256)), (dark, slice(0, 60))):
         assert 0.5 < sum(shot.histogram()[ground]) / area < 0.99
+
+
+def test_a_link_to_a_place_on_a_studys_page_leads_to_what_it_shows(folder):
+    """As ``[study 01](../01_tiny/README.md#picture)`` in the tables of the overview."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (panning_core, profiles, contents):
+            patch.setattr(module, "ROOT", folder.parents[2], raising=False)
+        patch.delenv("PANNING_RESULTS", raising=False)
+        made = contents.Contents("tiny")
+        assert made.link("../01_tiny/README.md#picture") == made.anchors["01_tiny/picture.png"]
+        assert made.link("../01_tiny/README.md#nothing") is None

@@ -137,9 +137,10 @@ class Contents:
         it, to another page, out into the web; None where it leads nowhere.
         """
         place = target.removeprefix("../").removeprefix("README.md#").removesuffix("/README.md")
-        place = place.rstrip("/").removesuffix(".ipynb")
-        if place in self.anchors:
-            return self.anchors[place]
+        place = place.replace("/README.md#", "/").rstrip("/").removesuffix(".ipynb")
+        for ending in ("", ".png", ".md"):  # a place on a study's page has no ending
+            if place + ending in self.anchors:
+                return self.anchors[place + ending]
         if place in self.notebooks:
             return address(place)
         if place.removesuffix(".md") in self.own:
