@@ -1,6 +1,7 @@
 """What a notebook shows with: ``reporting.Study`` and the tables, drawings and words it needs."""
 
 from . import names
+from .axes import logarithmic
 from .figures import accuracy_axes, estimates, network_axes
 from .names import MODELS, label, method_name, percent
 from .sources import Source
@@ -9,7 +10,7 @@ from .tables import MARKED, UNITS, accuracy_table, fates, seeds, tally, tidy, to
 
 __all__ = [
     "MARKED", "MODELS", "OWN", "Source", "Study", "UNITS",
-    "VERDICTS", "accuracy_axes", "accuracy_table", "estimates", "fates", "label", "method_name",
+    "VERDICTS", "accuracy_axes", "accuracy_table", "estimates", "fates", "label", "logarithmic", "method_name",
     "network_axes", "percent", "seeds", "tally", "tidy", "told", "verdicts",
 ]  # fmt: skip
 

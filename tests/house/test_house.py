@@ -1,6 +1,7 @@
 """The house: imports run one way, and experiments need no Jupyter."""
 
 import ast
+import json
 import os
 import re
 import subprocess
@@ -153,3 +154,17 @@ def test_a_long_or_branched_function_says_why_it_is_one_piece():
             if long or (branches > 12 and not excused):
                 told.append(f"{path.name}: {name} of {length} lines, complexity {branches}")
     assert not told and seen > 800
+
+
+def test_a_cell_is_read_at_a_glance():
+    """At most 15 lines of code in a cell; not of parameters, and not in the playground."""
+    told, seen = [], 0
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        for cell in json.loads(path.read_text())["cells"]:
+            tags = cell["metadata"].get("tags", [])
+            lines = len("".join(cell["source"]).splitlines())
+            if cell["cell_type"] == "code" and "parameters" not in tags:
+                seen += 1
+                if lines > 15 and "playground" not in path.name:
+                    told.append(f"{path.name}: a cell of {lines} lines, {cell['source'][0]}")
+    assert not told and seen > 500
