@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import NamedTuple
 
@@ -82,11 +82,12 @@ def _subnetwork(
     mask: Mask,
     generator: torch.Generator | None = None,
     layout: torch.memory_format = torch.contiguous_format,
+    again: bool = False,
 ) -> Iterator[tuple[Callable[..., Tensor], list[Tensor]]]:
     """The network theta * M as (forward, leaves): a function, which takes other parameters too, and
     the masked weights to differentiate by; train mode, own BN buffers, and float32 in place of
     float16 and bfloat16. What it draws itself, as dropout does, follows from ``generator``, which
-    moves on then."""
+    moves on then. With ``again`` it can be differentiated twice."""
     theta = {name: _wide(w) for name, w in prunable(model).items()}
     leaves = {name: w * numbers(mask[name], w.dtype) for name, w in theta.items()}
     leaves = {
@@ -116,7 +117,7 @@ def _subnetwork(
         torch.enable_grad(),
         noise.drawn_from(generator, device),
         graph.eager(model),
-        twice.differentiable(model),
+        twice.differentiable(model) if again else nullcontext(),
         sdpa_kernel(SDPBackend.MATH),  # the one that can be differentiated twice
     ):
         yield forward, list(leaves.values())
@@ -166,7 +167,7 @@ def products(
     """
     x, y = batch
     theta = {name: _wide(w) for name, w in prunable(model).items()}
-    with _subnetwork(model, mask, generator) as (forward, leaves):
+    with _subnetwork(model, mask, generator, again=hessian) as (forward, leaves):
         logits = forward(x) / temperature
         gradient = _gradient(nn.functional.cross_entropy(logits, y), leaves, create_graph=hessian)
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
@@ -374,7 +375,7 @@ def prospr(
         UserError: ``steps`` below 0, ``parts`` that are not from 1 to the number of images.
     """
     shares = _dealt(batch, steps, parts)
-    with _subnetwork(model, mask, generator) as (forward, leaves):
+    with _subnetwork(model, mask, generator, again=not first_order) as (forward, leaves):
         start = dict(zip(prunable(model), leaves))
         phi = {
             name: start[name] if name in start else _wide(p).requires_grad_()
