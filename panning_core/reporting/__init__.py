@@ -9,8 +9,8 @@ from .study import OWN, VERDICTS, Study, verdicts
 from .tables import MARKED, UNITS, accuracy_table, fates, seeds, tally, tidy, told
 
 __all__ = [
-    "MARKED", "MODELS", "OWN", "Source", "Study", "UNITS",
-    "VERDICTS", "accuracy_axes", "accuracy_table", "estimates", "fates", "label", "logarithmic", "method_name",
+    "MARKED", "MODELS", "OWN", "Source", "Study", "UNITS", "VERDICTS", "accuracy_axes",
+    "accuracy_table", "estimates", "fates", "label", "logarithmic", "method_name",
     "network_axes", "percent", "seeds", "tally", "tidy", "told", "verdicts",
 ]  # fmt: skip
 
