@@ -6,12 +6,12 @@ from .figures import accuracy_axes, estimates, network_axes
 from .names import MODELS, label, method_name, percent
 from .sources import Source
 from .study import OWN, VERDICTS, Study, verdicts
-from .tables import MARKED, UNITS, accuracy_table, fates, seeds, tally, tidy, told
+from .tables import MARKED, UNITS, accuracy_table, fates, points, seeds, tally, tidy, told
 
 __all__ = [
     "MARKED", "MODELS", "OWN", "Source", "Study", "UNITS", "VERDICTS", "accuracy_axes",
     "accuracy_table", "estimates", "fates", "label", "logarithmic", "method_name",
-    "network_axes", "percent", "seeds", "tally", "tidy", "told", "verdicts",
+    "network_axes", "percent", "points", "seeds", "tally", "tidy", "told", "verdicts",
 ]  # fmt: skip
 
 

@@ -156,6 +156,13 @@ def told(cell: pd.Series, unit: str = "points") -> str:
     )
 
 
+def points(shares: pd.Series, digits: int = 2) -> str:
+    """Mean [95 % interval] of shares in per cent, inside 0 and 100."""
+    e = interval(100 * shares)
+    low, high = max(e.low, 0), min(e.high, 100)
+    return f"{e.mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
 def tally(cells: pd.DataFrame, unit: str = "points", most: int = 4) -> str:
     """Cells in sentences: how many have which outcome, and the ``most`` that are least
     favourable.
