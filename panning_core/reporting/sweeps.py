@@ -10,7 +10,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.colors import TwoSlopeNorm
-from matplotlib.ticker import FixedLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
 
 from ..analysis import statistics
 from . import figures, names, tables
@@ -64,8 +64,9 @@ def ratios(
 
 
 def short(method: str) -> str:
-    """A metric's name without its rounds and its kind."""
-    return method_name(method).removesuffix("-100").removesuffix(" (signed)")
+    """A method's name without its rounds and its form, where it has a usual one."""
+    name = method_name(method).removesuffix("-100").removesuffix(" (signed)")
+    return name.removesuffix(" (staged, sum)")
 
 
 def _look(method: str) -> dict:
@@ -225,10 +226,12 @@ def rank_words(found: statistics.Ranks) -> str:
     )
 
 
-def ranks(found: statistics.Ranks, label=method_name) -> plt.Figure:
+def ranks(found: statistics.Ranks, colours: Mapping[str, str] | None = None) -> plt.Figure:
     """``found`` as a map of mean ranks, and the mean over all beside it with the critical
-    difference from the best.
+    difference from the best; ``colours`` of the names that stand out, else the forms of Panning.
     """
+    if colours is None:
+        colours = {method: names.COLOURS[method] for method in own(list(names.METHODS))}
     rows, columns = found.means.shape
     figure, (chart, mean) = plt.subplots(
         1, 2, figsize=(3.2 + 0.75 * columns + 4, 0.33 * rows + 1.5), sharey=True,
@@ -239,17 +242,66 @@ def ranks(found: statistics.Ranks, label=method_name) -> plt.Figure:
     for (row, column), rank in np.ndenumerate(found.means.to_numpy()):
         chart.text(column, row, f"{rank:.1f}", ha="center", va="center", fontsize=9)
     chart.set_xticks(range(columns), [percent(level) for level in found.means])
-    chart.set_yticks(range(rows), [label(name) for name in found.means.index])
+    chart.set_yticks(range(rows), [method_name(name) for name in found.means.index])
     for text, name in zip(chart.get_yticklabels(), found.means.index):
-        text.set(color=_look(name)["color"] if own([name]) else "black")
+        text.set(color=colours.get(name, "black"))
     chart.grid(False)
     chart.set(title="mean rank at each sparsity", xlabel="sparsity")
     overall = found.overall
     mean.axvspan(overall["mean"].min(), overall["mean"].min() + found.critical, color="#e4e4e4")
     for place, row in enumerate(overall.itertuples()):
-        colour = _look(row.Index)["color"] if own([row.Index]) else "#555555"
+        colour = colours.get(row.Index, "#555555")
         bars = [[row.mean - row.low], [row.high - row.mean]]
         mean.errorbar(row.mean, place, xerr=bars, fmt="o", color=colour, capsize=2)
     mean.tick_params(labelleft=False)
     mean.set(title="mean over all", xlabel="mean rank; 1 is best", xlim=(0.5, rows + 0.5))
     return figure
+
+
+def rounds(frame: pd.DataFrame) -> plt.Figure:
+    """Test error against the number of rounds, ``took``, a line a method and a panel for each
+    sparsity that has several. Errors more than ``WORST`` times the least stand at the upper edge,
+    as numbers.
+    """
+    several = frame.groupby("sparsity").took.nunique() > 1
+    levels = sorted(several[several].index)
+    size = (5.4 * len(levels), 4)
+    figure, axes = plt.subplots(1, len(levels), figsize=size, squeeze=False)
+    figure.subplots_adjust(wspace=0.45)
+    for panel, level in zip(axes[0], levels):
+        _rounds(panel, frame[frame.sparsity == level])
+        panel.set(title=f"sparsity {percent(level)}", xlabel="rounds")
+    axes[0][0].set_ylabel("test error (%), logarithmic; down is better")
+    return figure
+
+
+def _rounds(panel: plt.Axes, runs: pd.DataFrame) -> None:
+    means = 100 * (1 - runs.groupby(["method", "took"]).test_accuracy.mean())
+    edge, high = means.min() * WORST, means[means <= means.min() * WORST].max() * 1.25
+    ends, off = [], []
+    for method, line in means.groupby(level="method", sort=False):
+        line, colour = line[method], names.COLOURS.get(method)
+        for took, mean in line.items():
+            same = runs[(runs.method == method) & (runs.took == took)]
+            e = statistics.interval(100 * (1 - same.test_accuracy))
+            bars = [[e.mean - max(e.low, 0.1)], [e.high - e.mean]]
+            style = {"color": colour, "marker": names.MARKERS.get(method, "o"), "capsize": 3}
+            if mean <= edge:
+                panel.errorbar(took, mean, bars, **style)
+            else:
+                off.append((took, f"{short(method)}: {mean:.0f} % ↑", colour))
+        drawn = line[line <= edge]
+        panel.plot(drawn.index, drawn, color=colour, linewidth=2)
+        if len(drawn):
+            ends.append((short(method), drawn.index[-1], drawn.iloc[-1], colour))
+    panel.set(xscale="log", yscale="log", ylim=(0.85 * means.min(), high), xlim=(0.7, 140))
+    for k, (took, word, colour) in enumerate(off):
+        place = (took, 0.97 - 0.07 * k)
+        kind = ("data", "axes fraction")
+        panel.annotate(word, place, xycoords=kind, color=colour, fontsize=9, va="top")
+    panel.set_xticks([1, 10, 100], ["1", "10", "100"])
+    panel.xaxis.set_minor_locator(NullLocator())
+    panel.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 2.5, 3, 4, 5, 6, 7, 8), numticks=12))
+    panel.yaxis.set_major_formatter("{x:g}")
+    panel.yaxis.set_minor_locator(NullLocator())
+    figures.name_ends(panel, ends)
