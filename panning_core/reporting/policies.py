@@ -169,7 +169,8 @@ def _ratio_axis(panel: plt.Axes) -> None:
     panel.set_xscale("log")
     low, high = panel.get_xlim()
     panel.set_xlim(max(high, 1.5), min(low, 0.67))
-    panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=9))
+    subs = (1, 3) if high > 10 * low else (1, 1.5, 2, 3, 5, 7)
+    panel.xaxis.set_major_locator(LogLocator(subs=subs, numticks=12))
     panel.xaxis.set_major_formatter("{x:g}×")
     panel.xaxis.set_minor_locator(NullLocator())
 

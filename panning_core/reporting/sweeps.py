@@ -63,10 +63,14 @@ def ratios(
     return statistics.judged(pd.concat(cells)) if cells else pd.DataFrame()
 
 
+def plain(method: str) -> str:
+    """A method's name without its rounds, which a study may set."""
+    return method_name(method).removesuffix("-100")
+
+
 def short(method: str) -> str:
-    """A method's name without its rounds and its form, where it has a usual one."""
-    name = method_name(method).removesuffix("-100").removesuffix(" (signed)")
-    return name.removesuffix(" (staged, sum)")
+    """A method's name without its form too, where it has a usual one."""
+    return plain(method).removesuffix(" (signed)").removesuffix(" (staged, sum)")
 
 
 def _look(method: str) -> dict:
@@ -120,20 +124,21 @@ def against_available(panel: plt.Axes, runs: pd.DataFrame, methods: Sequence[str
         line, look = line.dropna(), _look(method)
         at = [levels.index(level) + shifts.get(method, 0) for level in line.index]
         panel.plot(at, line, **look)
-        ends.append((method_name(method), at[-1], line.iloc[-1], look["color"]))
+        ends.append((plain(method), at[-1], line.iloc[-1], look["color"]))
         if method in shifts:
             _verdicts(panel, at, judged[judged.subject == method])
-    _errors_upwards(panel, min(0.67, 0.9 * table.min().min()))
+    most = min(WORST, max(1.5, 1.1 * table.max().max()))
+    _errors_upwards(panel, min(0.67, 0.9 * table.min().min()), most)
     panel.set_xlabel("sparsity, seeds, best available method")
-    figures.name_ends(panel, [end for end in ends if end[2] <= WORST])
+    figures.name_ends(panel, ends)
 
 
-def _errors_upwards(panel: plt.Axes, least: float) -> None:
-    """A logarithmic axis of error ratios from ``WORST`` up to ``least``, with a line at 1."""
+def _errors_upwards(panel: plt.Axes, least: float, most: float) -> None:
+    """A logarithmic axis of error ratios from ``most`` up to ``least``, with a line at 1."""
     panel.axhline(1, color="black", linewidth=1.2, zorder=2)
     panel.set_yscale("log")
-    panel.set_ylim(WORST, least)
-    panel.yaxis.set_major_locator(FixedLocator([t for t in TICKS if least <= t <= WORST]))
+    panel.set_ylim(most, least)
+    panel.yaxis.set_major_locator(FixedLocator([t for t in TICKS if least <= t <= most]))
     panel.yaxis.set_major_formatter("{x:g}×")
     panel.yaxis.set_minor_locator(NullLocator())
     panel.set_ylabel("errors, times those of the best\navailable method; up is better")
@@ -160,7 +165,7 @@ def effective(panel: plt.Axes, runs: pd.DataFrame, methods: Sequence[str]) -> No
         line, look = means[method], _look(method)
         at = [levels.index(level) for level in line.index]
         panel.plot(at, line, marker=names.MARKERS.get(method, "o"), markersize=4, **look)
-        ends.append((method_name(method), at[-1], line.iloc[-1], look["color"]))
+        ends.append((plain(method), at[-1], line.iloc[-1], look["color"]))
     panel.set_ylim(-3, 103)
     panel.set_xlabel("sparsity, seeds")
     panel.set_ylabel("kept weights that lie on a path (%)")
@@ -198,7 +203,7 @@ def front(panels: Mapping[str, pd.DataFrame]) -> plt.Figure:
 
 def words(runs: pd.DataFrame) -> str:
     """What ``against_available`` shows of ``runs``, and what it leaves out."""
-    gone = ", ".join(map(method_name, beyond(runs)))
+    gone = ", ".join(map(plain, beyond(runs)))
     return (
         "Errors of each method, times those of the best of SNIP, GraSP and SynFlow at that sparsity"
         " (its name stands there): above the black line Panning makes fewer errors. Mean of the log"
