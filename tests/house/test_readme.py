@@ -18,7 +18,7 @@ import yaml
 from panning_core import ROOT, masks, plugins
 from panning_core.analysis import networks
 from panning_core.experiments import studies
-from panning_core.reporting import published
+from panning_core.reporting import front, published
 
 NOTEBOOKS = ROOT / "notebooks"
 GUIDES = {path.stem: path for path in sorted(NOTEBOOKS.glob("guide_*"))}
@@ -106,7 +106,9 @@ def test_the_tallies_are_those_of_the_results():
         ignore_index=True,
     )
     judged = found[found.verdict != "not judged"].verdict
-    twelve = published.tally(published.table(found).word)
+    claims = published.table(found)
+    assert front.does_it_win(claims) in README
+    twelve = published.tally(claims.word)
     assert f"Of the twelve published claims {twelve}." in README
     assert f"{len(judged)} verdicts, of which {published.tally(judged)}:" in README
 

@@ -436,3 +436,14 @@ def test_estimates_have_a_panel_for_each_sparsity_and_a_row_for_each_label():
     ]
     assert drawn == pytest.approx([7.975, 9.995], abs=0.01)
     plt.close(figure)
+
+
+def test_a_table_as_latex_is_escaped_and_has_symbols_for_its_marks():
+    table = pd.DataFrame({"a_b": ["SNIP & co", "λ = 3"], "98 %": ["+1.0 ▲", None]})
+    text = tables.to_latex(table, "Points in % of a_b.", "tab:x")
+    assert r"a\_b & 98 \% \\" in text and r"SNIP \& co & +1.0 $\blacktriangle$ \\" in text
+    assert r"$\lambda$ = 3 &  \\" in text and r"\caption{Points in \% of a\_b.}" in text
+    assert r"\toprule" in text and r"\label{tab:x}" in text and text.isascii()
+    marks = "".join([*tables.MARKED.values(), *showing.VERDICTS.values()])
+    assert tables.to_latex(pd.DataFrame({"marks": [marks]})).isascii()
+    assert r"\caption" not in tables.to_latex(table)
