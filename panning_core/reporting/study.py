@@ -17,6 +17,7 @@ from ..errors import UserError, pick
 from ..experiments import studies
 from ..runs import base
 from . import image, sources, tables
+from .names import method_name
 from .sources import Source
 
 MIME = (  #: marks an output of a notebook that belongs into the report
@@ -85,17 +86,23 @@ class Study:
         self.table(tables.setting(self.lines), "setting", caption + "the headline.")
 
     def table(
-        self, frame: pd.DataFrame, name: str, caption: str, source: Source | None = None
+        self,
+        frame: pd.DataFrame,
+        name: str,
+        caption: str,
+        source: Source | None = None,
+        against: str = "",
     ) -> None:
         """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not
-        this study's own ledgers.
+        this study's own ledgers, ``against`` the title of the method that all its rows are
+        compared with: a difference stands on the runs of two.
         """
         write(self.folder / f"{name}.csv", frame.to_csv(index=False))
         text = frame.map(
             lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell
         ).to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
         write(self.folder / f"{name}.md", text + "\n")
-        item = self._item("table", f"{name}.md", caption, source)
+        item = self._item("table", f"{name}.md", caption, source) | {"against": against}
         _display(
             item,
             {
@@ -246,7 +253,8 @@ class Study:
         n = f"{least} to {most}" if least < most else most
         legend = f"Points of accuracy, paired over n = {n} seeds; positive: better. "
         legend += f"▲ better and ▼ worse, Holm over all {len(cells)}; ≈ not worse by what matters."
-        self.table(tables.differences(cells), name, f"{caption} {legend}", source)
+        subject = method_name(cells.subject.iloc[0])
+        self.table(tables.differences(cells), name, f"{caption} {legend}", source, subject)
 
 
 def verdicts(study: str, profile: str) -> pd.DataFrame:

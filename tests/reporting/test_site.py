@@ -5,6 +5,7 @@ browser shows it on a desk and a phone.
 import io
 import json
 import re
+from types import FunctionType
 from urllib.parse import parse_qsl
 
 import pandas as pd
@@ -13,11 +14,11 @@ from bs4 import BeautifulSoup
 from PIL import Image, ImageChops
 
 import panning_core
-from panning_core import ROOT
+from panning_core import ROOT, masks
 from panning_core.experiments import profiles, studies
 from panning_core.reporting import site
 from panning_core.reporting import study as showing
-from panning_core.reporting.site import contents, place
+from panning_core.reporting.site import contents, place, references, runs
 from panning_core.reporting.site.text import markdown, number
 from tests.browser import browser  # noqa: F401, a fixture
 from tests.checkout import PARAMETERS, Checkout
@@ -39,6 +40,12 @@ CSV = {
     "accuracy": "method,dense,90 %,98 %\nSNIP,97.00,95.00,91.00\nrandom,97.00,93.00,\n",
     "rivals": "rival,all sparsities,90 %\nrandom,+2.00,+2.00*\n",
     "elsewhere": "method,90 %,99 %\nSNIP,95.01,80.00\n",
+    "compared": "minus,90 %,mean of all\nrandom,+2.00 ▲,+5.00\nSynFlow-100,+1.00,\n",
+    "wide": (
+        f"a_claim,{','.join(f'column_{i}' for i in range(12))},verdict\n"
+        f'"It `works` {"as it was said " * 8}",'
+        f"{','.join(['95.00 [94.00 to 96.00]'] * 12)},✔ holds\n"
+    ),
     "sorted": (
         f'name,value\nlast,"1,000"\n"{EVIL.replace(chr(34), chr(34) * 2)}",9.5'
         ' %\nempty,\nfirst,"-2.0 [-3, -1]"\nword,dead\n'
@@ -53,6 +60,7 @@ def run_line(method, sparsity, seed, accuracy, **changes):
         "effective_weights": 1234,
         "epochs": run.epochs,
         "network": {},
+        "curve": {"loss": [2.0, 0.5, 0.25], "validation_accuracy": [0.1, 0.9, 0.9]},
     }
     return {
         "key": run.key(),
@@ -83,19 +91,19 @@ def shown(kind, **item):
 
 
 def executed(*cells):
-    """A notebook that has run: a string is Markdown, a list the outputs of a cell of code."""
-    return json.dumps(
-        {
-            "cells": [
-                (
-                    {"cell_type": "markdown", "source": cell}
-                    if isinstance(cell, str)
-                    else {"cell_type": "code", "source": 'print("some code")', "outputs": cell}
-                )
-                for cell in cells
-            ]
-        }
-    )
+    """A notebook that has run: a string is Markdown, a list the outputs of a cell of code, and a
+    pair either of them with a tag.
+    """
+
+    def made(cell, *tags):
+        if isinstance(cell, tuple):
+            return made(cell[1], cell[0])
+        told = {"metadata": {"tags": tags}}
+        if isinstance(cell, str):
+            return {"cell_type": "markdown", "source": cell, **told}
+        return {"cell_type": "code", "source": 'print("some code")', "outputs": cell, **told}
+
+    return json.dumps({"cells": [made(cell) for cell in cells]})
 
 
 def picture():
@@ -104,7 +112,7 @@ def picture():
     return buffer.getvalue()
 
 
-def write(made: Checkout) -> None:
+def write(made: Checkout, profile: str = "tiny") -> None:
     """The results of a profile with an overview, a study of everything there is to show, and one
     without its own runs.
     """
@@ -128,8 +136,10 @@ def write(made: Checkout) -> None:
             "epochs": 1,
         },
     ]
-    made.profile({"00_overview": {}, "01_tiny": {"grid": grid}, "02_mixed": {"grid": grid}})
-    results = made.root / "results" / "tiny"
+    made.profile(
+        {"00_overview": {}, "01_tiny": {"grid": grid}, "02_mixed": {"grid": grid}}, profile
+    )
+    results = made.root / "results" / profile
     for name in ("00_overview", "01_tiny", "02_mixed"):
         (results / name).mkdir(parents=True)
     for name, text in CSV.items():
@@ -165,8 +175,9 @@ def write(made: Checkout) -> None:
             [shown("figure", file="picture.png", caption=f"A picture. {EVIL}")],
             [
                 shown("table", file=f"{name}.md", caption=name)
-                for name in ("rivals", "elsewhere", "sorted", "plain")
+                for name in ("rivals", "elsewhere", "sorted", "plain", "wide")
             ],
+            [shown("table", file="compared.md", caption="compared", against="SNIP")],
             [{"output_type": "stream", "name": "stdout", "text": [f"told {EVIL}"]}],
             [
                 shown(
@@ -207,9 +218,22 @@ def write(made: Checkout) -> None:
     (results / "00_overview" / "00_overview.ipynb").write_text(
         executed(
             "# All claims\n\nWhat is this?",
-            [shown("table", file="claims.md", caption="One row a claim.")],
+            [
+                shown(
+                    "note",
+                    text="Parts: [all of them](../parts.md), [a study](../01_tiny/README.md).",
+                ),
+                shown("table", file="claims.md", caption="One row a claim."),
+            ],
+            ("page:parts", "# Every part\n\nThe parts of all claims."),
+            ("page:parts", [shown("table", file="part.md", caption="A part.")]),
         )
     )
+    (results / "00_overview" / "part.csv").write_text("claim,verdict\nIt works a bit.,✔ holds\n")
+    drawing = results / "html" / "figures" / "01_tiny" / "picture.svg"
+    drawing.parent.mkdir(parents=True)
+    size = 'viewBox="0 0 9 3" width="900" height="300"'
+    drawing.write_text(f'<svg xmlns="http://www.w3.org/2000/svg" {size}><path d="M0 0L9 3"/></svg>')
 
 
 @pytest.fixture(scope="session")
@@ -428,11 +452,11 @@ def test_accuracies_of_the_committed_sweep_are_the_means_of_the_runs_they_link_t
         table = pd.read_csv(
             made.folder("03_sparsity_sweep") / f"{name}.csv", dtype=str, keep_default_na=False
         )
-        for cells, references in zip(
+        for cells, hrefs in zip(
             table.to_numpy(),
             made.references("03_sparsity_sweep", f"{name}.md", table, "its own runs"),
         ):
-            for cell, href in zip(cells, references):
+            for cell, href in zip(cells, hrefs):
                 facets = dict(parse_qsl(href.partition("#")[2])) if href else {}
                 if "sparsity" in facets:
                     part = runs[(runs[list(facets)] == list(facets.values())).all(axis=1)]
@@ -536,6 +560,184 @@ def test_a_study_that_no_longer_came_through_loses_its_page(tmp_path, monkeypatc
     ] and sorted(path.name for path in folder.glob("*.js")) == ["02_mixed.runs.js", "index.js"]
     index = (folder / "index.html").read_text()
     assert "02_mixed.html" in index and "#claims.md" not in index
+
+
+# --- what a page says ---
+
+
+def test_a_table_has_its_verdict_first_and_words_for_its_columns(pages):
+    table = BeautifulSoup(pages["01_tiny.html"], "html.parser").find(id="wide.md")
+    header = [cell.text for cell in table.select("th")]
+    assert header == ["verdict", "a claim", *(f"column {i}" for i in range(12))]
+    first, second, *_ = table.select("tbody td")
+    assert first.text == "✔ holds" and first.select_one(".mark.holds")
+    assert second.select_one("code").text == "works" and "`" not in table.text
+
+
+def test_a_captions_stands_above_its_table(pages):
+    made = BeautifulSoup(pages["01_tiny.html"], "html.parser")
+    assert [tag.name for tag in made.find(id="wide.md")(["figcaption", "table"])] == [
+        "figcaption",
+        "table",
+    ]
+
+
+def test_every_page_names_its_profile(pages):
+    for name, html in pages.items():
+        made = BeautifulSoup(html, "html.parser")
+        assert made.title.text.endswith("– Panning, tiny"), name
+        assert "profile tiny" in made.header.text, name
+
+
+def test_the_quick_site_says_that_it_is_a_smoke_test_and_where_the_verdicts_are(
+    tmp_path, monkeypatch
+):
+    made = Checkout(tmp_path / "checkout")
+    for module in (panning_core, profiles, contents, place):
+        monkeypatch.setattr(module, "ROOT", made.root)
+    monkeypatch.delenv("PANNING_RESULTS", raising=False)
+    write(made, "quick")
+    published = made.root / "results" / "paper" / "00_overview"
+    published.mkdir(parents=True)
+    (published / "claims.csv").write_text("claim,verdict\na,✔ holds\nb,✘ fails\nc,✘ fails\n")
+    (published.parent / "README.md").write_text("# All of them\n")
+    index = site.build("quick")
+    page = BeautifulSoup(index.read_text(), "html.parser")
+    told = page.select_one(".notice")
+    assert "Smoke test on digits, n = 1 to 4." in " ".join(told.text.split())
+    assert "Published verdicts: of 3 claims 1 ✔ holds, 2 ✘ fails" in told.text
+    assert (index.parent / told.a["href"]).resolve() == published.parent / "README.md"
+    assert page.title.text.endswith("quick")
+
+
+def test_an_index_without_an_overview_promises_none(tmp_path, monkeypatch):
+    made = Checkout(tmp_path / "checkout")
+    for module in (panning_core, profiles, contents, place):
+        monkeypatch.setattr(module, "ROOT", made.root)
+    monkeypatch.delenv("PANNING_RESULTS", raising=False)
+    write(made)
+    (made.root / "results" / "tiny" / "00_overview" / "00_overview.ipynb").unlink()
+    page = BeautifulSoup(site.build("tiny").read_text(), "html.parser")
+    anchors = {tag["id"] for tag in page(id=True)}
+    within = [a["href"][1:] for a in page.select("a[href^='#']")]
+    assert within == ["studies"] and {*within} <= anchors and "overview" not in page.main.text
+
+
+def test_cells_of_a_page_of_their_own_stand_there_alone(pages):
+    page = BeautifulSoup(pages["parts.html"], "html.parser")
+    assert page.h1.text == "Every part" and page.find(id="part.md")
+    assert "part.md" not in pages["index.html"] and "Every part" not in pages["index.html"]
+    told = [a["href"] for a in BeautifulSoup(pages["index.html"], "html.parser").select("main p a")]
+    assert {"parts.html", "01_tiny.html"} <= {*told}
+
+
+def test_a_figure_has_its_drawing_beside_it(pages, folder):
+    figure = BeautifulSoup(pages["01_tiny.html"], "html.parser").find(id="picture.png")
+    assert figure.img["src"].startswith("data:image/png")
+    assert (folder / figure.figcaption.find("a", string="as SVG")["href"]).is_file()
+
+
+# --- runs ---
+
+
+def test_a_difference_leads_to_the_runs_of_its_two_methods(pages):
+    links = dict(numbers(pages["01_tiny.html"]))
+    runs = "01_tiny.runs.html#current=yes&method=SNIP%7Crandom"
+    assert links["+2.00 ▲"] == f"{runs}&sparsity=90%20%25" and links["+5.00"] == runs
+    # There are no runs of the other rival.
+    assert links["+1.00"] == "01_tiny.runs.html#current=yes&sparsity=90%20%25"
+
+
+WORDS = pd.DataFrame(
+    {
+        "key": ["a", "b", "c"],
+        "model": ["deep-kernel", "ign", "ign"],
+        "head": ["ign", "linear", "linear"],
+        "choice": ["snip", "random", "snip"],
+        "width": ["2", "4", "4"],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    "row, wanted",
+    [
+        ({"what": "SNIP, others frozen", "error": "9.5"}, "choice=snip"),
+        (
+            {"what": "Deep kernel", "width": "2", "error": "9.5 [9, 10]"},
+            "model=deep-kernel&width=2",
+        ),
+        ({"what": "IGN", "error": "95.1 %"}, ""),  # a model or a head?
+        ({"what": "something else", "error": "9.5"}, ""),
+        ({"what": "Deep kernel, SNIP", "width": "4", "error": "9.5"}, ""),  # there are none
+    ],
+)
+def test_labels_of_other_kinds_are_read_where_they_can_mean_one_thing(row, wanted):
+    words = references.Words("ours", WORDS, ["model", "head", "choice", "width"])
+    ((first, *_, last),) = references.read(words, "01", "a.md", pd.DataFrame([row]), True)
+    assert first is None
+    assert last == "01.runs.html" + f"#kind=ours&{wanted}" * bool(wanted)
+
+
+def test_the_lines_of_every_kind_give_its_run():
+    """Of the first committed run of each kind; the shortest is done, and has the same numbers."""
+    found = {}
+    for ledger in sorted((ROOT / "results" / "paper").glob("*/runs.jsonl")):
+        for text in ledger.read_text().splitlines():
+            line = json.loads(text)
+            if "metrics" in line:
+                found.setdefault(line.get("kind", "prune"), line)
+    assert len(found) > 15
+    for line in found.values():
+        lines = runs.repeat(line).rpartition("\n")[0]  # all but what does it
+        exec(lines, names := {})
+        assert names["run"].key() == line["key"]
+    line = found["ball-indicator"]
+    exec(runs.repeat(line), names := {})
+    assert names["metrics"].keys() == line["metrics"].keys()
+    for name, value in line["metrics"].items():
+        assert "seconds" in name or names["metrics"][name] == pytest.approx(value, rel=1e-3), name
+
+
+# --- the reference of the package ---
+
+
+def test_the_reference_has_every_public_function_and_what_it_says(pages):
+    page = BeautifulSoup(pages["api.masks.html"], "html.parser")
+    public = {
+        f"panning_core.masks.{name}"
+        for name, thing in vars(masks).items()
+        if isinstance(thing, FunctionType) and thing.__module__ == masks.__name__ and name[0] != "_"
+    }
+    assert len(public) > 15 and public <= {tag["id"] for tag in page(id=True)}
+    keep = page.find(id="panning_core.masks.keep_top")
+    assert "keep_top(scores: Scores, density: float" in keep.pre.text
+    assert "ties go to the earlier" in keep.text
+    assert [tag.text for tag in keep.select("dt")][0] == "scope" and "`" not in keep.text
+    index = BeautifulSoup(pages["api.html"], "html.parser")
+    assert {a["href"] for a in index.select(".api a")} == {
+        name for name in pages if re.fullmatch(r"api\..+\.html", name)
+    }
+
+
+def test_the_reference_has_no_name_of_somebody_else(pages):
+    assert "Tensor" not in {
+        tag.text for tag in BeautifulSoup(pages["api.masks.html"], "html.parser")("h3")
+    }
+    assert not any("._" in tag.get("id", "") for tag in tags(pages["api.runs.html"]))
+
+
+def test_how_to_read_a_mask_has_three_masks_and_their_numbers(pages):
+    page = BeautifulSoup(pages["mask.html"], "html.parser")
+    figures = page.select("figure.play")
+    assert [figure.figcaption.text.partition(":")[0] for figure in figures] == [
+        "Panning (staged, sum) at 95 %",
+        "random at 95 %",
+        "SNIP at 99 %",
+    ]
+    for figure, kept in zip(figures, ("2,510", "2,510", "502")):
+        assert f"{kept} of 50,200 weights kept" in figure.figcaption.text
+        assert len(figure.select("tr")) == 4 and figure.img["src"].startswith("data:image/png")
 
 
 # --- in a browser ---
@@ -709,3 +911,133 @@ def test_a_link_to_a_place_on_a_studys_page_leads_to_what_it_shows(folder):
         made = contents.Contents("tiny")
         assert made.link("../01_tiny/README.md#picture") == made.anchors["01_tiny/picture.png"]
         assert made.link("../01_tiny/README.md#nothing") is None
+
+
+WIDTHS = (390, 1024, 1440, 1920)
+
+
+def visible(width):
+    return {"width": width, "height": 900}
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("page", ["index.html", "01_tiny.html", "parts.html"])
+def test_no_verdict_is_clipped(visit, page, width):
+    tab = visit(page, visible(width))
+    marks = tab.locator("td .mark")
+    assert marks.count()
+    for mark in marks.all():
+        box, around = mark.bounding_box(), mark.locator("xpath=ancestor::div[1]").bounding_box()
+        right = min(width, around["x"] + around["width"])
+        assert box["x"] >= max(0, around["x"]) and box["x"] + box["width"] <= right
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("page", ["index.html", "01_tiny.html", "01_tiny.runs.html", "mask.html"])
+def test_a_table_that_goes_on_shows_its_edge_and_no_other_does(visit, page, width):
+    tab = visit(page, visible(width))
+    tab.wait_for_timeout(100)
+    told = tab.locator(".box").evaluate_all(
+        """boxes => boxes.map((box) => [box.scrollWidth > box.clientWidth + 1,
+            getComputedStyle(box.parentElement, "::after").content !== "none"])"""
+    )
+    assert told and all(cut == shown for cut, shown in told)
+    if page == "01_tiny.html" and width == 390:
+        assert [True, True] in told and [False, False] in told
+
+
+def test_the_edge_goes_where_a_table_has_been_scrolled_to_its_end(visit):
+    tab = visit("01_tiny.html", PHONE)
+    frame = tab.locator("figure[id='wide.md'] .frame.more")
+    frame.wait_for()
+    tab.locator("figure[id='wide.md'] .box").evaluate("box => box.scrollTo(9999, 0)")
+    frame.wait_for(state="detached")
+
+
+def test_a_jump_marks_its_target(visit):
+    tab = visit("01_tiny.html")
+    marked = "tag => getComputedStyle(tag).outlineStyle"
+    figure = tab.locator("figure[id='picture.png']")
+    assert figure.evaluate(marked) == "none"
+    tab.locator(".verdict a", has_text="shown here").first.click()
+    assert figure.evaluate(marked) == "solid"
+    tab.locator(".said a").nth(1).click()
+    assert figure.evaluate(marked) == "none"
+    assert tab.locator("#verdict-2").evaluate(marked) == "solid"
+
+
+def test_lists_say_which_runs_are_shown(visit):
+    tab = visit("01_tiny.runs.html")
+    part = tab.locator("[data-kind=prune]")
+    rows, count = part.locator("tbody tr:visible"), part.locator(".count")
+    names = part.locator("select").evaluate_all("lists => lists.map((list) => list.name)")
+    assert {"method", "sparsity", "seed"} <= {*names} and not {"key", "network", "line"} & {*names}
+    part.locator("select[name=method]").select_option("SNIP")
+    part.locator("select[name=sparsity]").select_option("90 %")
+    part.locator("select[name=seed]").select_option("1")
+    assert rows.count() == 1 and "method SNIP, sparsity 90 %, seed 1" in count.inner_text()
+    assert tab.locator("[data-kind=toy]").is_hidden()
+    tab.go_back()
+    assert rows.count() == 3
+    tab.reload()
+    assert rows.count() == 3
+    assert part.locator("select[name=method]").input_value() == "SNIP"
+    part.locator("select[name=method]").select_option("all")
+    assert rows.count() == 5
+
+
+def test_a_difference_shows_the_runs_of_two_methods(visit):
+    tab = visit("01_tiny.html")
+    tab.get_by_role("link", name="+2.00 ▲").click()
+    part = tab.locator("[data-kind=prune]")
+    assert {*part.locator("tbody tr:visible td:nth-child(4)").all_inner_texts()} == {
+        "SNIP",
+        "random",
+    }
+    assert "4 of 11 runs" in part.locator(".count").inner_text()
+    assert part.locator("select[name=method] option:checked").inner_text() == "SNIP or random"
+
+
+def test_a_run_has_its_curves_its_line_and_the_code_that_repeats_it(visit):
+    tab = visit("01_tiny.runs.html")
+    key = LINES[1]["key"][:8]
+    tab.get_by_role("link", name=key).click()
+    assert tab.locator("#curves path").count() == 2
+    assert tab.locator("#curves path").first.bounding_box()["width"] > 100
+    captions = tab.locator("#curves figcaption").all_inner_texts()
+    assert captions[0] == "loss: from 0.2500 to 2, at the end 0.2500 (3 points)"
+    assert json.loads(tab.locator("#line").inner_text()) == LINES[1]
+    assert tab.locator("#repeat").inner_text() == runs.repeat(LINES[1])
+    tab.evaluate("location.hash = '00000000'")
+    tab.get_by_text("No run of this study has the key 00000000").wait_for()
+    assert tab.locator("#run").is_hidden()
+
+
+def test_a_search_finds_functions_sections_tables_and_verdicts(visit):
+    tab = visit("01_tiny.html")
+    tab.get_by_role("searchbox").fill("keep_top")
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/search.html?q=keep_top")
+    results = tab.locator("#found a")
+    assert results.first.inner_text() == "masks.keep_top"
+    for words, title, page in (
+        ("tiny study section", "A tiny study: A section", "01_tiny.html#a-section"),
+        ("compared synflow-100", "compared", "01_tiny.html#compared.md"),
+        ("it works better", "It works better.", "01_tiny.html#verdict-2"),
+        ("PALE dark dot", "How to read a mask", "mask.html"),
+    ):
+        tab.locator("#query").fill(words)
+        assert results.first.inner_text() == title, words
+        assert results.first.get_attribute("href") == page
+    tab.locator("#query").fill("nothing like this")
+    assert tab.locator("#count").inner_text() == "0 places" and results.count() == 0
+    tab.locator("#query").fill("keep_top scope")
+    results.first.click()
+    assert tab.locator("[id='panning_core.masks.keep_top']").is_visible()
+
+
+def test_a_figure_opens_as_its_drawing(visit):
+    tab = visit("01_tiny.html")
+    tab.locator(".zoom").click()
+    assert tab.locator("dialog img").get_attribute("src") == "figures/01_tiny/picture.svg"
+    tab.wait_for_function("document.querySelector('dialog img').naturalWidth === 900")

@@ -90,7 +90,9 @@ if (current) document.querySelector("nav > ul").scrollLeft = current.parentEleme
 const dialog = document.querySelector("dialog");
 for (const button of all(".zoom")) {
     button.addEventListener("click", () => {
-        dialog.replaceChildren(button.firstElementChild.cloneNode());
+        const image = button.firstElementChild.cloneNode();
+        if (button.dataset.svg) image.src = button.dataset.svg; // sharp at any size
+        dialog.replaceChildren(image);
         dialog.showModal();
     });
 }

@@ -43,7 +43,7 @@ def build(profile: str) -> Path:
 
 def title(name: str) -> str:
     """The title of a page from the name of its file."""
-    return name.replace("_", " ").capitalize()
+    return name.replace("_", " ")
 
 
 class Site:
@@ -116,6 +116,7 @@ class Site:
             blocks=blocks,
             sections=renderer.sections,
             said=self.said(blocks),
+            front=name == OVERVIEW,
             origin=self.contents.origin(name),
         )
 
@@ -126,12 +127,22 @@ class Site:
         return sorted(cards, key=lambda card: card.get("paper", OWN) == OWN)
 
     def own(self, name: str, cells: list[dict]) -> str:
-        """A page of its own of cells of the overview."""
+        """A page of its own of cells of the overview; a heading at its beginning is the title."""
+        heading, _, rest = "".join(cells[0]["source"]).partition("\n")
+        titled = heading.startswith("# ")
+        if titled:
+            cells = [{**cells[0], "source": rest}, *cells[1:]]
         renderer = Renderer()
         blocks = self.contents.blocks(OVERVIEW, cells, renderer)
-        page = {"name": name, "href": f"{name}.html", "title": title(name)}
+        page = {
+            "name": name,
+            "href": f"{name}.html",
+            "title": heading.removeprefix("# ") if titled else title(name),
+        }
         self.places += search.of_study(page, blocks)
-        return self.render("study.html", page=page, blocks=blocks, sections=renderer.sections)
+        return self.render(
+            "study.html", page=page, blocks=blocks, sections=renderer.sections, front=True
+        )
 
     def runs(self, name: str) -> dict[str, str]:
         """The pages of a study's runs: all in tables, and each by itself."""

@@ -268,7 +268,12 @@ class Contents:
         path = self.folder(study) / item["file"]
         if item["kind"] == "figure":
             image = base64.b64encode(path.read_bytes()).decode()
-            return more | {"image": f"data:image/png;base64,{image}"}
+            drawing = f"figures/{study}/{path.stem}.svg"
+            there = (self.folder(study).parent / "html" / drawing).exists()
+            return more | {
+                "image": f"data:image/png;base64,{image}",
+                "svg": drawing if there else None,
+            }
         if not path.with_suffix(".csv").exists():
             return more | {"html": markdown(self.led(path.read_text()))}
         table = pd.read_csv(path.with_suffix(".csv"), dtype=str, keep_default_na=False)

@@ -36,9 +36,10 @@ class Renderer(IPythonRenderer):
 
     def inline_math(self, body: str, display: str = "inline") -> str:
         try:
-            return convert(body, display=display)
+            made = convert(body, display=display)
         except Exception:  # its errors have no base of their own; what it can not read a reader may
             return f"<code>{escape(body)}</code>"
+        return made if display == "inline" else f'<span class="equation">{made}</span>'
 
     def block_math(self, body: str) -> str:
         return self.inline_math(body, "block")
