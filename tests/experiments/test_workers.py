@@ -258,7 +258,6 @@ def test_a_missing_package_is_one_sentence(checkout, monkeypatch):
 
 def test_the_recipe_for_slurm_makes_a_job_script():
     """Slurm itself is not needed for that."""
-    pytest.importorskip("dask_jobqueue")
     (recipe,) = [
         block
         for block in re.findall(
