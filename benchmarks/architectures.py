@@ -131,7 +131,7 @@ def case(name: str) -> Case:
         torch.manual_seed(0)
         model = NETWORKS[name]().double()
         for module in model.modules():
-            for noise in ("p", "drop_prob", "dropout"):
+            for noise in ("p", "drop_prob", "drop_rate", "dropout"):
                 if isinstance(getattr(module, noise, None), float):
                     setattr(module, noise, 0.0)
         texts = isinstance(next(m for m in model.modules() if not list(m.children())), nn.Embedding)

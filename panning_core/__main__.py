@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from . import ROOT, commands, plugins
+from . import ROOT, commands, plugins, storage
 from .errors import UserError
 
 
@@ -106,12 +107,22 @@ def main(words: Sequence[str] | None = None) -> int:
     return DOES[options.command](options)
 
 
+#: what the system says of a place that takes no more, or nothing at all
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+
+
 def command_line(main: Callable[[], int]) -> None:
     """Run ``main`` and exit with its code; bad input is one sentence on stderr and exit code 2."""
     try:
         sys.exit(main())
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        place = error.filename or "a file of the results"
+        print(f"error: {storage.refused(place, 'what was made', error)}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print(

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from . import layers
+from . import layers, storage
 from .datasets.archives import arrays
 from .errors import UserError, fraction_kept, pick, shown
 from .layers import Least
@@ -395,12 +395,10 @@ def save(mask: Mask, path: str | Path) -> None:
         and all(isinstance(m, Tensor) and m.dtype == torch.bool for m in mask.values())
     ):
         raise UserError(f"a mask is a dict of boolean tensors, not {shown(mask)}")
-    try:
-        with open(path, "wb") as file:  # given a name, NumPy would append .npz to it
-            arrays_: dict[str, Any] = {name: m.cpu().numpy() for name, m in mask.items()}
-            np.savez_compressed(file, **arrays_)
-    except (OSError, ValueError) as error:
-        raise UserError(f"the mask can not be written to {path}: {error}") from error
+    arrays_: dict[str, Any] = {name: m.cpu().numpy() for name, m in mask.items()}
+    # Given a name, NumPy would append .npz to it.
+    with storage.whole(path, "the mask") as part, open(part, "wb") as file:
+        np.savez_compressed(file, **arrays_)
 
 
 def load(path: str | Path, model: nn.Module | None = None) -> Mask:

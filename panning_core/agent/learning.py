@@ -7,7 +7,6 @@ policy that has learned needs neither gymnasium nor stable-baselines3 (``policie
 from __future__ import annotations
 
 import json
-import os
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .. import __version__, data, models
+from .. import __version__, data, models, storage
 from ..agent import observations
 from ..agent.observations import MIXED, Look
 from ..agent.policies import Actor
@@ -337,10 +336,9 @@ def _keep(learner, told: dict, path: Path) -> None:
         "updates": learner._n_updates,
         "told": json.dumps(told),
     }
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state, part)
-    os.replace(part, path)
+    with storage.whole(path, "the agent's checkpoint") as part:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(state, part)
 
 
 def _restore(learner, path: Path) -> dict:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from torch import nn
 
-from .. import results
+from .. import results, storage
 from ..agent.observations import FIRST, MIXED, OBSERVED, Look
 from ..datasets import archives
 from ..errors import UserError, unknown
@@ -84,23 +83,13 @@ class Actor:
             UserError: a place that can not be written to.
         """
         card = json.dumps({**self.card, "digest": self.digest()}, sort_keys=True)
-        part = Path(f"{path}.part")
-        try:
-            with open(
-                part, "wb"
-            ) as file:  # whole or not at all: another process may be about to read it
-                np.savez_compressed(
-                    file,
-                    card=np.frombuffer(card.encode(), np.uint8),
-                    **{
-                        f"{kind}{i}": a
-                        for i, layer in enumerate(self.layers)
-                        for kind, a in zip(("weight", "bias"), layer)
-                    },
-                )
-            os.replace(part, path)
-        except OSError as error:
-            raise UserError(f"the policy can not be written to {path}: {error}") from error
+        arrays = {
+            f"{kind}{i}": a
+            for i, layer in enumerate(self.layers)
+            for kind, a in zip(("weight", "bias"), layer)
+        }
+        with storage.whole(path, "the policy") as part, open(part, "wb") as file:
+            np.savez_compressed(file, card=np.frombuffer(card.encode(), np.uint8), **arrays)
 
 
 class Random:

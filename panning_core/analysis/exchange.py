@@ -25,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import prune
 
-from .. import compaction, masks
+from .. import compaction, masks, storage
 from ..datasets import archives
 from ..errors import UserError, shown
 from ..masks import Mask
@@ -182,15 +182,16 @@ def write(tensors: Mapping[str, Tensor], path: str | Path) -> None:
         raise UserError(f"{path} must end in .safetensors or .npz")
     alone = {name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()}
     try:
-        if path.suffix == ".safetensors":
-            _safetensors().save_file(alone, path)
-        else:
-            with open(path, "wb") as file:
-                np.savez_compressed(file, **{name: t.numpy() for name, t in alone.items()})
+        with storage.whole(path, "the tensors") as part:
+            if path.suffix == ".safetensors":
+                _safetensors().save_file(alone, part)
+            else:
+                with open(part, "wb") as file:
+                    np.savez_compressed(file, **{name: t.numpy() for name, t in alone.items()})
     except UserError:
         raise
     except Exception as error:  # the writers raise many kinds
-        raise UserError(f"{path} can not be written: {' '.join(str(error).split())}") from error
+        raise UserError(storage.refused(path, "the tensors", error)) from error
 
 
 def custom_from_mask(model: nn.Module, mask: Mask) -> None:
@@ -242,17 +243,19 @@ def save_onnx(model: nn.Module, mask: Mask, path: str | Path, compact: bool = Fa
     like = next(network.parameters())
     x = torch.zeros((2, *input_shape(model)), dtype=like.dtype, device=like.device)
     try:
-        with modes(network, training=False):
+        with storage.whole(path, "the network") as part, modes(network, training=False):
             torch.onnx.export(
                 network,
                 (x,),
-                path,
+                part,
                 input_names=["input"],
                 output_names=["output"],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 external_data=False,
                 verbose=False,
             )
+    except UserError:
+        raise
     except ImportError as error:
         raise UserError(
             f"ONNX needs the packages onnx and onnxscript ({error}); install requirements.txt"

@@ -5,15 +5,15 @@ ledger.
 from __future__ import annotations
 
 import base64
-import os
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 
+from .. import storage
 from ..analysis import statistics
-from ..errors import UserError, pick
+from ..errors import pick
 from ..experiments import studies
 from ..runs import base
 from . import image, sources, tables
@@ -276,9 +276,5 @@ def _display(item: dict, data: dict) -> None:
 
 def write(path: Path, content: str | bytes) -> None:
     """Whole or not at all: an interruption never leaves half a file."""
-    part = path.with_name(path.name + ".part")
-    try:
+    with storage.whole(path, "the result") as part:
         part.write_bytes(content.encode() if isinstance(content, str) else content)
-        os.replace(part, path)
-    except OSError as error:
-        raise UserError(f"{path} can not be written ({error.strerror})") from error

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from .. import storage
 from ..errors import UserError, told
 
 
@@ -67,14 +67,8 @@ class Checkpoint:
         Raises:
             UserError: a place that can not be written to.
         """
-        new = self.path.with_name(f"{self.path.name}.{os.getpid()}.new")
-        try:
-            torch.save({"key": self.key, "loop": loop, "trainer": self.trainer.state()}, new)
-            os.replace(new, self.path)
-        except (OSError, RuntimeError) as error:
-            raise UserError(
-                f"the checkpoint can not be written to {self.path}: {told(error)}"
-            ) from error
+        with storage.whole(self.path, "the checkpoint") as part:
+            torch.save({"key": self.key, "loop": loop, "trainer": self.trainer.state()}, part)
 
     def remove(self) -> None:
         """The training has ended."""

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader
 
 from ...experiments import studies
 from ...runs import base
-from ..study import OWN, VERDICTS
+from ..study import OWN, VERDICTS, write
 from . import api, mask, place, runs, search
 from .contents import OVERVIEW, Contents, address
 from .text import Renderer
@@ -37,7 +37,7 @@ def build(profile: str) -> Path:
         if old.name not in pages:
             old.unlink()
     for name, text in pages.items():
-        (folder / name).write_text(text)
+        write(folder / name, text)
     return folder / "index.html"
 
 
