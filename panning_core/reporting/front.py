@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import pandas as pd
 
 from ..analysis import statistics
+from ..commands import PROFILE as QUICK
 from ..experiments import studies
 from ..experiments.ledger import Ledger
 from ..runs import base
@@ -41,6 +42,7 @@ ELSE = {
         "^At equal weights and equal FLOPs of training",
     ),
 }
+SAYS = {"no worse": "does not hold", "undecided": "is undecided"}
 ANSWERS = {
     "holds": "Yes",
     "holds in part": "In part",
@@ -53,7 +55,7 @@ ANSWERS = {
 def place(profile: str, runs: pd.DataFrame, lines: Sequence[dict]) -> str:
     """What a front page of another profile than ``paper`` must say first."""
     data = ", ".join(sorted({line["provenance"]["data"]["title"] for line in lines}))
-    kind = "smoke test" if profile == "quick" else "profile of your own"
+    kind = "smoke test" if profile.startswith(QUICK) else "profile of your own"
     return (
         f"> **{kind.capitalize()}, not the published results.** The profile `{profile}` is of "
         f"{data}, n = {tables.seeds(runs)} in the sparsity sweep: it shows that the laboratory "
@@ -68,8 +70,8 @@ def does_it_win(claims: pd.DataFrame) -> str:
     if row.word not in ANSWERS:
         return f"**Does it win?** That is {row.word} here."
     return (
-        f"**Does it win?** {ANSWERS[row.word]}, as it was published, the sum by stages against "
-        f"SNIP, GraSP and SynFlow: {row.number}, n = {row.n}."
+        f"**Does it win?** {ANSWERS[row.word]}. As it was published, the sum by stages against "
+        f"SNIP, GraSP and SynFlow, the claim {SAYS.get(row.word, row.word)}: {row.number}, n = {row.n}."
     )
 
 
@@ -82,18 +84,21 @@ def where(
     Args:
         panels: runs of one network and input each, by the name of both.
     """
-    won, lost, count = {}, {}, 0
+    won, lost, count, few = {}, {}, 0, 0
     for name, runs in panels.items():
         for subject in subjects:
             cells = statistics.compare(runs, subject, rivals)
             for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
                 worst, count = statistics.decisive(part), count + 1
+                few += worst.outcome == "few"
                 told = f"{percent(sparsity)} ({100 * worst.difference:+.2f} points against "
                 told += f"{method_name(worst.rival)})"
                 if (part.outcome == "better").all():
                     won.setdefault(f"{method_name(subject)}, {name}", []).append(told)
                 elif worst.outcome == "worse":
                     lost.setdefault(f"{method_name(subject)}, {name}", []).append(told)
+    if few == count:
+        return "**Where, and by how much?** Too few seeds to say."
     rest = count - sum(map(len, [*won.values(), *lost.values()]))
     return (
         f"**Where, and by how much?** Surely better than all three at once: {_listed(won)}. "

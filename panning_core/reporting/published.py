@@ -81,13 +81,13 @@ PUBLISHED = (
         'A "panning agent based on reinforcement learning" prunes better than the table of '
         "stages.",
         ((AGENT, "than the table of stages, on its own network"), (AGENT, "")),
-        "Five agents, each of 50,000 steps in the authors' environment.",
+        "five agents, each of 50,000 steps in the authors' environment.",
     ),
     Claim(
         "P5", PANNING,
         'Pruning before training "accelerates the network training phase".',
         ((SPEED, "a step of (LeNet-5),"), (SPEED, "")),
-        "Five rounds of the benchmark; a GPU.",
+        "five rounds of the benchmark, and a GPU.",
     ),
     Claim(
         "G1", GATES,
@@ -97,7 +97,7 @@ PUBLISHED = (
             ("06_gumbel_softmax", "^High accuracy.*(paper's penalty)"),
             ("06_gumbel_softmax", "^High accuracy|^Learning weights and topology"),
         ),
-        "Five seeds of a penalty that is tuned on validation images.",
+        "five seeds of a penalty that is tuned on validation images.",
     ),
     Claim(
         "G2", GATES,
@@ -198,10 +198,12 @@ def others(verdicts: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
 
 
 def lacking(claims: pd.DataFrame) -> str:
-    """Of ``table``: what each claim that is not judged would need, in a sentence; "" if none is."""
-    open_ = claims[claims.word.isin(["not judged", NOT_RUN])]
-    told = [f"{row.id}: {row.missing[0].lower()}{row.missing[1:-1]}" for row in open_.itertuples()]
-    return f"Not judged yet, for want of: {'; '.join(told)}." if told else ""
+    """Of ``table``: what each claim that is not judged would need, and which were not run."""
+    few, absent = (claims[claims.word == word] for word in ("not judged", NOT_RUN))
+    wanted = "; ".join(f"{row.id}: {row.missing[:-1]}" for row in few.itertuples())
+    told = [f"Not judged yet, for want of: {wanted}."] if wanted else []
+    told += [f"No part has been run here of {', '.join(absent.id)}."] if len(absent) else []
+    return " ".join(told)
 
 
 def tally(words: pd.Series) -> str:
@@ -222,4 +224,4 @@ def tally(words: pd.Series) -> str:
         for word, forms in said.items()
         if word in counts
     ]
-    return " and ".join([", ".join(told[:-1]), told[-1]] if told[1:] else told)
+    return " and ".join([", ".join(told[:-1]), told[-1]] if told[1:] else told) or "none"

@@ -78,15 +78,18 @@ def test_the_nearest_part_decides_whatever_the_others_say():
 def test_a_claim_without_a_part_is_not_run_and_says_what_is_missing():
     table = published.table(verdicts())
     assert set(table.verdict) == {"– not run"} and set(table.parts) == {0}
-    told = published.lacking(table)
-    assert told.startswith("Not judged yet, for want of: P1: ") and "; R3: as for R1." in told
+    assert published.lacking(table) == (
+        "No part has been run here of P1, P2, P3, P4, P5, G1, G2, G3, G4, R1, R2, R3."
+    )
+    told = published.lacking(table.assign(word="not judged"))
+    assert told.startswith("Not judged yet, for want of: P1: VGG") and "; R3: As for R1." in told
     assert published.lacking(table.assign(word="holds")) == ""
 
 
 def test_words_are_counted():
     words = pd.Series(["fails", "holds", "holds", "not judged", "holds in part"])
     assert published.tally(words) == "2 hold, 1 holds in part, 1 fails and 1 is not judged"
-    assert published.tally(words[:1]) == "1 fails"
+    assert published.tally(words[:1]) == "1 fails" and published.tally(words[:0]) == "none"
 
 
 def accuracies(lead):
@@ -108,6 +111,8 @@ def test_where_it_wins_is_said_for_each_sparsity_alone():
     assert "99 %" not in better and "In the other 0 of 2 cases" in worse
     assert re.search(r"Panning \(staged, sum\), a net, at 99 % \(-(3.0|2.9)", worse)
     told = front.where({"a net": accuracies({0.9: 0.0})}, ["panning"])
+    few = accuracies({0.9: 0.0}).query("seed < 2")
+    assert front.where({"a net": few}, ["panning"]).endswith("Too few seeds to say.")
     assert told.count("nowhere") == 2 and "In the other 1 of 1 cases" in told
 
 
@@ -130,7 +135,16 @@ def test_a_cell_has_the_verdict_the_difference_and_the_rank():
 
 @pytest.mark.parametrize(
     "word, answer",
-    [("fails", "No, as"), ("holds", "Yes, as"), ("not judged", "not judged here")],
+    [
+        (
+            "fails",
+            "No. As it was published, the sum by stages against SNIP, GraSP and SynFlow, the "
+            "claim fails: +1 point, n = 5.",
+        ),
+        ("holds", "Yes. As"),
+        ("undecided", "the claim is undecided"),
+        ("not judged", "not judged here"),
+    ],
 )
 def test_whether_it_wins_follows_the_verdict(word, answer):
     claims = pd.DataFrame([{"id": "P1", "word": word, "number": "+1 point", "n": 5}])
