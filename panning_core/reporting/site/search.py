@@ -36,8 +36,9 @@ def of_study(page: dict, blocks: Iterable[dict]) -> list[Place]:
             text = f"{block['verdict']} {block['evidence']}"
             places.append((f"{page['href']}#{block['id']}", block["claim"], text))
         elif "file" in block:
-            text = " ".join(dict.fromkeys(_words(block)))
-            places.append((f"{page['href']}#{block['file']}", block["caption"], text))
+            title, _, rest = block["caption"].partition(". ")
+            text = " ".join([rest, *dict.fromkeys(_words(block))]).strip()
+            places.append((f"{page['href']}#{block['file']}", title, text))
     return places
 
 
