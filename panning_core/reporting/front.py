@@ -69,9 +69,10 @@ def does_it_win(claims: pd.DataFrame) -> str:
     row = claims.set_index("id").loc["P1"]
     if row.word not in ANSWERS:
         return f"**Does it win?** That is {row.word} here."
+    said = SAYS.get(row.word, row.word)
     return (
         f"**Does it win?** {ANSWERS[row.word]}. As it was published, the sum by stages against "
-        f"SNIP, GraSP and SynFlow, the claim {SAYS.get(row.word, row.word)}: {row.number}, n = {row.n}."
+        f"SNIP, GraSP and SynFlow, the claim {said}: {row.number}, n = {row.n}."
     )
 
 

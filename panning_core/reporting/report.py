@@ -101,7 +101,8 @@ def _verdicts_first(parts: list[str], shown: list[dict]) -> list[str]:
 def _row(item: dict) -> str:
     whose = f" ({item['paper']})" * (item["paper"] != OWN)
     place = f"[{item['interval']}](#{Path(item['figure']).stem})"
-    return f"| {item['verdict']} | {item['claim']}{whose} | {place} | {item['n']} |"
+    cells = (item["verdict"], item["claim"] + whose, place, str(item["n"]))
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
 def _front(cells: dict[Path, list[dict]], start: Path) -> list[str]:

@@ -383,7 +383,7 @@ def test_a_studys_page_begins_with_its_verdicts_and_folds_its_own_questions(tmp_
     given = {"kind": "verdict", "evidence": "All.", "rule": "r", "family": 1, "n": 5}
     given |= {"figure": "mixes.png", "interval": "+1 point"}
     theirs = {**given, "paper": "Kang et al. 2022", "claim": "It is so.", "verdict": "✔ holds"}
-    own = {**given, "paper": showing.OWN, "claim": "Is it?", "verdict": "✘ fails"}
+    own = {**given, "paper": showing.OWN, "claim": "Is it |w|?", "verdict": "✘ fails"}
     path = executed(
         tmp_path / "tiny" / "01_a", ("# Title\n\nThe question.",), (own,), (theirs,), ("Text.",)
     )
@@ -391,7 +391,7 @@ def test_a_studys_page_begins_with_its_verdicts_and_folds_its_own_questions(tmp_
     text = (path.parent / "README.md").read_text()
     row = "| ✔ holds | It is so. (Kang et al. 2022) | [+1 point](#mixes) | 5 |"
     assert text.index("# Title") < text.index(row) < text.index("<details>")
-    assert text.index("1 more verdict,") < text.index("| ✘ fails | Is it? |")
+    assert text.index("1 more verdict,") < text.index(r"| ✘ fails | Is it \|w\|? |")
     assert text.index("</details>") < text.index("The question.") < text.index("Text.")
 
 
