@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import subprocess
 import sys
 from argparse import Namespace
@@ -104,6 +105,8 @@ def main(words: Sequence[str] | None = None) -> int:
     """Do what ``words`` say; the exit code."""
     options = commands.read(sys.argv[1:] if words is None else words)
     plugins.load_plugins(getattr(options, "plugin", ()))
+    if limit := getattr(options, "timeout", None):
+        os.environ["PANNING_TIMEOUT"] = str(limit)  # for kernels of notebooks too
     return DOES[options.command](options)
 
 

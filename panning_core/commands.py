@@ -80,6 +80,8 @@ def _profile(parser: Parser) -> None:
 
 def _machine(parser: Parser) -> None:
     parser.add_argument("--jobs", type=number(1), metavar="N", help="N runs at a time (all cores)")
+    words = "a run that takes longer is recorded as an error, and the others go on (no limit)"
+    parser.add_argument("--timeout", type=number(1), metavar="SECONDS", help=words)
     parser.add_argument("--device", type=device, default="cpu", help="cpu or cuda")
 
 

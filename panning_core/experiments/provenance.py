@@ -13,6 +13,8 @@ import torch
 from .. import ROOT, __version__, plugins
 from ..runs import base, versions
 
+LONGEST = 2000  #: characters of an error; nobody reads the megabytes that one may hold
+
 
 @cache
 def provenance(device: str) -> dict:
@@ -51,16 +53,16 @@ def provenance(device: str) -> dict:
 
 def line(
     done: base.Run,
-    found: dict | Exception,
+    found: dict | BaseException,
     seconds: float,
     device: str = "cpu",
     **origin,
 ) -> dict:
     """A ledger line: its metrics, or the error that came instead."""
-    if isinstance(found, Exception):
+    if isinstance(found, BaseException):
         outcome = {
-            "error": "".join(traceback.format_exception_only(found)).strip(),
-            "traceback": "".join(traceback.format_exception(found)),
+            "error": "".join(traceback.format_exception_only(found)).strip()[:LONGEST],
+            "traceback": "".join(traceback.format_exception(found))[-10 * LONGEST :],
         }
     else:
         outcome = {"metrics": found}

@@ -6,7 +6,9 @@ import fcntl
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -22,6 +24,8 @@ from . import provenance
 from .ledger import Ledger
 from .profiles import folder, runs
 from .workers import WorkerDied, spread
+
+TIMEOUT = "PANNING_TIMEOUT"  #: where the seconds of --timeout stand, for kernels of notebooks too
 
 
 def sweep(
@@ -97,7 +101,8 @@ def _record(
             if left:
                 yield left
 
-    failed, work = [], partial(_work, device=device, ledger=ledger)
+    failed, limit = [], float(os.environ.get(TIMEOUT, 0))
+    work = partial(_work, device=device, ledger=ledger, limit=limit)
     with closing(spread(work, drawn(), min(jobs, len(tasks)))) as finished:
         for task, lines in finished:
             if isinstance(lines, WorkerDied):
@@ -105,26 +110,32 @@ def _record(
             ledger.append(*lines)
             progress(len(task))
             failed += [
-                f"{run.name()}: {line['error']}"
+                f"{run.name()}: {' '.join(line['error'].split())[:300]}"
                 for run, line in zip(task, lines)
                 if "error" in line
             ]
     return failed
 
 
-def _work(runs: list[base.Run], device: str, ledger: Ledger | None = None) -> list[dict]:
+def _work(
+    runs: list[base.Run], device: str, ledger: Ledger | None = None, limit: float = 0
+) -> list[dict]:
     """The ledger lines of runs that are done together. An error is a line too: it must not stop the
-    other runs. None for a run with files that another sweep has done meanwhile."""
+    other runs. None for a run with files that another sweep has done meanwhile.
+
+    Args:
+        limit: seconds after which a run is an error; 0 is none.
+    """
     # Two workers with one thread each beat one worker with two.
     torch.set_num_threads(1)
     places = runs[0].files(ledger.path.parent) if ledger else []
     if not places:
-        return _lines(runs, base.Context(device, ledger and ledger.path.parent))
+        return _lines(runs, base.Context(device, ledger and ledger.path.parent), limit)
     (run,) = runs
     with _alone(places[0]):
         if not _is_lacking(run, ledger):
             return []
-        (line,) = _lines(runs, base.Context(device, ledger.path.parent))
+        (line,) = _lines(runs, base.Context(device, ledger.path.parent), limit)
         # While the lock is held, so that a sweep that waits for it finds the line.
         ledger.append(line)
         if "metrics" in line:
@@ -141,17 +152,43 @@ def _alone(file: Path) -> Iterator[None]:
         yield
 
 
-def _lines(runs: list[base.Run], context: base.Context) -> list[dict]:
+class TimedOut(BaseException):
+    """A run took longer than ``--timeout``. No ``Exception``: what a run does about its own errors
+    must not hold it up."""
+
+
+@contextmanager
+def _at_most(limit: float) -> Iterator[None]:
+    """Raises ``TimedOut`` inside after so many seconds, between two steps of Python; 0 is never. A
+    Dask worker has no alarm, since its work is no main thread."""
+    if not limit or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(*_) -> None:
+        raise TimedOut(f"it took longer than the {limit:g} s of --timeout")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, limit)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _lines(runs: list[base.Run], context: base.Context, limit: float = 0) -> list[dict]:
     start, origin = time.perf_counter(), {}
     try:
-        if len(runs) == 1:
-            results = [runs[0].execute(context)]
-        else:
-            results = runs[0].execute_together(runs, context)
-        origin = runs[0].origin()
-    except Exception as error:
+        with _at_most(limit * len(runs)):
+            if len(runs) == 1:
+                results = [runs[0].execute(context)]
+            else:
+                results = runs[0].execute_together(runs, context)
+            origin = runs[0].origin()
+    except (Exception, TimedOut, SystemExit) as error:
         if len(runs) > 1:  # alone each shows whether it is the one
-            return [line for run in runs for line in _lines([run], context)]
+            return [line for run in runs for line in _lines([run], context, limit)]
         results = [error]
     seconds = (time.perf_counter() - start) / len(runs)
     return [
