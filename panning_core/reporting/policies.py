@@ -192,5 +192,5 @@ def differences(cells: pd.DataFrame, network: str, factor: float) -> list[dict]:
             },
             "agents": group.n.min(),
         }
-        for rival, group in (cells.groupby("rival", sort=False) if len(cells) else ())
+        for rival, group in cells.groupby("rival", sort=False)
     ]

@@ -265,11 +265,11 @@ def ranks(found: statistics.Ranks, colours: Mapping[str, str] | None = None) -> 
 
 def rounds(frame: pd.DataFrame) -> plt.Figure:
     """Test error against the number of rounds, ``took``, a line a method and a panel for each
-    sparsity that has several. Errors more than ``WORST`` times the least stand at the upper edge,
-    as numbers.
+    sparsity that has several (for all, where none has). Errors more than ``WORST`` times the least
+    stand at the upper edge, as numbers.
     """
     several = frame.groupby("sparsity").took.nunique() > 1
-    levels = sorted(several[several].index)
+    levels = sorted(several[several].index) or sorted(several.index)
     size = (5.4 * len(levels), 4)
     figure, axes = plt.subplots(1, len(levels), figsize=size, squeeze=False)
     figure.subplots_adjust(wspace=0.45)
