@@ -31,7 +31,8 @@ def test_a_committed_notebook_has_no_outputs(path):
     assert cells and all(
         cell["outputs"] == [] and cell["execution_count"] is None for cell in cells
     )
-    assert sum("parameters" in cell["metadata"].get("tags", []) for cell in cells) == 1
+    given = sum("parameters" in cell["metadata"].get("tags", []) for cell in cells)
+    assert given == 1 or (given == 0 and path.stem.startswith("guide_"))
 
 
 @pytest.mark.parametrize("profile", PROFILES)
