@@ -171,7 +171,7 @@ def write(made: Checkout, profile: str = "tiny") -> None:
             f"# A tiny study\n\nIt asks a question. {EVIL}\n\nMore, with $x^2$ in it.",
             [],
             [shown("table", file="accuracy.md", caption="Accuracy.", provenance="10 runs")],
-            "## A section\n\n$$\\frac{a}{b}$$",
+            "## A section\n\n$$\\frac{a}{b}$$\n\nAnd $" + "a + " * 40 + "b$.",
             [shown("figure", file="picture.png", caption=f"A picture. {EVIL}")],
             [
                 shown("table", file=f"{name}.md", caption=name)
