@@ -57,11 +57,15 @@ def change(sections: dict[str, dict], changes: dict[str, object]) -> dict[str, d
         used.update(changes.keys() & values.keys())
         return {name: changes.get(name, value) for name, value in values.items()}
 
+    def entries(found: object) -> object:
+        # What is no list of mappings is refused where it is expanded.
+        if not isinstance(found, list):
+            return found
+        return [changed(entry) if isinstance(entry, dict) else entry for entry in found]
+
     made = {
         study: {
-            part: changed(found)
-            if part == "parameters"
-            else [changed(entry) if isinstance(entry, dict) else entry for entry in found]
+            part: changed(found) if part == "parameters" else entries(found)
             for part, found in section.items()
         }
         for study, section in sections.items()

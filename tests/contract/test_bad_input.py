@@ -413,7 +413,7 @@ IN_PYTHON = {
     ),
     "a mask saved to nowhere": (
         lambda d: masks.save(d.mask, d.folder / "no" / "mask.npz"),
-        "mask.npz: [Errno 2] No such file or directory",
+        "mask.npz: No such file or directory",
     ),
     "a mask of numbers saved": (
         lambda d: masks.save(d.scores, d.folder / "mask.npz"),
@@ -584,7 +584,7 @@ IN_PYTHON = {
     ),
     "a policy saved to nowhere": (
         lambda d: policies.load("general-1").save(d.folder / "no" / "policy.npz"),
-        "policy.npz: [Errno 2] No such file or directory",
+        "policy.npz: No such file or directory",
     ),
     "half a policy file": (
         lambda d: policies.load(d.saved(lambda content: content[: len(content) // 2])),
