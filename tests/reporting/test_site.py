@@ -464,7 +464,7 @@ def test_accuracies_of_the_committed_sweep_are_the_means_of_the_runs_they_link_t
                         number(cell), abs=0.0051
                     ), (name, facets)
                     checked += 1
-    assert checked == 16 * 6 + 8 * 3 + 8 * 2 + 15 * 4
+    assert checked == 2 * 16 * 6 + 8 * 2 + 15 * 4
 
 
 # --- pages ---
