@@ -16,9 +16,9 @@ from ..runs import base
 from . import published, tables
 from .names import MODELS, method_name, percent
 from .study import VERDICTS
+from .sweeps import AVAILABLE
 
 CIFAR = "08_cifar10"
-RIVALS = ("snip", "grasp", "synflow")  #: the abstract's "available methods" are at least these
 EPOCHS = 10  #: below so many epochs of training study 08 judges nothing
 PANNING = (
     "**What is Panning?** A way to choose, before any training, which weights stay: each is scored "
@@ -77,7 +77,7 @@ def does_it_win(claims: pd.DataFrame) -> str:
 
 
 def where(
-    panels: Mapping[str, pd.DataFrame], subjects: Sequence[str], rivals: Sequence[str] = RIVALS
+    panels: Mapping[str, pd.DataFrame], subjects: Sequence[str], rivals: Sequence[str] = AVAILABLE
 ) -> str:
     """On which networks and at which sparsities a form of Panning beats all rivals at once, where
     it is surely worse than one of them, and by how much.
@@ -126,7 +126,7 @@ def what_else(verdicts: pd.DataFrame) -> str:
 
 
 def standing(
-    runs: pd.DataFrame, name: str, subjects: Sequence[str], rivals: Sequence[str] = RIVALS
+    runs: pd.DataFrame, name: str, subjects: Sequence[str], rivals: Sequence[str] = AVAILABLE
 ) -> pd.DataFrame:
     """One row a form of Panning, a column a sparsity, and in each cell three things that no mean
     over sparsities can hide: the verdict against all rivals, the difference to the rival that is

@@ -115,9 +115,8 @@ def against_available(panel: plt.Axes, runs: pd.DataFrame, methods: Sequence[str
     judged = ratios(runs, own(methods))
     rivals = ratios(runs, [method for method in methods if not own([method])])
     table = ratio_table(runs, pd.concat([judged, rivals]))
-    table = table.reindex([method for method in methods if method not in beyond(runs)]).dropna(
-        how="all"
-    )
+    gone = beyond(runs)
+    table = table.reindex([method for method in methods if method not in gone]).dropna(how="all")
     shifts = dict(zip(own(methods), 0.06 * (np.arange(9) - (len(own(methods)) - 1) / 2)))
     ends = []
     for method, line in table.iterrows():

@@ -204,11 +204,11 @@ def repeat(study: str, line: dict) -> bool:
     return worst <= ROUNDING
 
 
-def _repeatable(profile: str) -> list[tuple[str, dict]]:
+def _repeatable(lines: dict[str, list[dict]]) -> list[tuple[str, dict]]:
     """Every study's ledger lines that this machine can compute again within ``BUDGET`` seconds."""
     return [
         (study, line)
-        for study, found in ledger_lines(profile).items()
+        for study, found in lines.items()
         for line in found
         if line["provenance"]["seconds"] <= BUDGET
         and (line["provenance"]["device"] == "cpu" or torch.cuda.is_available())
@@ -222,7 +222,8 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
     if count < 0:
         raise UserError(f"sample is {count}; it must be at least 0")
     seed = random.SystemRandom().randrange(10**6) if seed is None else seed
-    pool = _repeatable(profile)
+    lines = ledger_lines(profile)
+    pool = _repeatable(lines)
     drawn = random.Random(seed).sample(pool, min(count, len(pool)))
     runs = [base.read(line) for _, line in drawn]
     for kind in set(map(type, runs)):
@@ -234,7 +235,7 @@ def verify(profile: str, count: int = 5, seed: int | None = None) -> int:
         f" {seed} draws the same again",
         flush=True,
     )
-    for study, found in ledger_lines(profile).items():
+    for study, found in lines.items():
         if older := versions.told(found):
             print(
                 f"  {study}: {older}; nothing is done again by itself: take these lines out of "

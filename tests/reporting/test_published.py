@@ -97,7 +97,7 @@ def accuracies(lead):
     rng, rows = np.random.default_rng(0), []
     for sparsity, ahead in lead.items():
         for seed in range(6):
-            for method in ("panning", *front.RIVALS):
+            for method in ("panning", *front.AVAILABLE):
                 accuracy = 0.9 + ahead * (method == "panning") + 0.0001 * rng.normal()
                 rows.append((method, sparsity, seed, accuracy))
     rows.append(("dense", 0.0, 0, 0.99))
