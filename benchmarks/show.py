@@ -11,6 +11,7 @@ import seaborn as sns
 from matplotlib.ticker import LogLocator, NullLocator
 
 from panning_core.experiments import studies
+from panning_core.inspection import threads
 from panning_core.reporting import image, names
 
 from .train import NETWORKS, crossover
@@ -119,6 +120,12 @@ CAPTIONS = {
     "grid": (
         "A whole grid through `studies.sweep`; `seconds` on the clock, the others summed over the"
         " runs."
+    ),
+    "threads": (
+        "Milliseconds of a gradient over a batch, on one thread and on a thread a core, alone and"
+        " beside `busy_processes` other processes. `ratio`: how many times faster one thread is."
+        f" From {threads.LARGE:.0e} multiply-adds of a pass on, `prune` and `train` take more"
+        " than one."
     ),
 }
 HIDDEN = ["macs_dense", "flops", "matrix_peak", "effective_density", "ratio_low", "ratio_high"]

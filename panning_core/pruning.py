@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import import_module
-from itertools import cycle, repeat
+from itertools import chain, cycle, repeat
 from pathlib import Path
 from types import ModuleType
 
@@ -26,6 +26,7 @@ from torch.utils.data import DataLoader
 
 from . import data, graph, layers, masks, metrics
 from .errors import UserError, fraction_kept, pick, unknown, whole
+from .inspection import threads
 from .layers import Least, Pattern
 from .masks import Mask
 from .metrics import Batch
@@ -125,12 +126,27 @@ def in_rounds(
         The mask, and the trace: a dict for each round with the sparsity asked for and reached, the
         effective sparsity (None where paths can not be followed), every layer's density, how many
         weights were removed and revived, the mass (sum of absolute scores) of each metric used on
-        kept and on removed weights, the coefficients of a mix, and events.
+        kept and on removed weights, the coefficients of a mix, events, and PyTorch's threads.
     """
+    stream = _stream(batches, how.count)
+    first = next(stream)
+    metrics.check(model, masks.ones(model), first)
+    with threads.fitting(model, len(first[1])):
+        return _in_rounds(model, scorer, density, chain([first], stream), how, guard)
+
+
+def _in_rounds(
+    model: nn.Module,
+    scorer: Scorer,
+    density: float,
+    stream: Iterator[Batch],
+    how: Rounds,
+    guard: Guard | None,
+) -> tuple[Mask, list[dict]]:
     asked_for = pick("schedule", how.schedule, SCHEDULES)
     keep = pick("scope", how.scope, masks.SCOPES)
     keep = partial(keep, least=how.least) if how.least else keep
-    mask, stream, paths = masks.ones(model), _stream(batches, how.count), Paths(model)
+    mask, paths = masks.ones(model), Paths(model)
     kept = masks.places(masks.flatten(mask))
     batch: Batch | None = None
     trace: list[dict] = []
@@ -180,6 +196,7 @@ def _row(old: Mask, new: Mask, before: int, kept: Tensor, found: Scored) -> dict
         },
         **found.told,
         "events": found.events,
+        "threads": torch.get_num_threads(),
     }
 
 

@@ -26,6 +26,7 @@ from ..agent.observations import MIXED, Look
 from ..agent.policies import Actor
 from ..data import Split
 from ..errors import UserError, pick, unknown
+from ..inspection import threads
 from .environment import PanningEnv, Source, episode
 
 LEG = 5_000  #: steps after which what was learned is evaluated and saved
@@ -217,7 +218,8 @@ def learn(
         progress(learner.num_timesteps)
         return True
 
-    with _random_numbers_of_its_own():
+    # One thread, because a step of the learner is small work.
+    with _random_numbers_of_its_own(), threads.one():
         learner = _learner(t)
         if path.exists():
             told = _restore(learner, path)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .. import masks
 from ..data import Split, Splits
 from ..errors import UserError, shown
-from ..inspection import noise
+from ..inspection import noise, threads
 from ..masks import Mask
 from . import losses
 from .checkpoint import Checkpoint, fingerprint
@@ -190,7 +190,9 @@ def _tables(trainer: Trainer, rows: list[list[dict]], seconds: float) -> list[pd
     tables, alone = [pd.DataFrame(own) for own in rows], trainer.seconds
     shared = (seconds - sum(alone)) / trainer.count
     for table, more in zip(tables, alone):
-        table.attrs.update(engine=trainer.name, seconds=shared + float(more))
+        table.attrs.update(
+            engine=trainer.name, seconds=shared + float(more), threads=torch.get_num_threads()
+        )
     return tables
 
 
@@ -233,22 +235,23 @@ def train(
         One row an epoch: epoch (from 1), loss (mean over the training images), validation_accuracy,
         test_accuracy, and with ``update`` the density at its end. A run whose loss stops being
         finite ends with that row. ``attrs``: ``engine``, the ``reason`` why it was that one,
-        ``seconds``, ``training_flops`` (see ``Cost``; None where they can not be counted), and with
-        ``update`` the final ``mask``.
+        ``seconds``, ``threads`` of PyTorch, ``training_flops`` (see ``Cost``; None where they can
+        not be counted), and with ``update`` the final ``mask``.
 
     Raises:
         UserError: bad arguments, a network that can not learn these images in batches of this size,
             a hook that returns no mask, or a checkpoint of another training.
     """
     how = How(optimiser, loss, update)
-    prepared = prepare(model, mask, splits, recipe, engine, how)
-    if checkpoint is None:
-        (log,) = fit(prepared.trainer, splits, observe)
-    else:
-        file = _checkpoint(checkpoint, model, mask, splits, prepared, how)
-        (log,) = fit(prepared.trainer, splits, observe, file)
-        file.remove()
-    _finish(model, splits, prepared, log)
+    with threads.fitting(model, recipe.batch_size):
+        prepared = prepare(model, mask, splits, recipe, engine, how)
+        if checkpoint is None:
+            (log,) = fit(prepared.trainer, splits, observe)
+        else:
+            file = _checkpoint(checkpoint, model, mask, splits, prepared, how)
+            (log,) = fit(prepared.trainer, splits, observe, file)
+            file.remove()
+        _finish(model, splits, prepared, log)
     return log
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import torch
 from markupsafe import Markup
 
 from ... import data, masks
 from ...experiments import studies
+from ...inspection import threads
 from .. import pictures
 from ..names import method_name, percent
 
@@ -17,13 +17,9 @@ SHOWN = (("panning", 0.95), ("random", 0.95), ("snip", 0.99))
 
 def examples() -> list[dict]:
     """The masks that are shown, pruned here: pictures, and the numbers of the sentences."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # as every run has: the same picture each time
-    try:
-        splits = data.load(DATASET)
+    splits = data.load(DATASET)
+    with threads.one():  # as every run has: the same picture each time
         return [_example(studies.Run(DATASET, MODEL, *shown), splits) for shown in SHOWN]
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _example(run: studies.Run, splits: data.Splits) -> dict:
