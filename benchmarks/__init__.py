@@ -1,10 +1,13 @@
 """How fast it is, and against what: every ratio is measured side by side in one run.
 
-    python -m benchmarks --quick            under three minutes; the last line is JSON python -m
-    benchmarks                    writes results/benchmarks: tables, a figure, and the machine they
-    are of python -m benchmarks --only scoring
+    python -m benchmarks --quick
+    python -m benchmarks
+    python -m benchmarks --only scoring
+
+The first takes under three minutes, and its last line is JSON. The second writes
+results/benchmarks: tables, figures, and the machine they are of.
 
 ``training`` and ``grid`` measure training, ``scoring`` pruning and selection, ``environment`` the
-agent's; ``straightforward`` holds what scoring is measured against, ``timing`` the clock, ``show``
-the figure and the table.
+agent's, ``size`` what all this costs as networks grow; ``straightforward`` holds what scoring is
+measured against, ``timing`` the clock, ``show`` the figures and the tables.
 """

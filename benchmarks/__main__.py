@@ -13,7 +13,7 @@ from panning_core import commands, results
 from panning_core.__main__ import command_line
 from panning_core.errors import pick
 
-from . import agreement, environment, grid, scoring, show, threads, timing, train
+from . import agreement, environment, grid, scoring, show, size, threads, timing, train
 
 #: name -> a function of ``quick`` that returns a table, empty where there is nothing to measure
 PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
     "fixes": environment.fixes,
     "grid": grid.grid,
     "threads": threads.speed,
+    "size": size.size,
 }
 
 
@@ -108,6 +109,8 @@ def save(part: str, table: pd.DataFrame) -> None:
     (folder / "speedup.md").write_text(show.tables(every))
     if "training" in every:
         show.figure(every["training"], folder / "speedup.png")
+    if "size" in every:
+        show.size_figure(every["size"], folder / "size.png")
     print(f"written: {folder / part}.csv", file=sys.stderr)
 
 

@@ -14,6 +14,7 @@ from panning_core.experiments import studies
 from panning_core.inspection import threads
 from panning_core.reporting import image, names
 
+from . import size
 from .train import NETWORKS, crossover
 
 
@@ -77,6 +78,30 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
     plt.close(made)
 
 
+def size_figure(frame: pd.DataFrame, path: Path) -> None:
+    """Seconds and copies of the weights against the number of weights: a line an operation through
+    the wide networks, a marker for each of the others.
+    """
+    sns.set_theme(context="notebook", style="whitegrid")
+    made, axes = plt.subplots(1, 2, figsize=(11, 4.4))
+    wide = frame.network.str.startswith("wide")
+    for colour, (operation, part) in zip(
+        sns.color_palette("colorblind"), frame.groupby("operation", sort=False)
+    ):
+        for axis, column in zip(axes, ("seconds", "copies")):
+            line, others = part[wide[part.index]], part[~wide[part.index]]
+            axis.plot(line.weights, line[column], color=colour, label=operation)
+            axis.plot(others.weights, others[column], "o", color=colour, markersize=5)
+    for axis, label in zip(axes, ("seconds", "memory in copies of the weights")):
+        axis.set(xscale="log", yscale="log", xlabel="weights", ylabel=label)
+    axes[1].axhline(size.COPIES, color="grey", linestyle=":", linewidth=1.2)
+    axes[1].yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes[1].yaxis.set_major_formatter("{x:g}")
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    path.write_bytes(image.png(made))
+    plt.close(made)
+
+
 #: networks whose masks are made in few rounds
 FEW_ROUNDS = [
     names.MODELS.get(name, name) for name, network in NETWORKS.items() if network.rounds < 100
@@ -127,6 +152,14 @@ CAPTIONS = {
         f" From {threads.LARGE:.0e} multiply-adds of a pass on, `prune` and `train` take more"
         " than one."
     ),
+    "size": (
+        f"What each operation costs as networks grow, on {size.BATCH} images, one thread; steps"
+        f" and `keep_top` at {names.percent(1 - size.DENSITY)} sparsity. `wide-` networks are"
+        " 784 - w - w - 10 with ReLU.\n"
+        f"A round of Panning is the mean of {size.ROUNDS} on one batch. `copies`: the most that"
+        " a fresh process holds beyond its libraries, network and activations included, in"
+        " float32 copies of the weights."
+    ),
 }
 HIDDEN = ["macs_dense", "flops", "matrix_peak", "effective_density", "ratio_low", "ratio_high"]
 
@@ -144,12 +177,15 @@ def tables(parts: dict[str, pd.DataFrame]) -> str:
                 f"{r.ratio:.3g} [{r.ratio_low:.3g}, {r.ratio_high:.3g}]" if r.ratio > 0 else None
                 for r in frame.itertuples()
             ]
-        text += [
-            CAPTIONS[name],
+        text.append(CAPTIONS[name])
+        if name == "size":
+            text += size_tables(frame)
+            continue
+        text.append(
             shown.drop(columns=HIDDEN, errors="ignore").to_markdown(
                 index=False, floatfmt=".4g", missingval="-"
-            ),
-        ]
+            )
+        )
         if name == "training" and len(found := crossover(frame)):
             text += [
                 (
@@ -159,3 +195,21 @@ def tables(parts: dict[str, pd.DataFrame]) -> str:
                 found.to_markdown(index=False, floatfmt=".3g"),
             ]
     return "\n\n".join(text) + "\n"
+
+
+def size_tables(frame: pd.DataFrame) -> list[str]:
+    """Seconds and copies, a row a network and a column an operation; slopes, and what they say."""
+    text = []
+    for column in ("seconds", "copies"):
+        table = frame.pivot(index=["network", "weights"], columns="operation", values=column)
+        table = table[frame.operation.unique()].sort_index(level="weights").reset_index()
+        table.weights = table.weights.map("{:,}".format)
+        text += [f"`{column}`:", table.to_markdown(index=False, floatfmt=".3g")]
+    fitted = size.slopes(frame)
+    return [
+        *text,
+        f"Slopes over the wide networks from {size.FITTED_FROM:,} weights on, and the copies that"
+        " the largest takes:",
+        fitted.to_markdown(index=False, floatfmt=".2f"),
+        size.verdict(fitted),
+    ]

@@ -173,11 +173,13 @@ def products(
         flow = [g.detach() * numbers(mask[name], g.dtype) for name, g in zip(theta, gradient)]
         gtg = sum(((g * f).sum() for g, f in zip(gradient, flow)), logits.new_zeros(()))
         curvature = _gradient(gtg, leaves) if hessian else ()
+    # First what needs the flow in float64, so that it is not there beside the products.
+    squared = sum(float(f @ f) for f in (part.double().flatten() for part in flow))
     return Products(
         {name: theta[name] * g.detach() for name, g in zip(theta, gradient)},
         {name: theta[name] * h for name, h in zip(theta, curvature)},
         float(nn.functional.cross_entropy(logits.detach().double(), y)),
-        sum(float(f @ f) for f in (part.double().flatten() for part in flow)),
+        squared,
     )
 
 
@@ -230,13 +232,11 @@ def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]
 
     def flow(mask: Mask, batch: Batch) -> tuple[Tensor, float]:
         flat = flatten({name: mask[name] for name in layers})
-        moved = places(flat ^ last)
-        masked.index_copy_(
-            0,
-            moved,
-            theta.index_select(0, moved).abs_().mul_(numbers(flat.index_select(0, moved))),
-        )
+        masked.index_fill_(0, places(last & ~flat), 0.0)
+        back = places(flat & ~last)
+        masked.index_copy_(0, back, theta.index_select(0, back).abs_())
         last.copy_(flat)
+        del back  # makes room for the gradients: a place takes as much as a weight
         with torch.enable_grad(), linearised(model, weights):
             out = model(torch.ones_like(batch[0][:1], dtype=torch.double)).sum()
             gradient = _gradient(out, list(weights.values()))

@@ -172,6 +172,7 @@ def _in_rounds(
         trace.append(
             {"round": t, "sparsity_asked": 1 - asked, **_row(mask, new, before, kept, found)}
         )
+        del found, ranked  # the scores of the next round take as much memory
         if how.observe is not None:
             how.observe(t, mask, new, batch)
         mask = new

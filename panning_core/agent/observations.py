@@ -60,7 +60,8 @@ def deviations(scores: Tensor) -> tuple[Tensor, float]:
     """|s - mean| of a vector, and the standard deviation as their unit (unbiased, float64); 0 if
     there is no finite spread.
     """
-    centred = scores.double() - scores.mean(dtype=torch.double)
+    mean = scores.mean(dtype=torch.double)
+    centred = scores.to(torch.double, copy=True).sub_(mean)
     unit = (float(centred @ centred) / max(len(scores) - 1, 1)) ** 0.5
     return centred.abs_(), unit if unit < torch.inf else 0.0
 

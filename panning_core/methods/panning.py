@@ -226,8 +226,9 @@ class Panner:
         synflow = self.carried(mask, batch)[0] if "synflow" in self.choose.used else None
         mix = self.choose(asked, mask, batch, seen.look, synflow)
         if mix not in seen.mixed:
+            seen.mixed.clear()  # before another takes as much memory
             of_data = {name: scores for name, (scores, _) in seen.parts.items()}
-            seen.mixed = {mix: self._mixed(self.neutral, of_data, mix)}
+            seen.mixed[mix] = self._mixed(self.neutral, of_data, mix)
         scores, events = seen.mixed[mix]
         parts = seen.parts
         if synflow is not None:
@@ -267,6 +268,7 @@ class Panner:
         """SynFlow's products and R, which is 0 for a dead network; a mask that was just asked about
         has had its pass already."""
         if self.flow[0] is not mask:
+            self.flow = None, (self.neutral, 0.0)  # makes room for the next
             self.flow = mask, self.synflow_of(mask, batch)
         return self.flow[1]
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import environment, grid, timing, train
+from benchmarks import environment, grid, size, timing, train
 from panning_core import ROOT, masks, models, pruning, training
 from panning_core.__main__ import main
 from panning_core.agent.environment import PanningEnv
@@ -236,6 +236,67 @@ def test_the_straightforward_environment_sees_the_same():
         )
 
 
+# --- size -----------------------------------------------------------------------------------------
+
+
+def grown(operation, power, copies):
+    """What an operation costs whose seconds grow with a power of the weights."""
+    return pd.DataFrame(
+        [
+            {
+                "network": f"wide-1e{e}",
+                "weights": 10**e,
+                "operation": operation,
+                "seconds": 10.0 ** (power * e - 12),
+                "mib": copies * 4 * 10**e / 2**20,
+                "copies": copies,
+            }
+            # The first is below what is fitted, and must not count.
+            for e, power in ((5, 0), (6, power), (7, power), (8, power))
+        ]
+    )
+
+
+GROWN = pd.concat(
+    [grown("straight", 1, 4.0), grown("squared", 2, 5.5), grown("many", 1.1, 8.0)],
+    ignore_index=True,
+)
+
+
+def test_slopes_are_those_of_powers_and_the_verdict_names_what_is_worse():
+    fitted = size.slopes(GROWN).set_index("operation")
+    assert fitted.slope_of_seconds.tolist() == pytest.approx([1, 2, 1.1])
+    assert fitted.slope_of_memory.tolist() == pytest.approx([1, 1, 1])
+    assert fitted.copies.tolist() == [4.0, 5.5, 8.0]
+    assert size.verdict(fitted.reset_index()) == (
+        "Worse than linear (a slope above 1.15): squared. "
+        "More than 6 copies of the weights: many (8.0)."
+    )
+
+
+@pytest.mark.parametrize("weights", size.WEIGHTS[:2])
+def test_a_wide_network_has_about_so_many_weights(weights):
+    assert masks.size(masks.ones(size.wide(weights))) == pytest.approx(weights, rel=0.01)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_an_operation_costs_is_measured(monkeypatch):
+    monkeypatch.setattr(size, "NETWORKS", {"wide-1e6": lambda: size.wide(10**6)})
+    monkeypatch.setattr(size, "OPERATIONS", {"SNIP": size.OPERATIONS["SNIP"]})
+    (row,) = size.size(quick=False).to_dict("records")
+    assert row["weights"] == pytest.approx(10**6, rel=0.01) and row["seconds"] > 0
+    # The network, its masked weights, their gradient and the scores are four, whatever else is.
+    assert 4 < row["copies"] < 20
+    assert size.size(quick=True).empty
+
+
+@pytest.mark.parametrize("operation", size.OPERATIONS)
+def test_every_operation_can_be_called_again(operation):
+    prepare, _ = size.OPERATIONS[operation]
+    work = prepare(size.wide(10**4), train.noise((1, 28, 28), size.BATCH))
+    work(), work()
+
+
 # --- the command ----------------------------------------------------------------------------------
 
 
@@ -297,6 +358,8 @@ def faked(monkeypatch, tmp_path):
         ),
         "fixes": pd.DataFrame(),
         "grid": pd.DataFrame([{"runs": 60, "seconds": 30.0}]),
+        "threads": pd.DataFrame(),
+        "size": GROWN,
     }
     assert parts.keys() == command.PARTS.keys()
     monkeypatch.setattr(
@@ -348,13 +411,15 @@ def test_a_full_run_writes_what_it_measured(faked, capsys, tmp_path):
         "selection.csv",
         "agent.csv",
         "grid.csv",
+        "size.csv",
         "machine.json",
         "speedup.md",
         "speedup.png",
+        "size.png",
     }
     assert pd.read_csv(folder / "training.csv").ratio.tolist()[:2] == [2.0, 15.0]
     machines = json.loads((folder / "machine.json").read_text())
-    assert machines.keys() == {"training", "scoring", "selection", "agent", "grid"}
+    assert machines.keys() == {"training", "scoring", "selection", "agent", "grid", "size"}
     assert machines["grid"].keys() >= {
         "processor",
         "flags",
@@ -366,4 +431,5 @@ def test_a_full_run_writes_what_it_measured(faked, capsys, tmp_path):
         "commit",
     }
     assert machines["grid"]["versions"].keys() >= {"python", "torch", "numba"}
-    assert "15 [15, 15]" in (folder / "speedup.md").read_text()
+    page = (folder / "speedup.md").read_text()
+    assert "15 [15, 15]" in page and "many (8.0)" in page
