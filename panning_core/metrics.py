@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import graph, masks
 from .errors import UserError
-from .inspection import noise, twice
+from .inspection import layouts, noise, twice
 from .inspection.batches import check_batch
 from .inspection.faithful import one_tensor
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
@@ -190,9 +190,8 @@ def gradient_flow(
     (``gtg`` of ``products`` without the products) or over all.
     """
     x, y = batch
-    # The layout in which convolutions are fastest; the products keep another, because their
-    # committed masks hang on the last bit.
-    with _subnetwork(model, mask, layout=torch.channels_last) as (forward, leaves):
+    # The products keep another layout, because their committed masks hang on the last bit.
+    with _subnetwork(model, mask, layout=layouts.fastest(model)) as (forward, leaves):
         logits = forward(x)
         gradient = _gradient(nn.functional.cross_entropy(logits / temperature, y), leaves)
     counted = (

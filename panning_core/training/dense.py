@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data import Split
-from ..inspection import faithful
+from ..inspection import faithful, layouts
 from ..masks import Mask
 from ..models import prunable
 from .losses import Loss, pick_loss
@@ -36,8 +36,7 @@ class Dense:
         loss: str | Loss = "cross-entropy",
     ):
         self.model, self.mask, self.recipe = model, mask, recipe
-        # the layout in which convolutions are fastest
-        self._lay_out(torch.channels_last)
+        self._lay_out(layouts.fastest(model))
         weights = prunable(model)
         self.pruned = [(weights[name], ~m) for name, m in mask.items() if self._may_miss(m)]
         self._clear()
