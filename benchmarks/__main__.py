@@ -13,7 +13,7 @@ from panning_core import commands, results
 from panning_core.__main__ import command_line
 from panning_core.errors import pick
 
-from . import agreement, environment, grid, scoring, show, size, threads, timing, train
+from . import agreement, environment, grid, roofline, scoring, show, size, threads, timing, train
 
 #: name -> a function of ``quick`` that returns a table, empty where there is nothing to measure
 PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
@@ -25,6 +25,7 @@ PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
     "agent": environment.speed,
     "fixes": environment.fixes,
     "grid": grid.grid,
+    "limits": roofline.limits,
     "threads": threads.speed,
     "size": size.size,
 }

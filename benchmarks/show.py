@@ -146,6 +146,12 @@ CAPTIONS = {
         "A whole grid through `studies.sweep`; `seconds` on the clock, the others summed over the"
         " runs."
     ),
+    "limits": (
+        "How fast the sparse engine's step could be at 98 % (SNIP). `skeleton`: ours with so few"
+        " weights that only the units are left; it is the price of images, pooling, normalisation"
+        " and the loss.\n`weights_at_least`: the loads of the other weights' multiply-adds at the"
+        " speed of the nearest cache. `at_most`: times plain PyTorch with the two together."
+    ),
     "threads": (
         "Milliseconds of a gradient over a batch, on one thread and on a thread a core, alone and"
         " beside `busy_processes` other processes. `ratio`: how many times faster one thread is."

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import environment, grid, size, timing, train
+from benchmarks import environment, grid, roofline, size, timing, train
 from panning_core import ROOT, masks, models, pruning, training
 from panning_core.__main__ import main
 from panning_core.agent.environment import PanningEnv
@@ -433,3 +433,17 @@ def test_a_full_run_writes_what_it_measured(faked, capsys, tmp_path):
     assert machines["grid"]["versions"].keys() >= {"python", "torch", "numba"}
     page = (folder / "speedup.md").read_text()
     assert "15 [15, 15]" in page and "many (8.0)" in page
+
+
+def test_a_skeleton_leaves_each_unit_one_input_and_one_output():
+    model = models.build("lenet5", (1, 28, 28), 10, seed=0)
+    batch = train.noise((1, 28, 28), 20)
+    mask = pruning.prune(model, "snip", 0.05, (batch.x, batch.y))[0]
+    mask = masks.effective(model, mask)
+    thin = roofline.skeleton(mask)
+    assert masks.count(thin) < masks.count(mask) / 4
+    for name, kept in mask.items():
+        assert not (thin[name] & ~kept).any()
+        for dim in (0, 1):
+            others = [d for d in range(kept.dim()) if d != dim]
+            assert torch.equal(thin[name].sum(others) > 0, kept.sum(others) > 0)
