@@ -10,4 +10,5 @@ results/benchmarks: tables, figures, and the machine they are of.
 ``training`` and ``grid`` measure training, ``scoring`` pruning and selection, ``environment`` the
 agent's, ``size`` what all this costs as networks grow; ``straightforward`` holds what scoring is
 measured against, ``timing`` the clock, ``show`` the figures and the tables.
+``cuda`` is a command of its own, for a machine with a GPU.
 """

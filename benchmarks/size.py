@@ -141,7 +141,8 @@ def size(quick: bool) -> pd.DataFrame:
     rows = []
     here = not quick and Path("/proc/self/clear_refs").exists()
     context = get_context("forkserver")
-    context.set_forkserver_preload([__name__])  # a process then starts in no time
+    # A process begins with what this command imports.
+    context.set_forkserver_preload([f"{__package__}.__main__"])
     for name in NETWORKS if here else ():
         with torch.device("meta"):
             count = sum(prod(w.shape) for w in weights(NETWORKS[name]()).values())

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from panning_core import masks, metrics, models, zoo
+from panning_core import graph, masks, metrics, models, zoo
 from panning_core.compaction import Select, compact
 from panning_core.errors import UserError
 
@@ -603,6 +603,16 @@ def test_a_compact_network_is_compacted_further(fold):
     assert masks.size(smaller.mask) < masks.size(small.mask)
     assert sum(isinstance(module, Select) for module in smaller.model.modules()) == 1
     assert close(outputs(smaller.model), outputs(masked(small.model, fewer)))
+
+
+def test_what_a_network_has_read_its_smaller_one_reads_too():
+    """No ``input_shape`` says it."""
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 16, 3))
+    graph.remember(model, torch.ones(2, 1, 6, 6))
+    mask = masks.ones(model)
+    mask["0.weight"][1], mask["3.weight"][:, 16:32] = False, False
+    small = compact(model, mask)
+    assert small.model[0].out_channels == 5 and models.input_shape(small.model) == (1, 6, 6)
 
 
 # --- training and the way back ---

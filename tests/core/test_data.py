@@ -199,6 +199,13 @@ def test_a_rare_class_is_in_both_parts_and_a_single_image_is_trained_on():
     ] == [180, 20]
 
 
+def test_a_single_image_that_is_trained_on_leaves_the_tenth_as_it_is():
+    order = torch.randperm(200, generator=torch.Generator().manual_seed(0))
+    labels = torch.arange(200) % 2
+    labels[order[-1]] = 2
+    assert torch.equal(data.validation_split(labels)[1], order[:20].sort().values)
+
+
 def test_no_class_with_two_images_is_one_sentence():
     with pytest.raises(
         UserError,

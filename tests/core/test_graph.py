@@ -582,6 +582,25 @@ def test_what_forward_may_do_with_a_value(how):
     assert masks.density(masks.effective(model, masks.ones(model))) == 1
 
 
+class Functional(nn.Module):
+    """Two branches of which one is taken off the other, and a pool without a stride."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 2, 3, padding=1), nn.Conv2d(1, 2, 3, padding=1)
+        self.out = nn.Linear(8, 3)
+
+    def forward(self, x):
+        difference = torch.add(self.one(x), self.two(x), alpha=-1)
+        return self.out(F.max_pool2d(difference, 2).flatten(1))
+
+
+def test_a_term_times_minus_one_and_a_pool_without_a_stride_stop_no_path():
+    model = Functional()
+    model.input_shape = (1, 4, 4)
+    assert masks.density(masks.effective(model, masks.ones(model))) == 1
+
+
 @pytest.mark.parametrize(
     "how, live",
     [
@@ -859,6 +878,12 @@ def test_a_shared_tensor_is_one_weight():
     assert flops(model) == counter(model) == 2 * (32 + 12)
     with pytest.raises(UserError, match="enc.weight has two"):
         gumbel_softmax.Gates(model)
+
+
+def test_what_two_embeddings_share_is_outside_once():
+    model = nn.Sequential(nn.Embedding(5, 3), nn.Embedding(5, 3), nn.Linear(3, 2))
+    model[1].weight = model[0].weight
+    assert graph.outside(model) == {"Embedding": 15}
 
 
 def test_a_tensor_shared_with_an_embedding_has_the_name_that_pytorch_gives_it():
@@ -1251,6 +1276,14 @@ def test_the_shape_of_the_input_is_that_of_the_batch():
     assert (
         masks.flops(compaction.compact(image, mask).model, compaction.compact(image, mask).mask) > 0
     )
+
+
+def test_the_last_batch_says_the_shape():
+    layers = nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 2)
+    model = nn.Sequential(*layers)
+    for side in (4, 8):
+        check_batch(model, torch.ones(1, 1, side, side), torch.tensor([0]))
+        assert models.input_shape(model) == (1, side, side)
 
 
 def test_random_passes_over_what_was_removed_before():

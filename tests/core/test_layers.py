@@ -286,6 +286,8 @@ def test_patterns(pattern, found):
         ({"include": "Conv2d", "exclude": "first"}, [18, 0, 0, 6]),
         ({"floor": 0.1}, [2, 1, 1, 1]),
         ({"floor": {"*": 0.1, "Linear": 0.5}}, [2, 1, 1, 3]),
+        ({"floor": {"Linear": 0.5, "*": 0.1}}, [2, 1, 1, 3]),
+        ({"exclude": "stem", "floor": 0.1}, [18, 1, 1, 1]),
         ({"exclude": nn.Linear, "floor": {"stem": 1.0}}, [18, 0, 0, 6]),
     ],
 )

@@ -46,6 +46,13 @@ def test_one_round_is_keep_top_of_the_metric_and_inverted_keeps_the_lowest(
         assert same(mask, masks.keep_top(ranked, 0.3))
 
 
+@pytest.mark.parametrize("method", ["iterative-snip", "synflow"])
+def test_where_the_lowest_are_kept_nothing_returns_either(method, residual, residual_batch):
+    """Removed weights have the score 0, the lowest of all."""
+    trace = pruning.prune(residual, method, 0.1, residual_batch, rounds=5, inverted=True)[1]
+    assert [row["revived"] for row in trace] == [0] * 5
+
+
 def test_rounds_score_the_sub_network_of_the_round_before(residual, residual_batch):
     """FORCE, SynFlow, Iterative SNIP, NTK-SAP and an iterative ProsPr as three lines of plain code.
     Noise goes on from round to round.
@@ -371,6 +378,28 @@ def test_effective_weights_are_all_that_fit(method, inverted, residual, residual
         assert same(mask, live[most]) and most >= room
         jumps += most > room
     assert jumps > 1
+
+
+def test_only_the_last_round_counts_effective_weights(residual, residual_batch):
+    seen = {True: [], False: []}
+    for effective, masks_seen in seen.items():
+        pruning.prune(
+            residual,
+            "iterative-snip",
+            0.05,
+            residual_batch,
+            rounds=4,
+            effective=effective,
+            observe=lambda t, old, new, batch: masks_seen.append(new),
+        )
+    *before, last = map(same, seen[True], seen[False])
+    assert all(before) and not last
+
+
+def test_a_single_weight_can_be_kept():
+    model = nn.Sequential(nn.Linear(2, 2, bias=False))
+    batch = torch.ones(2, 2), torch.tensor([0, 1])
+    assert masks.count(pruning.prune(model, "magnitude", 0.25, batch)[0]) == 1
 
 
 @pytest.mark.parametrize("method", ["iterative-snip", "synflow", "magnitude"])
