@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullLocator
 
 from panning_core.experiments import studies
 from panning_core.inspection import threads
-from panning_core.reporting import image, names
+from panning_core.reporting import figures, image, names
 
 from . import size
 from .train import NETWORKS, crossover
@@ -32,11 +32,13 @@ def figure(frame: pd.DataFrame, path: Path) -> None:
         part = frame[frame.network == name].dropna(subset="ratio")
         for method, rows in part.groupby("method", sort=False):
             style = {"color": names.COLOURS.get(method), "linewidth": 1.4}
-            errors = [rows.ratio - rows.ratio_low, rows.ratio_high - rows.ratio]
-            panel.errorbar(
+            found = rows[["ratio", "ratio_low", "ratio_high"]].set_axis(
+                ["mean", "low", "high"], axis=1
+            )
+            figures.bars(
+                panel,
                 1 - rows.sparsity,
-                rows.ratio,
-                np.maximum(errors, 0),
+                found,
                 label=names.method_name(method),
                 marker=names.MARKERS.get(method, "o"),
                 markersize=5,

@@ -9,7 +9,7 @@ on. How often the rule errs, and what it can see, is simulated in its tests.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -56,6 +56,16 @@ def interval(values: Sequence[float]) -> Estimate:
         return Estimate(mean, mean, mean, n)
     half = float(stdtrit(n - 1, 1 - LEVEL / 2) * values.std(ddof=1) / n**0.5)
     return Estimate(mean, mean - half, mean + half, n)
+
+
+def intervals(
+    groups: Iterable[Sequence[float]], least: float = -np.inf, most: float = np.inf
+) -> pd.DataFrame:
+    """A row for each group of values, mean, low, high and n of ``interval``; low and high end where
+    values do, at ``least`` and ``most``: Student's interval knows no ends of a scale.
+    """
+    table = pd.DataFrame([interval(group) for group in groups], columns=Estimate._fields)
+    return table.assign(low=table.low.clip(lower=least), high=table.high.clip(upper=most))
 
 
 def holm(p: Sequence[float]) -> list[float]:

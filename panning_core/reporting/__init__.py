@@ -2,7 +2,7 @@
 
 from . import names
 from .axes import logarithmic
-from .figures import accuracy_axes, estimates, network_axes
+from .figures import accuracy_axes, band, bars, estimates, network_axes
 from .names import MODELS, label, method_name, percent
 from .sources import Source
 from .study import OWN, VERDICTS, Study, verdicts
@@ -10,7 +10,7 @@ from .tables import MARKED, UNITS, accuracy_table, fates, points, seeds, tally, 
 
 __all__ = [
     "MARKED", "MODELS", "OWN", "Source", "Study", "UNITS", "VERDICTS", "accuracy_axes",
-    "accuracy_table", "estimates", "fates", "label", "logarithmic", "method_name",
+    "accuracy_table", "band", "bars", "estimates", "fates", "label", "logarithmic", "method_name",
     "network_axes", "percent", "points", "seeds", "tally", "tidy", "told", "verdicts",
 ]  # fmt: skip
 

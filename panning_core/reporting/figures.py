@@ -10,9 +10,39 @@ import pandas as pd
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 from scipy.optimize import isotonic_regression
 
-from ..analysis.statistics import interval
+from ..analysis.statistics import intervals
 from . import names
 from .names import method_name, percent
+
+
+def bars(
+    panel: plt.Axes,
+    at: Sequence[float],
+    found: pd.DataFrame,
+    across: bool = False,
+    **look: object,
+) -> None:
+    """The rows of ``found`` (mean, low, high) as markers with bars, at these places.
+
+    Args:
+        across: bars lie along x, and the places are on y.
+        look: of matplotlib's ``errorbar``.
+    """
+    mean = found["mean"]
+    # An interval that ends where values do may leave out the mean of a few.
+    ends = [(mean - found.low).clip(lower=0), (found.high - mean).clip(lower=0)]
+    look = {"marker": "o", "capsize": 3} | look
+    if across:
+        panel.errorbar(mean, at, xerr=ends, **look)
+    else:
+        panel.errorbar(at, mean, yerr=ends, **look)
+
+
+def band(panel: plt.Axes, at: Sequence[float], found: pd.DataFrame, **look: object) -> None:
+    """The same as a line, which ``look`` is of, in a shade from low to high."""
+    (line,) = panel.plot(at, found["mean"], **look)
+    shade = {"color": line.get_color(), "alpha": 0.2, "linewidth": 0}
+    panel.fill_between(at, found.low, found.high, **shade)
 
 
 # One piece: a drawing from back to front, and each branch is one more thing to draw.
@@ -31,7 +61,6 @@ def accuracy_axes(
         groups = [group for _, group in runs[runs.method == method].groupby("sparsity")]
         if not groups:
             continue
-        estimates = [interval(100 * group.test_accuracy) for group in groups]
         # Side by side, so that intervals do not hide each other.
         shift = min(0.05, 0.5 / len(methods)) * (place - (len(methods) - 1) / 2)
         at = (
@@ -39,21 +68,14 @@ def accuracy_axes(
             if x == "sparsity"
             else [g.effective_density.mean() for g in groups]
         )
-        points = pd.DataFrame(
-            {
-                "at": at,
-                "mean": [e.mean for e in estimates],
-                "below": [e.mean - max(e.low, 0) for e in estimates],
-                "above": [min(e.high, 100) - e.mean for e in estimates],
-            }
-        )
+        points = intervals([100 * group.test_accuracy for group in groups], 0, 100).assign(at=at)
         # On no line: between them and the live ones lies nothing that was measured.
         dead = (points["at"] == 0) & (x != "sparsity")
         for part, line in ((points[~dead], "-"), (points[dead], "")):
-            axes.errorbar(
+            bars(
+                axes,
                 part["at"],
-                part["mean"],
-                [part.below, part.above],
+                part,
                 label=method_name(method) if line else None,
                 color=names.COLOURS.get(method),
                 marker=names.MARKERS.get(method, "o"),
@@ -100,17 +122,9 @@ def estimates(frame: pd.DataFrame, labels: Sequence[str], column: str = "variant
             part = frame[(frame[column] == label) & (frame.sparsity == level)]
             if not len(part):
                 continue
-            e = interval(100 * (1 - part.test_accuracy))
-            low, high = min(max(e.low, 0.1), e.mean), min(e.high, 100)
+            found = intervals([100 * (1 - part.test_accuracy)], 0.1, 100)
             colour = "#d62728" if place == 0 else "#1f77b4"
-            panel.errorbar(
-                e.mean,
-                place,
-                xerr=[[e.mean - low], [high - e.mean]],
-                fmt="o",
-                capsize=3,
-                color=colour,
-            )
+            bars(panel, [place], found, across=True, linestyle="", color=colour)
         panel.set(
             yticks=range(len(labels)),
             yticklabels=labels,

@@ -13,7 +13,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from ..analysis import statistics
 from ..methods import panning
-from . import names, sweeps
+from . import figures, names, sweeps
 from .names import percent
 from .tables import MARKED
 
@@ -157,12 +157,12 @@ def _difference(
     if not len(values):
         return
     e = spread(values)
-    mean, low, high = np.exp([-e.mean, -e.high, -e.low]) if ratio else (e.mean, e.low, e.high)
+    e = tuple(np.exp([-e.mean, -e.high, -e.low])) if ratio else e[:3]
+    found = pd.DataFrame([e], columns=["mean", "low", "high"])
     labelled = panel.get_legend_handles_labels()[1]
     label = None if percent(level) in labelled else percent(level)
-    bars = [[mean - low], [high - mean]]
-    style = {"color": shade, "capsize": 2, "markersize": 6, "label": label}
-    panel.errorbar(mean, place, xerr=bars, fmt="o", **style)
+    style = {"color": shade, "capsize": 2, "markersize": 6, "label": label, "linestyle": ""}
+    figures.bars(panel, [place], found, across=True, **style)
 
 
 def _ratio_axis(panel: plt.Axes) -> None:

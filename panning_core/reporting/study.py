@@ -95,14 +95,18 @@ class Study:
     ) -> None:
         """Show ``frame`` and save it as ``name.csv`` and ``name.md``; ``source`` where it is not
         this study's own ledgers, ``against`` the title of the method that all its rows are
-        compared with: a difference stands on the runs of two.
+        compared with: a difference stands on the runs of two. A column ``key`` has the keys of the
+        runs behind each row; it is not shown, the site's links follow it.
         """
+        keys = [[key[:8] for key in row] for row in frame.get("key", ())]
+        frame = frame.drop(columns="key", errors="ignore")
         write(self.folder / f"{name}.csv", frame.to_csv(index=False))
         text = frame.map(
             lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell
         ).to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
         write(self.folder / f"{name}.md", text + "\n")
-        item = self._item("table", f"{name}.md", caption, source) | {"against": against}
+        item = self._item("table", f"{name}.md", caption, source)
+        item |= {"against": against, "keys": keys}
         _display(
             item,
             {

@@ -5,7 +5,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from panning_core.reporting import force, orders, policies, sweeps
+from panning_core.analysis import statistics
+from panning_core.reporting import figures, force, orders, policies, sweeps
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +17,39 @@ def closed():
 
 def texts(panel):
     return [text.get_text() for text in panel.texts]
+
+
+@pytest.mark.parametrize("across", [False, True])
+def test_a_bar_reaches_from_low_to_high_and_no_further_than_values_do(across):
+    found = statistics.intervals([[40, 50, 60], [97, 100, 100]], 0, 100)
+    panel = plt.figure().subplots()
+    figures.bars(panel, [1, 2], found, across=across, color="red", markersize=9)
+    line, _, (drawn,) = panel.containers[0]
+    assert line.get_marker() == "o" and line.get_markersize() == 9
+    steps = slice(None, None, -1 if across else 1)
+    assert line.get_xydata()[:, steps].tolist() == [[1, 50], [2, 99]]
+    (first, second) = (bar[:, steps] for bar in drawn.get_segments())
+    low, high = statistics.interval([40, 50, 60])[1:3]
+    np.testing.assert_allclose(first, [[1, low], [1, high]])
+    assert second[1].tolist() == [2, 100] and second[0, 1] < 97
+
+
+def test_an_end_that_leaves_out_its_mean_is_drawn_as_no_bar():
+    panel = plt.figure().subplots()
+    figures.bars(panel, [0], statistics.intervals([[0.02, 0.04]], 0.1, 100))
+    ((below, above),) = panel.containers[0][2][0].get_segments()
+    assert below[1] == pytest.approx(0.03) and above[1] > 0.1
+
+
+def test_a_band_is_a_line_and_its_intervals_in_one_colour():
+    found = statistics.intervals([[1, 3], [2, 4]])
+    panel = plt.figure().subplots()
+    figures.band(panel, [10, 20], found, color="blue")
+    assert panel.lines[0].get_xydata().tolist() == [[10, 2], [20, 3]]
+    (shade,) = panel.collections
+    heights = shade.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (found.low.min(), found.high.max())
+    assert shade.get_facecolor()[0].tolist() == [0, 0, 1, 0.2]
 
 
 def test_of_force_what_has_lost_all_of_it_is_not_drawn():
