@@ -22,22 +22,21 @@ CIFAR = "08_cifar10"
 EPOCHS = 10  #: below so many epochs of training study 08 judges nothing
 PANNING = (
     "**What is Panning?** A way to choose, before any training, which weights stay: each is scored "
-    "by SNIP, GraSP and SynFlow, the three are mixed in shares that change as sparsity grows, the "
-    "best are kept, and again, a hundred times; a removed weight may return. The shares come from "
-    "a table of stages, or from a trained *agent*; the mix is a *sum*, or a *product*. The *masked "
-    "product* is this study's own."
+    "by SNIP, GraSP and SynFlow, the three are mixed, the best are kept, and again, a hundred "
+    "times; a removed weight may return. The shares of the mix, a *sum* or a *product*, come from "
+    "a table of stages or from a trained *agent*. The *masked product* is this study's own."
 )
 #: question -> study and what the claim says on which the answer hangs
 ELSE = {
-    "Does the masked product beat five methods at 99 and 99.9 %, with the authors' input?": (
+    "Does the masked product beat five methods, with the authors' input?": (
         "02_metric_ablations",
         r"masked product\) is better than five methods.*authors input",
     ),
-    "Are 0.15 % of the weights enough, with gates under a budget (ours)?": (
+    "Are 0.15 % of the weights enough, with gates under a budget?": (
         "06_gumbel_softmax",
         "^High accuracy with 0.15 %.*budget",
     ),
-    "Does pruning before training lose against sparse training, at equal weights and compute?": (
+    "Does it lose against sparse training, at equal weights and compute?": (
         "09_dynamic_sparsity",
         "^At equal weights and equal FLOPs of training",
     ),
@@ -92,8 +91,7 @@ def where(
             for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
                 worst, count = statistics.decisive(part), count + 1
                 few += worst.outcome == "few"
-                told = f"{percent(sparsity)} ({100 * worst.difference:+.2f} points against "
-                told += f"{method_name(worst.rival)})"
+                told = f"{percent(sparsity)} ({100 * worst.difference:+.2f})"
                 if (part.outcome == "better").all():
                     won.setdefault(f"{method_name(subject)}, {name}", []).append(told)
                 elif worst.outcome == "worse":
@@ -102,10 +100,10 @@ def where(
         return "**Where, and by how much?** Too few seeds to say."
     rest = count - sum(map(len, [*won.values(), *lost.values()]))
     return (
-        f"**Where, and by how much?** Surely better than all three at once: {_listed(won)}. "
-        f"Surely worse than one of them: {_listed(lost)}. In the other {rest} of {count} cases, a "
-        "form of Panning at a sparsity, it is better than some of them at most "
-        "([each of them](../sparsities.md))."
+        "**Where, and by how much?** Surely better than all three at once, in points against the "
+        f"nearest: {_listed(won)}. "
+        f"Surely worse than one: {_listed(lost)}. In the other {rest} of {count} cases it beats "
+        "some of them at most ([each of them](../sparsities.md))."
     )
 
 
@@ -120,7 +118,7 @@ def what_else(verdicts: pd.DataFrame) -> str:
     for question, (study, pattern) in ELSE.items():
         here = verdicts[(verdicts.study == study) & verdicts.claim.str.contains(pattern)]
         for row in here.head(1).itertuples():
-            number = published.short(row.interval)
+            number = published.estimate(row.interval)
             told.append(f"{question} {VERDICTS[row.verdict]} {row.verdict}: {number}, n = {row.n}.")
     return f"**What else was found?** {' '.join(told)}" if told else ""
 
@@ -156,7 +154,7 @@ def standing(
 def cifar(profile: str, verdicts: pd.DataFrame) -> str:
     """What the runs on CIFAR-10 allow to conclude."""
     begin = "**What may I conclude about CIFAR-10?** "
-    there = f"[Study 08](../{CIFAR}/README.md) shows all numbers."
+    there = f"All numbers: [study 08](../{CIFAR}/README.md)."
     rows = Ledger(studies.folder(CIFAR, profile) / "runs.jsonl").rows()
     rows = [row for row in rows if row.get("kind", base.FIRST) == base.FIRST]
     runs = tables.tidy(rows) if rows else pd.DataFrame(columns=["dataset"], dtype=str)
@@ -176,6 +174,5 @@ def cifar(profile: str, verdicts: pd.DataFrame) -> str:
     ]
     return (
         f"{begin}Nothing yet about who is better. Trained was {', '.join(done)}; a verdict needs "
-        f"{EPOCHS} epochs and {statistics.LEAST} seeds, and the published training has 160 "
-        f"epochs. {there}"
+        f"{EPOCHS} epochs and {statistics.LEAST} seeds, the paper has 160 epochs. {there}"
     )

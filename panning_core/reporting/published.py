@@ -25,7 +25,8 @@ class Claim:
     Attributes:
         id: such as ``P1``.
         paper: as verdicts name it.
-        words: what is claimed; what stands in quotation marks is from the paper's abstract.
+        brief: what is claimed, for a table.
+        words: the same in full; what stands in quotation marks is from the paper's abstract.
         parts: study and a pattern of what its verdicts' claims say, nearest to the published
             setting first; a group of the pattern says where the part was tested.
         missing: what the paper has and no part tests.
@@ -33,6 +34,7 @@ class Claim:
 
     id: str
     paper: str
+    brief: str
     words: str
     parts: tuple[tuple[str, str], ...]
     missing: str
@@ -45,7 +47,7 @@ SPEED, RIVALS, TRANSFER = (
 )  # fmt: skip
 PUBLISHED = (
     Claim(
-        "P1", PANNING,
+        "P1", PANNING, 'Panning "performs better" than others.',
         'Panning "performs better than various available pruning before training methods".',
         (
             (SWEEP, r"^Better than available.*staged, sum\), (LeNet-300-100, authors input)"),
@@ -58,14 +60,14 @@ PUBLISHED = (
         "VGG and ResNet on CIFAR-10 for the published number of epochs, CIFAR-100, Tiny-ImageNet.",
     ),
     Claim(
-        "P2", PANNING,
+        "P2", PANNING, 'Weights "take on the expressive force".',
         'In pruning "the reserved weights will take on the expressive force from the removed '
         'ones".',
         ((TRANSFER, "^Pruning transfers"), (TRANSFER, "predicts its accuracy")),
         "Convolutional networks.",
     ),
     Claim(
-        "P3", PANNING,
+        "P3", PANNING, '"Multi-index and multi-process steps" help.',
         '"Multi-index and multi-process steps": metrics mixed by stages are better than each '
         "alone.",
         (
@@ -77,20 +79,20 @@ PUBLISHED = (
         "Convolutional networks trained to the end.",
     ),
     Claim(
-        "P4", PANNING,
+        "P4", PANNING, 'A "panning agent" beats the table of stages.',
         'A "panning agent based on reinforcement learning" prunes better than the table of '
         "stages.",
         ((AGENT, "than the table of stages, on its own network"), (AGENT, "")),
         "five agents, each of 50,000 steps in the authors' environment.",
     ),
     Claim(
-        "P5", PANNING,
+        "P5", PANNING, 'It "accelerates the network training phase".',
         'Pruning before training "accelerates the network training phase".',
         ((SPEED, "a step of (LeNet-5),"), (SPEED, "")),
         "five rounds of the benchmark, and a GPU.",
     ),
     Claim(
-        "G1", GATES,
+        "G1", GATES, '"High accuracy" with "only 0.15%".',
         '"High accuracy on the MNIST dataset with only 0.15% of the original network '
         'parameters".',
         (
@@ -100,13 +102,13 @@ PUBLISHED = (
         "the paper's own schedule and network, which could not be read.",
     ),
     Claim(
-        "G2", GATES,
+        "G2", GATES, '"Easy extraction of feature importance".',
         '"Easy extraction of feature importance directly from the pruned network".',
         (("06_gumbel_softmax", "^The importance of every pixel"),),
         "Other data than MNIST.",
     ),
     Claim(
-        "G3", GATES,
+        "G3", GATES, 'A network shows "feature symmetry".',
         'The pruned network shows "feature symmetry".',
         (
             ("06_gumbel_softmax", r"^The signs.*(published)"),
@@ -115,7 +117,7 @@ PUBLISHED = (
         "Other tasks than the paper's toy.",
     ),
     Claim(
-        "G4", GATES,
+        "G4", GATES, 'It shows "the pathways of information".',
         'The pruned network shows "the pathways of information propagation from features to '
         'outcomes".',
         (
@@ -125,7 +127,7 @@ PUBLISHED = (
         "Other tasks than the paper's toy, and MNIST by deletion.",
     ),
     Claim(
-        "R1", PROSPR,
+        "R1", PROSPR, 'ProsPr is "state-of-the-art".',
         'ProsPr "achieves state-of-the-art pruning performance".',
         (
             (RIVALS, "^ProsPr achieves state-of-the-art"),
@@ -135,12 +137,14 @@ PUBLISHED = (
         "Its convolutional networks on CIFAR-10, CIFAR-100 and Tiny-ImageNet.",
     ),
     Claim(
-        "R2", PROSPR, 'ProsPr does so "with less data".',
+        "R2", PROSPR, 'It is so "with less data".',
+        'ProsPr does so "with less data".',
         ((RIVALS, "^ProsPr needs less data"),),
         "As for R1.",
     ),
     Claim(
-        "R3", PROSPR, 'ProsPr does so "in a single shot".',
+        "R3", PROSPR, 'It is so "in a single shot".',
+        'ProsPr does so "in a single shot".',
         ((RIVALS, "^A single shot of ProsPr"),),
         "As for R1.",
     ),
@@ -161,8 +165,8 @@ def parts(claim: Claim, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def table(verdicts: pd.DataFrame) -> pd.DataFrame:
     """One row a published claim: ``id, paper, claim, word, verdict, interval, n, where, place,
-    number`` (the interval without its p, and where it was measured), ``parts`` (how many) and
-    ``missing``; the verdict and its number are those of the part that decides.
+    number`` (the interval without its p, and where it was measured) and ``measured`` (the estimate
+    alone); the verdict and its number are those of the part that decides.
 
     Args:
         verdicts: of all studies, with the ``study`` of each and the ``place`` where it is shown.
@@ -170,13 +174,13 @@ def table(verdicts: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for claim in PUBLISHED:
         found = parts(claim, verdicts)
-        row = {"id": claim.id, "paper": claim.paper, "claim": f"{claim.id}. {claim.words}"}
+        row = {"id": claim.id, "paper": claim.paper, "claim": claim.brief}
         row |= {"word": NOT_RUN, "interval": "", "n": "", "where": "", "place": ""}
         if len(found):
             row |= found.iloc[0][["interval", "n", "where", "place"]].to_dict()
             row["word"] = found.iloc[0].verdict
         mark = VERDICTS.get(row["word"], VERDICTS["not judged"])
-        row |= {"verdict": f"{mark} {row['word']}", "parts": len(found), "missing": claim.missing}
+        row |= {"verdict": f"{mark} {row['word']}", "measured": estimate(row["interval"])}
         row["number"] = short(row["interval"]) + f"; {row['where']}" * bool(row["where"])
         rows.append(row)
     return pd.DataFrame(rows)
@@ -187,6 +191,11 @@ def short(interval: str) -> str:
     return re.sub(r", p = \S+$", "", interval)
 
 
+def estimate(interval: str) -> str:
+    """An estimate alone, without what it was compared with and where."""
+    return re.split(r" against|; | \((?!\d)", short(interval))[0]
+
+
 def others(verdicts: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Paper and verdicts of all that is part of no published claim above; own questions last."""
     taken = {place for claim in PUBLISHED for place in parts(claim, verdicts).index}
@@ -195,15 +204,6 @@ def others(verdicts: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     for paper in [*named, OWN]:
         if len(found := rest[rest.paper == paper]):
             yield paper, found
-
-
-def lacking(claims: pd.DataFrame) -> str:
-    """Of ``table``: what each claim that is not judged would need, and which were not run."""
-    few, absent = (claims[claims.word == word] for word in ("not judged", NOT_RUN))
-    wanted = "; ".join(f"{row.id}: {row.missing[:-1]}" for row in few.itertuples())
-    told = [f"Not judged yet, for want of: {wanted}."] if wanted else []
-    told += [f"No part has been run here of {', '.join(absent.id)}."] if len(absent) else []
-    return " ".join(told)
 
 
 def tally(words: pd.Series) -> str:

@@ -3,8 +3,8 @@
 The narrative is the notebooks' own: ``results/PROFILE/STUDY/README.md`` is the text of the executed
 notebook, with its tables, figures and verdicts at the places where the cells show them, and all its
 verdicts first. ``results/PROFILE/README.md`` holds the cells of the overview that are tagged
-``front``, and leads to the studies; cells tagged ``page:NAME`` make the page
-``results/PROFILE/NAME.md``.
+``front``; cells tagged ``page:NAME`` make the page ``results/PROFILE/NAME.md``, and ``studies.md``
+lists the studies.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from .study import MIME, OWN, italic, write
 MADE = "<!-- made from the executed notebooks by `run_all.sh`; edit the notebooks instead -->"
 FRONT = "front"  #: tag of a cell that the front page repeats
 PAGE = "page:"  #: begins the tag of a cell that stands on a page of its own
+STUDIES = "studies"  #: the page that lists them
 
 
 def render(notebooks: list[Path]) -> Path:
@@ -37,6 +38,7 @@ def render(notebooks: list[Path]) -> Path:
             there = [cell for cell in found if name in _tags(cell, PAGE)]
             place = target.parent / f"{name.removeprefix(PAGE)}.md"
             pages[place] = _page(there, folder, target.parent)
+    pages[target.parent / f"{STUDIES}.md"] = _studies(cells)
     pages[target] = _front(cells, target.parent)
     for path, parts in pages.items():
         write(path, "\n\n".join([MADE, *parts]) + "\n")
@@ -108,17 +110,19 @@ def _row(item: dict) -> str:
 def _front(cells: dict[Path, list[dict]], start: Path) -> list[str]:
     overview, *_ = cells
     tagged = [cell for cell in cells[overview] if _tags(cell, FRONT)]
-    entries = [_entry(path.stem, found) for path, found in cells.items()]
-    return [*_page(tagged, overview.parent, start), "## Studies", " · ".join(entries)]
+    return _page(tagged, overview.parent, start)
 
 
-def _entry(study: str, cells: list[dict]) -> str:
-    """A study on the front page: a link by its short name, and how many of its verdicts say what,
-    by their marks.
-    """
-    marks = Counter(item["verdict"][0] for item in items(*cells) if item["kind"] == "verdict")
-    words = "".join(f" {mark} {count}" for mark, count in marks.most_common())
-    return f"[{study.replace('_', ' ')}]({study}/README.md){words}"
+def _studies(cells: dict[Path, list[dict]]) -> list[str]:
+    """A row a study: a link by its short name, its title, and how many of its verdicts say what."""
+    rows = ["| study | question | verdicts |", "|:--|:--|:--|"]
+    for path, found in cells.items():
+        title = "".join(found[0]["source"]).partition("\n")[0].removeprefix("# ")
+        marks = Counter(item["verdict"][0] for item in items(*found) if item["kind"] == "verdict")
+        words = " ".join(f"{mark} {count}" for mark, count in marks.most_common())
+        link = f"[{path.stem.replace('_', ' ')}]({path.stem}/README.md)"
+        rows.append(f"| {link} | {title} | {words} |")
+    return ["# The studies", "\n".join(rows)]
 
 
 def _markdown(item: dict, folder: Path, start: Path) -> str:

@@ -21,13 +21,6 @@ AVAILABLE = ("snip", "grasp", "synflow")
 WORST = 4.0  #: times the errors of the best available method, where a panel ends
 TICKS = (0.1, 0.2, 0.33, 0.5, 0.7, 1, 1.4, 2, 3, 4)
 GREY = "#757575"  #: of a rival
-READING = """How to read this
-Above the black line: fewer errors than
-the best of SNIP, GraSP and SynFlow,
-whose name stands below the sparsity.
-Below it: more errors.
-Filled marker: beyond chance.
-Colour: forms of Panning. Grey: rivals."""
 
 
 def own(methods: Sequence[str]) -> list[str]:
@@ -144,15 +137,12 @@ def _errors_upwards(panel: plt.Axes, least: float, most: float) -> None:
 
 
 def _verdicts(panel: plt.Axes, at: list[float], cells: pd.DataFrame) -> None:
-    for place, cell in zip(at, cells.itertuples()):
+    found = np.exp(-cells[["difference", "high", "low"]]).set_axis(["mean", "low", "high"], axis=1)
+    for k, (place, cell) in enumerate(zip(at, cells.itertuples())):
         colour, sure = names.COLOURS.get(cell.subject), cell.p_holm <= statistics.LEVEL
-        middle, low, high = np.exp([-cell.difference, -cell.high, -cell.low])
-        style = {"markerfacecolor": colour if sure else "white", "markersize": 7, "capsize": 2}
-        marker = names.MARKERS.get(cell.subject, "o")
-        bars = [[middle - low], [high - middle]]
-        panel.errorbar(
-            place, middle, bars, color=colour, marker=marker, elinewidth=1, zorder=4, **style
-        )
+        style = {"color": colour, "markerfacecolor": colour if sure else "white", "markersize": 7}
+        style |= {"marker": names.MARKERS.get(cell.subject, "o"), "elinewidth": 1, "capsize": 2}
+        figures.bars(panel, [place], found.iloc[[k]], zorder=4, **style)
 
 
 def effective(panel: plt.Axes, runs: pd.DataFrame, methods: Sequence[str]) -> None:
@@ -183,20 +173,23 @@ def accuracy(runs: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
 
 
 def front(panels: Mapping[str, pd.DataFrame]) -> plt.Figure:
-    """``against_available`` of the runs of each network and input, by their names, two side by
-    side; where a place is left over it says how to read them.
+    """``against_available`` of the runs of each network and input, by their names, side by side;
+    one with fewer sparsities is narrower.
     """
-    down = -(-len(panels) // 2)
-    figure, axes = plt.subplots(down, 2, figsize=(13, 4.7 * down), squeeze=False)
-    figure.subplots_adjust(wspace=0.75, hspace=0.45)
-    for panel, (name, runs) in zip(axes.flat, panels.items()):
-        found = set(runs.method) - {"dense"}
-        methods = [method for method in names.METHODS if method in found]
-        against_available(panel, runs[runs.method != "dense"], methods)
-        panel.set_title(name, fontweight="bold")
-    for spare in axes.flat[len(panels) :]:
-        spare.axis("off")
-        spare.text(0, 0.95, READING, va="top", fontsize=12, linespacing=1.6)
+    panels = {name: runs[runs.method != "dense"] for name, runs in panels.items()}
+    widths = [1 + runs.sparsity.nunique() for runs in panels.values()]
+    # In inches: half of one a sparsity, and beside each panel the names of its lines.
+    drawn, beside = 0.5 * sum(widths), 2.5
+    size = (drawn + beside * (len(panels) - 1), 3)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, width_ratios=widths, squeeze=False)
+    figure.subplots_adjust(0, 0, 1, 1, wspace=beside * len(panels) / drawn)
+    for panel, (name, runs) in zip(axes[0], panels.items()):
+        methods = [method for method in names.METHODS if method in set(runs.method)]
+        against_available(panel, runs, methods)
+        panel.set_title(name, fontweight="bold", fontsize=11)
+        panel.set(xlabel="")
+    for panel in axes[0, 1:]:
+        panel.set(ylabel="")
     return figure
 
 
@@ -253,10 +246,9 @@ def ranks(found: statistics.Ranks, colours: Mapping[str, str] | None = None) -> 
     chart.set(title="mean rank at each sparsity", xlabel="sparsity")
     overall = found.overall
     mean.axvspan(overall["mean"].min(), overall["mean"].min() + found.critical, color="#e4e4e4")
-    for place, row in enumerate(overall.itertuples()):
-        colour = colours.get(row.Index, "#555555")
-        bars = [[row.mean - row.low], [row.high - row.mean]]
-        mean.errorbar(row.mean, place, xerr=bars, fmt="o", color=colour, capsize=2)
+    for place, name in enumerate(overall.index):
+        style = {"color": colours.get(name, "#555555"), "linestyle": "", "capsize": 2}
+        figures.bars(mean, [place], overall.iloc[[place]], across=True, **style)
     mean.tick_params(labelleft=False)
     mean.set(title="mean over all", xlabel="mean rank; 1 is best", xlim=(0.5, rows + 0.5))
     return figure
@@ -287,11 +279,10 @@ def _rounds(panel: plt.Axes, runs: pd.DataFrame) -> None:
         line, colour = line[method], names.COLOURS.get(method)
         for took, mean in line.items():
             same = runs[(runs.method == method) & (runs.took == took)]
-            e = statistics.interval(100 * (1 - same.test_accuracy))
-            bars = [[e.mean - max(e.low, 0.1)], [e.high - e.mean]]
-            style = {"color": colour, "marker": names.MARKERS.get(method, "o"), "capsize": 3}
+            marker = names.MARKERS.get(method, "o")
             if mean <= edge:
-                panel.errorbar(took, mean, bars, **style)
+                found = statistics.intervals([100 * (1 - same.test_accuracy)], 0.1, 100)
+                figures.bars(panel, [took], found, color=colour, marker=marker)
             else:
                 off.append((took, f"{short(method)}: {mean:.0f} % ↑", colour))
         drawn = line[line <= edge]

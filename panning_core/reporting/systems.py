@@ -23,6 +23,7 @@ class System:
         papers: pattern of the ``paper`` of the verdicts on its claims.
         kinds: of its runs.
         methods: of its pruning runs, a pattern; "" is every one.
+        doi: of the published version, where it has one that could be confirmed.
     """
 
     arxiv: str
@@ -31,6 +32,7 @@ class System:
     papers: str
     kinds: tuple[str, ...]
     methods: str = ""
+    doi: str = ""
 
 
 SYSTEMS = (
@@ -46,6 +48,7 @@ SYSTEMS = (
     System("2106.14568", "FreeTickets", "10_ensembles", "Liu|FreeTickets", ("tickets",)),
     System(
         "2110.12007", "When to prune? (EPI)", "11_early_structure", "Shen", ("early-structure",),
+        doi="10.1109/CVPR52688.2022.01193",
     ),
     System(
         "2110.08271", "Joint quantisation and pruning", "12_precision", "Zhang et al. 2021",
@@ -59,7 +62,10 @@ SYSTEMS = (
     System(
         "2301.00335", "Pruning and generalisation", "13_two_layer_theory", "Yang", ("signal-noise",)
     ),
-    System("2205.08099", "Prune or freeze", "14_freezing_and_cores", "Wojcik|Wimmer", ("freeze",)),
+    System(
+        "2205.08099", "Prune or freeze", "14_freezing_and_cores", "Wojcik|Wimmer", ("freeze",),
+        doi="10.1007/s10462-023-10489-1",
+    ),
     System(
         "2106.08895", "Partially masked training", "14_freezing_and_cores", "Mohtashami",
         ("partial-mask",),
@@ -83,6 +89,7 @@ SYSTEMS = (
     System(
         "2202.00565", "Emergent convolution", "19_structure_from_data",
         "Ingrosso|Pellegrini|Redman", ("emergent-convolution", "mask-locality"),
+        doi="10.1073/pnas.2201854119",
     ),
     System(
         "2112.02393", "Optimization-based separations", "19_structure_from_data", "Safran",
@@ -110,13 +117,19 @@ def table(verdicts: pd.DataFrame, profile: str) -> pd.DataFrame:
         rows.append(
             {
                 "system": system.name,
-                "paper": f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv})",
+                "paper": addresses(system),
                 "study": f"[study {system.study[:2]}](../{system.study}/README.md)",
                 "runs": runs,
                 "verdict": _told(here.verdict) if runs else "not run",
             }
         )
     return pd.DataFrame(rows)
+
+
+def addresses(system: System) -> str:
+    """Links to a system's paper: the preprint, and the published version."""
+    arxiv = f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv})"
+    return arxiv + f", [DOI](https://doi.org/{system.doi})" * bool(system.doi)
 
 
 def _is_of(line: dict, system: System) -> bool:

@@ -69,21 +69,28 @@ def test_the_nearest_part_decides_whatever_the_others_say():
          "fails", "Kang et al. 2022"),
     )  # fmt: skip
     row = published.table(found).set_index("id").loc["P1"]
-    assert (row.verdict, row.parts) == ("✘ fails", 3)
+    assert (row.verdict, row.measured) == ("✘ fails", "3 points")
     assert row.number == "3 points; LeNet-300-100, authors input"
     row = published.table(found[:2]).set_index("id").loc["P1"]
     assert (row.verdict, row.number) == ("✔ holds", "2 points; LeNet-5, far input")
 
 
-def test_a_claim_without_a_part_is_not_run_and_says_what_is_missing():
+def test_a_claim_without_a_part_is_not_run():
     table = published.table(verdicts())
-    assert set(table.verdict) == {"– not run"} and set(table.parts) == {0}
-    assert published.lacking(table) == (
-        "No part has been run here of P1, P2, P3, P4, P5, G1, G2, G3, G4, R1, R2, R3."
-    )
-    told = published.lacking(table.assign(word="not judged"))
-    assert told.startswith("Not judged yet, for want of: P1: VGG") and "; R3: As for R1." in told
-    assert published.lacking(table.assign(word="holds")) == ""
+    assert set(table.verdict) == {"– not run"} and set(table.measured) == {""}
+
+
+@pytest.mark.parametrize(
+    "interval, alone",
+    [
+        ("-1.0 points [-2, +1] against SNIP at 99 %, p = 0.5", "-1.0 points [-2, +1]"),
+        ("94 % [93, 95]; high: 95 % or more", "94 % [93, 95]"),
+        ("both in 14 of 14 (78 to 100 %)", "both in 14 of 14 (78 to 100 %)"),
+        ("1.6 [1.5, 1.7] times as fast (SNIP (signed), 50 %)", "1.6 [1.5, 1.7] times as fast"),
+    ],
+)
+def test_an_estimate_alone_keeps_its_interval(interval, alone):
+    assert published.estimate(interval) == alone
 
 
 def test_words_are_counted():
@@ -107,7 +114,7 @@ def accuracies(lead):
 def test_where_it_wins_is_said_for_each_sparsity_alone():
     told = front.where({"a net": accuracies({0.9: 0.02, 0.99: -0.03})}, ["panning", "absent"])
     better, worse = told.split("Surely worse")
-    assert re.search(r"once: Panning \(staged, sum\), a net, at 90 % \(\+(2.0|1.9)", better)
+    assert re.search(r"nearest: Panning \(staged, sum\), a net, at 90 % \(\+(2.0|1.9)", better)
     assert "99 %" not in better and "In the other 0 of 2 cases" in worse
     assert re.search(r"Panning \(staged, sum\), a net, at 99 % \(-(3.0|2.9)", worse)
     told = front.where({"a net": accuracies({0.9: 0.0})}, ["panning"])

@@ -338,7 +338,8 @@ def test_a_link_of_a_table_leads_to_the_same_place_from_the_studys_page_and_the_
     text = front.read_text()
     assert "| [mixes](02_b/mixes.png), [study 02](README.md#02_b) |" in text
     assert small.format("") in text and "# Title" in text and "Details." not in text
-    assert "## Studies\n\n[00 overview](00_overview/README.md)\n" in text
+    studies = (front.parent / "studies.md").read_text()
+    assert "| [00 overview](00_overview/README.md) | Title |  |\n" in studies
     page = (folder / "README.md").read_text()
     assert table in page and small.format("../") in page and "Details." in page
 
@@ -393,6 +394,8 @@ def test_a_studys_page_begins_with_its_verdicts_and_folds_its_own_questions(tmp_
     assert text.index("# Title") < text.index(row) < text.index("<details>")
     assert text.index("1 more verdict,") < text.index(r"| ✘ fails | Is it \|w\|? |")
     assert text.index("</details>") < text.index("The question.") < text.index("Text.")
+    studies = (tmp_path / "tiny" / "studies.md").read_text()
+    assert "| [01 a](01_a/README.md) | Title | ✘ 1 ✔ 1 |" in studies
 
 
 # --- what became of a run ---

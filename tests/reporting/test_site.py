@@ -40,6 +40,7 @@ CSV = {
     "accuracy": "method,dense,90 %,98 %\nSNIP,97.00,95.00,91.00\nrandom,97.00,93.00,\n",
     "rivals": "rival,all sparsities,90 %\nrandom,+2.00,+2.00*\n",
     "elsewhere": "method,90 %,99 %\nSNIP,95.01,80.00\n",
+    "keyed": 'what,error,of\nboth,0.25,toys\none,"0.50 [0.4, 0.6]",toys\n',
     "compared": "minus,90 %,mean of all\nrandom,+2.00 ▲,+5.00\nSynFlow-100,+1.00,\n",
     "wide": (
         f"a_claim,{','.join(f'column_{i}' for i in range(12))},verdict\n"
@@ -70,6 +71,7 @@ def run_line(method, sparsity, seed, accuracy, **changes):
     }
 
 
+KEYS = ["3" * 8, "4" * 8]  #: of the toys
 GRID = [
     ("dense", 0.0, 0.97),
     ("snip", 0.9, 0.95),
@@ -157,7 +159,7 @@ def write(made: Checkout, profile: str = "tiny") -> None:
             json.dumps(
                 {
                     "kind": "toy",
-                    "key": f"{seed}" * 8,
+                    "key": f"{seed}" * 8 + "more",
                     "run": {"seed": seed},
                     "metrics": {"test_error": 0.25, "edges": 18, "weights": [[1.0]]},
                     "provenance": ORIGIN,
@@ -178,6 +180,7 @@ def write(made: Checkout, profile: str = "tiny") -> None:
                 for name in ("rivals", "elsewhere", "sorted", "plain", "wide")
             ],
             [shown("table", file="compared.md", caption="compared", against="SNIP")],
+            [shown("table", file="keyed.md", caption="keyed", keys=[[*KEYS], KEYS[:1]])],
             [{"output_type": "stream", "name": "stdout", "text": [f"told {EVIL}"]}],
             [
                 shown(
@@ -265,6 +268,12 @@ def frames(text):
         for table in BeautifulSoup(text, "html.parser")("table")
     ]
     return [pd.DataFrame(rows[1:], columns=rows[0]) for rows in found]
+
+
+def by_kind(text):
+    """Kind -> its table, of a page of runs."""
+    parts = BeautifulSoup(text, "html.parser").select("section.runs")
+    return dict(zip((part["data-kind"] for part in parts), frames(text)))
 
 
 def numbers(text):
@@ -404,7 +413,7 @@ def test_every_link_leads_somewhere(folder, pages):
     anchors = {
         name: {tag["id"] for tag in tags(text) if tag.get("id")} for name, text in pages.items()
     }
-    tables = {name: frames(text)[0] for name, text in pages.items() if RUNS.fullmatch(name)}
+    tables = {name: by_kind(text) for name, text in pages.items() if RUNS.fullmatch(name)}
     for name, text in pages.items():
         for tag in tags(text):
             for target in {tag.get("href"), tag.get("src"), tag.get("action")} - {None}:
@@ -414,8 +423,10 @@ def test_every_link_leads_somewhere(folder, pages):
                     continue
                 assert (folder / page).is_file(), (name, target)
                 if page in tables:
-                    for column, value in parse_qsl(place):
-                        assert set(value.split("|")) <= {*tables[page][column]}, target
+                    asked = dict(parse_qsl(place))
+                    table = tables[page][asked.pop("kind", "prune")]
+                    for column, value in asked.items():
+                        assert set(value.split("|")) <= {*table[column]}, target
                 elif ".run." in page and place:
                     assert place in (folder / page.replace(".html", "s.js")).read_text(), target
                 else:
@@ -557,9 +568,11 @@ def test_a_study_that_no_longer_came_through_loses_its_page(tmp_path, monkeypatc
         "index.html",
         "mask.html",
         "search.html",
+        "studies.html",
     ] and sorted(path.name for path in folder.glob("*.js")) == ["02_mixed.runs.js", "index.js"]
-    index = (folder / "index.html").read_text()
+    index, listed = ((folder / name).read_text() for name in ("index.html", "studies.html"))
     assert "02_mixed.html" in index and "#claims.md" not in index
+    assert "02_mixed.html" in listed and "01_tiny.html" not in listed
 
 
 # --- what a page says ---
@@ -620,7 +633,8 @@ def test_an_index_without_an_overview_promises_none(tmp_path, monkeypatch):
     page = BeautifulSoup(site.build("tiny").read_text(), "html.parser")
     anchors = {tag["id"] for tag in page(id=True)}
     within = [a["href"][1:] for a in page.select("a[href^='#']")]
-    assert within == ["studies"] and {*within} <= anchors and "overview" not in page.main.text
+    assert {*within} <= anchors and "overview" not in page.main.text
+    assert [a["href"] for a in page.main("a")] == ["studies.html"]
 
 
 def test_cells_of_a_page_of_their_own_stand_there_alone(pages):
@@ -638,6 +652,15 @@ def test_a_figure_has_its_drawing_beside_it(pages, folder):
 
 
 # --- runs ---
+
+
+def test_a_table_that_says_which_runs_its_rows_are_of_leads_to_these(pages, visit):
+    there = "01_tiny.runs.html#kind=toy&key=33333333"
+    links = dict(numbers(pages["01_tiny.html"]))
+    assert links["0.25"] == f"{there}%7C44444444" and links["0.50 [0.4, 0.6]"] == there
+    tab = visit("01_tiny.html")
+    tab.get_by_role("link", name="0.50 [0.4, 0.6]").click()
+    assert tab.locator("tbody tr:visible td:first-child").all_inner_texts() == ["33333333"]
 
 
 def test_a_difference_leads_to_the_runs_of_its_two_methods(pages):
@@ -790,6 +813,24 @@ def test_no_page_is_wider_than_the_screen(visit, page, viewport):
         ), part
 
 
+def test_a_wide_table_of_a_study_is_read_by_rows_on_a_phone(visit):
+    """No cell stands beside the screen, and each says of which column it is."""
+    tab = visit("01_tiny.html", PHONE)
+    for box in tab.locator("figure.table .box").all():
+        assert box.evaluate("b => b.scrollWidth <= b.clientWidth")
+    cells = tab.locator("figure[id='wide.md'] tbody td")
+    rights = cells.evaluate_all("all => all.map(c => c.getBoundingClientRect().right)")
+    assert len(rights) == 14 and max(rights) <= PHONE["width"]
+    named = "c => getComputedStyle(c, '::before').content"
+    told = [cells.nth(i).evaluate(named) for i in (0, 1, 13)]
+    assert told == ["none", '"a claim: "', '"column 11: "']
+    assert cells.first.inner_text() == "✔ holds"
+    assert tab.locator("figure[id='accuracy.md'] th").first.is_visible()  # narrow enough
+    desk = visit("01_tiny.html").locator("figure[id='wide.md'] td")
+    tops = desk.evaluate_all("all => all.map(c => c.getBoundingClientRect().top)")
+    assert len(set(tops)) == 1
+
+
 def test_a_wide_table_scrolls_in_its_own_box_beside_its_first_column(visit):
     box = visit("01_tiny.runs.html", PHONE).locator(".box").first
     assert box.evaluate("b => b.scrollWidth > b.clientWidth")
@@ -902,6 +943,16 @@ def test_a_page_looks_the_same_twice_and_is_not_blank(visit, page, viewport):
         assert 0.5 < sum(shot.histogram()[ground]) / area < 0.99
 
 
+def test_a_link_to_a_guide_or_to_the_studies_leads_to_its_page(folder):
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (panning_core, profiles, contents):
+            patch.setattr(module, "ROOT", folder.parents[2], raising=False)
+        patch.delenv("PANNING_RESULTS", raising=False)
+        made = contents.Contents("tiny")
+        assert made.link(f"../../../notebooks/{GUIDE}.ipynb") == f"{GUIDE}.html"
+        assert made.link("../studies.md") == "studies.html"
+
+
 def test_a_link_to_a_place_on_a_studys_page_leads_to_what_it_shows(folder):
     """As ``[study 01](../01_tiny/README.md#picture)`` in the tables of the overview."""
     with pytest.MonkeyPatch.context() as patch:
@@ -942,15 +993,15 @@ def test_a_table_that_goes_on_shows_its_edge_and_no_other_does(visit, page, widt
             getComputedStyle(box.parentElement, "::after").content !== "none"])"""
     )
     assert told and all(cut == shown for cut, shown in told)
-    if page == "01_tiny.html" and width == 390:
-        assert [True, True] in told and [False, False] in told
+    if page.startswith("01_tiny") and width == 390:
+        assert ([True, True] in told) == ("runs" in page)
 
 
 def test_the_edge_goes_where_a_table_has_been_scrolled_to_its_end(visit):
-    tab = visit("01_tiny.html", PHONE)
-    frame = tab.locator("figure[id='wide.md'] .frame.more")
+    tab = visit("01_tiny.runs.html", PHONE)
+    frame = tab.locator("[data-kind=prune] .frame.more")
     frame.wait_for()
-    tab.locator("figure[id='wide.md'] .box").evaluate("box => box.scrollTo(9999, 0)")
+    tab.locator("[data-kind=prune] .box").evaluate("box => box.scrollTo(9999, 0)")
     frame.wait_for(state="detached")
 
 

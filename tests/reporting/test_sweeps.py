@@ -59,10 +59,12 @@ def test_what_is_far_off_is_named_and_not_drawn(runs):
     plt.close(figure)
 
 
-def test_a_front_of_three_has_a_place_left_to_say_how_to_read_it(runs):
-    figure = sweeps.front({"one": runs, "two": runs, "three": runs})
-    assert [panel.get_title() for panel in figure.axes] == ["one", "two", "three", ""]
-    assert figure.axes[3].texts[0].get_text() == sweeps.READING
+def test_a_front_stands_side_by_side_and_one_with_fewer_sparsities_is_narrower(runs):
+    figure = sweeps.front({"one": runs, "two": runs[runs.sparsity == 0.9]})
+    one, two = figure.axes
+    assert [panel.get_title() for panel in (one, two)] == ["one", "two"]
+    assert one.get_position().width > 1.4 * two.get_position().width
+    assert one.get_position().y0 == two.get_position().y0 and not two.get_ylabel()
     plt.close(figure)
 
 

@@ -53,7 +53,7 @@ function filter() {
     const kind = asked().get("kind");
     for (const { part, rows, names } of parts) {
         const wanted = [...asked()].filter(([name]) => names.includes(name));
-        part.hidden = kind !== null && kind !== part.dataset.kind;
+        part.hidden = kind !== null && !allows(kind, part.dataset.kind);
         for (const row of rows) row.hidden = !wanted.every(([name, value]) => allows(value, row.cells[names.indexOf(name)].textContent));
         for (const list of all("select", part)) {
             const value = (wanted.find(([name]) => name === list.name) ?? ["", ""])[1];

@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader
 
 from ...experiments import studies
 from ...runs import base
+from ..report import STUDIES
 from ..study import OWN, VERDICTS, write
 from . import api, mask, place, runs, search
 from .contents import OVERVIEW, Contents, address
@@ -64,7 +65,6 @@ class Site:
             "overview": OVERVIEW,
             "guides": self.contents.guides,
             "verdicts": dict(zip(VERDICTS.values(), VERDICTS)),
-            "tally": sum((entry["marks"] for entry in entries), Counter()),
             "claims": place.claims(self.contents),
             "place": place.of(self.contents),
             "more": self.more(),
@@ -85,7 +85,7 @@ class Site:
 
     def more(self) -> dict[str, str]:
         """Address -> title of the pages that are no notebook's."""
-        own = {f"{name}.html": title(name) for name in self.contents.own}
+        own = {f"{name}.html": title(name) for name in (STUDIES, *self.contents.own)}
         return own | {"mask.html": "how to read a mask", "api.html": "the package"}
 
     def render(self, template: str, **values) -> str:
@@ -95,6 +95,8 @@ class Site:
         """The site: name of a file -> its text."""
         index = {"name": OVERVIEW, "title": "Pruning before training", "href": "index.html"}
         made = {"index.html": self.render("index.html", page=index)}
+        listed = {"title": "The studies", "href": f"{STUDIES}.html"}
+        made[listed["href"]] = self.render("studies.html", page=listed)
         for name in self.contents.notebooks:
             made[address(name)] = self.study(name)
             if name in self.contents.names and self.contents.lines(name):

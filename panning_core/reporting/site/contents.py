@@ -22,6 +22,7 @@ from .text import Renderer, code, markdown, number
 OVERVIEW = "00_overview"
 LINK = re.compile(r"\[([^][]+)\]\(([^()\s]+)\)")
 PAGE = "page:"  #: begins the tag of a cell of the overview that stands on a page of its own
+PHONE = 40  #: letters in a row that a phone shows side by side
 #: columns that no screen may cut
 FIRST = ("verdict", "answer")
 
@@ -136,14 +137,15 @@ class Contents:
         """Where a link of the report leads on the site: to a study's page, to a table or figure on
         it, to another page, out into the web; None where it leads nowhere.
         """
-        place = target.removeprefix("../").removeprefix("README.md#").removesuffix("/README.md")
-        place = place.replace("/README.md#", "/").rstrip("/").removesuffix(".ipynb")
+        place = re.sub(r"^(\.\./)+(notebooks/)?", "", target).removesuffix(".ipynb")
+        place = place.removeprefix("README.md#").removesuffix("/README.md")
+        place = place.replace("/README.md#", "/").rstrip("/")
         for ending in ("", ".png", ".md"):  # a place on a study's page has no ending
             if place + ending in self.anchors:
                 return self.anchors[place + ending]
         if place in self.notebooks:
             return address(place)
-        if place.removesuffix(".md") in self.own:
+        if place.removesuffix(".md") in (report.STUDIES, *self.own):
             return f"{place.removesuffix('.md')}.html"
         return target if re.match("https?://|#", target) else None
 
@@ -216,11 +218,16 @@ class Contents:
         ]
         return max(found, key=_narrowed)
 
+    def kinds(self, study: str) -> dict[str, str]:
+        """Short key -> kind of the runs of a study."""
+        lines = self.lines(study).items()
+        return {line["key"][:8]: kind for kind, found in lines for line in found}
+
     # --- blocks ---
 
     def table(self, table: pd.DataFrame, hrefs: list[list[str | None]] | None = None) -> dict:
         """A table of text for the template: header, and rows of cells with ``text``, ``html``,
-        ``number`` and ``href``; a verdict first.
+        ``number`` and ``href``; a verdict first. Whether it is ``wide``: too much for a phone.
         """
         hrefs = hrefs or [[None] * table.shape[1]] * len(table)
         order = sorted(range(table.shape[1]), key=lambda i: table.columns[i] not in FIRST)
@@ -234,6 +241,7 @@ class Contents:
         return {
             "header": [table.columns[i].replace("_", " ") for i in order],
             "rows": [[row[i] for i in order] for row in rows],
+            "wide": sum(table[name].str.len().max() for name in table) > PHONE,
         }
 
     def blocks(self, study: str, cells: Iterable[dict], renderer: Renderer) -> list[dict]:
@@ -277,8 +285,12 @@ class Contents:
         if not path.with_suffix(".csv").exists():
             return more | {"html": markdown(self.led(path.read_text()))}
         table = pd.read_csv(path.with_suffix(".csv"), dtype=str, keep_default_na=False)
-        told = (item.get("provenance", ""), item.get("against", ""))
-        return more | self.table(table, self.references(study, item["file"], table, *told))
+        if source and item.get("keys"):
+            hrefs = references.of_rows(source, table, item["keys"], self.kinds(source))
+        else:
+            told = (item.get("provenance", ""), item.get("against", ""))
+            hrefs = self.references(study, item["file"], table, *told)
+        return more | self.table(table, hrefs)
 
 
 def _coded(text: str) -> Markup:

@@ -1,8 +1,9 @@
 """From a number in a table to the runs behind it.
 
-What can be read off narrows the runs: the labels of the number's row, the header of its column, a
-network or data set in the name of the table's file. Nothing is guessed: where a table speaks of
-what the runs do not know, its numbers lead to all of them.
+A table that says which runs are behind each of its rows leads to these. Of another, what can be
+read off narrows the runs: the labels of the number's row, the header of its column, a network or
+data set in the name of the table's file. Nothing is guessed: where a table speaks of what the runs
+do not know, its numbers lead to all of them.
 """
 
 from __future__ import annotations
@@ -194,6 +195,25 @@ def read(
         return href(study, wanted if sure and wanted.keys() - {"current", "kind"} else {})
 
     return [[address(wanted) for wanted in row] for row in cells]
+
+
+def of_rows(
+    study: str, table: pd.DataFrame, keys: list[list[str]], kinds: dict[str, str]
+) -> list[list[str | None]]:
+    """For each cell of a table the address of the runs of its row, which are known; None where it
+    is the row's label or no number.
+
+    Args:
+        keys: short keys of the runs of each row.
+        kinds: of the study's runs, by their short keys.
+    """
+    addresses = [
+        href(study, {"kind": {kinds[key] for key in row}, "key": set(row)}) for row in keys
+    ]
+    return [
+        [None, *(address if number(cell) is not None else None for cell in row[1:])]
+        for row, address in zip(table.itertuples(index=False, name=None), addresses)
+    ]
 
 
 def _exist(runs: pd.DataFrame, asked: list[Wanted]) -> bool:
