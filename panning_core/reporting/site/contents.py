@@ -241,7 +241,7 @@ class Contents:
         return {
             "header": [table.columns[i].replace("_", " ") for i in order],
             "rows": [[row[i] for i in order] for row in rows],
-            "wide": sum(table[name].str.len().max() for name in table) > PHONE,
+            "wide": sum(max(map(len, [name, *table[name]])) for name in table) > PHONE,
         }
 
     def blocks(self, study: str, cells: Iterable[dict], renderer: Renderer) -> list[dict]:
