@@ -358,6 +358,7 @@ def faked(monkeypatch, tmp_path):
         ),
         "fixes": pd.DataFrame(),
         "grid": pd.DataFrame([{"runs": 60, "seconds": 30.0}]),
+        "limits": pd.DataFrame(),
         "threads": pd.DataFrame(),
         "size": GROWN,
     }
