@@ -30,6 +30,13 @@ def test_calibration_error_by_hand():
     assert calibration.calibration_error(probabilities, labels, bins=10) == pytest.approx(wanted)
 
 
+def test_a_confidence_at_the_edge_of_two_bins_is_in_the_lower_one():
+    """The first is right with .5 and the second wrong with .4: one bin, and half a tenth off."""
+    probabilities = torch.tensor([[0.5, 0.25, 0.25], [0.4, 0.3, 0.3]])
+    found = calibration.calibration_error(probabilities, torch.tensor([0, 1]), bins=2)
+    assert found == pytest.approx(0.05)
+
+
 def test_calibration_error_agrees_with_the_loop():
     generator = torch.Generator().manual_seed(0)
     probabilities = torch.rand(500, 4, generator=generator).double().softmax(1)

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 import panning_core
-from panning_core import training
+from panning_core import models, training
 from panning_core.__main__ import command_line as obey
 from panning_core.__main__ import main
 from panning_core.analysis import networks
@@ -28,6 +28,7 @@ from panning_core.reporting import names
 from panning_core.reporting.tables import accuracy_table, tidy
 from panning_core.runs import base, prune, toy
 from tests.checkout import PARAMETERS, Checkout
+from tests.conftest import same
 
 TINY = {"dataset": "digits", "model": "lenet300", "epochs": 2}
 RUN = Run(**TINY, method="magnitude", sparsity=0.5)
@@ -119,12 +120,12 @@ def test_options_are_names_and_values_in_any_form():
         "lr": 0.5,
         "momentum": 0.9,
     }
-    for same in (
+    for each in (
         (("momentum", 0.9), ("lr", 0.5)),
         [["lr", 0.5], ["momentum", 0.9]],
         {"lr": 0.5, "momentum": 0.9, "steps": 3, "units": False},
     ):
-        other = dataclasses.replace(RUN, method="prospr", options=same)
+        other = dataclasses.replace(RUN, method="prospr", options=each)
         assert other == run and other.key() == run.key() and hash(other) == hash(run)
     recorded = json.loads(json.dumps(run.canonical()))
     assert (
@@ -421,6 +422,18 @@ def test_the_recipe_takes_the_epochs_the_precision_and_the_seed_of_the_run():
     assert dataclasses.replace(
         RUN, recipe="cifar", seed=7, precision="bf16"
     ).training_recipe() == dataclasses.replace(named, epochs=2, seed=7, precision="bf16")
+
+
+def test_the_seed_of_the_scoring_may_be_0(digits):
+    """What a mask depends on besides the network: that of ``scoring``, where it is given."""
+    model = models.build("lenet300", digits.input_shape, digits.classes, seed=0)
+
+    def mask(**seeds):
+        run = Run(**TINY, method="random", sparsity=0.5, **seeds)
+        return studies.find_mask(run, model, digits)[0]
+
+    assert same(mask(seed=1, scoring=0), mask(seed=0))
+    assert not same(mask(seed=1), mask(seed=0))
 
 
 def test_a_result_has_every_metric_and_its_numbers_agree(digits):

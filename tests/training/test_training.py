@@ -291,6 +291,14 @@ def test_training_follows_the_decay(decay, factors, digits, watch):
     assert [step["lr"] for step in watch] == pytest.approx([0.2 * f for f in factors])
 
 
+def test_the_rate_rises_in_a_line_while_a_training_warms_up(digits, watch):
+    trained(digits, Recipe(epochs=2, batch_size=350, lr=0.2, decay="constant", warm_up=1))
+    factors = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
+    assert [step["lr"] for step in watch] == pytest.approx([0.2 * f for f in factors])
+    with pytest.raises(UserError, match="warm_up is 3 of 2 epochs"):
+        Recipe(epochs=2, warm_up=3)
+
+
 def test_a_run_that_diverges_ends_there_and_says_so(digits):
     model, mask, log = trained(
         digits, dataclasses.replace(SHORT, epochs=6, lr=1e6, weight_decay=5e-4)
