@@ -2,6 +2,7 @@
 # Answers every question again with one command; `./run_all.sh --help` says how.
 # Kept to bash 3.2, which macOS ships, and to what a bare Debian has.
 set -euo pipefail
+export PYTHONUTF8=1 # the files are UTF-8, whatever the locale is
 
 # fail STATUS SENTENCE
 fail() {

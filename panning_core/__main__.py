@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import errno
+import locale
 import os
 import subprocess
 import sys
@@ -111,7 +113,10 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 #: what the system says of a place that takes no more, or nothing at all
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
+NO_ROOM = (
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EROFS, errno.EACCES, errno.EPERM),
+)
 
 
 def command_line(main: Callable[[], int]) -> None:
@@ -135,5 +140,14 @@ def command_line(main: Callable[[], int]) -> None:
         sys.exit(130)
 
 
+def speak_utf8() -> None:
+    """Start again in Python's UTF-8 mode where the locale has another encoding: every text here is
+    UTF-8, and what this process starts inherits it."""
+    if not sys.flags.utf8_mode and codecs.lookup(locale.getencoding()).name != "utf-8":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    speak_utf8()
     command_line(main)

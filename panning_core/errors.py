@@ -9,6 +9,7 @@ from numbers import Integral, Real
 from typing import TypeVar
 
 T = TypeVar("T")
+LONGEST = 300  #: characters of a text of somebody else's in a sentence
 
 
 class UserError(ValueError):
@@ -20,11 +21,11 @@ def unknown(kind: str, name: object, known: Iterable[str]) -> UserError:
     them.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.51)
+    near = difflib.get_close_matches(str(name)[:LONGEST], known, n=3, cutoff=0.51)
     offer = (
         f"did you mean {' or '.join(map(repr, near))}?" if near else f"known: {', '.join(known)}"
     )
-    return UserError(f"unknown {kind} {name!r}; {offer}")
+    return UserError(f"unknown {kind} {brief(repr(name))}; {offer}")
 
 
 def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
@@ -71,6 +72,12 @@ def shown(value: object) -> str:
     return " ".join(repr(value)[:80].split())
 
 
+def brief(text: object, most: int = LONGEST) -> str:
+    """A text on one line, and no more of it than this."""
+    words = " ".join(str(text)[: 2 * most].split())
+    return words if len(words) <= most else f"{words[: most - 2]} …"
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what ``error`` says."""
     return str(error).partition("\n")[0]
@@ -78,7 +85,7 @@ def first_line(error: BaseException) -> str:
 
 def told(error: BaseException) -> str:
     """Which error it is and what it says, on one line."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+    return f"{type(error).__name__}: {brief(error)}"
 
 
 def is_number(value: object) -> bool:

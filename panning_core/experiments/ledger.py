@@ -49,13 +49,13 @@ class Ledger:
         return _finished(self._content(), key)
 
     def _content(self) -> bytes:
-        if not self.path.exists():
-            return b""
         try:
             with open(self.path, "rb") as file:
                 # A line that is just being written is not a torn one.
                 fcntl.flock(file, fcntl.LOCK_SH)
                 return file.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return b""
         except OSError as error:
             raise UserError(
                 f"{self.path} can not be read ({error.strerror}); a ledger is a file of runs, one"

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from itertools import product
 from pathlib import Path
 
 from .. import ROOT, plugins, results
-from ..errors import UserError, pick, unknown
+from ..errors import UserError, brief, pick, unknown
 from ..runs import base
 from . import words
 
@@ -57,7 +58,11 @@ def section(study: str, profile_name: str) -> dict:
     path = _folder() / f"{study}.yaml"
     if words.BETWEEN.search(str(profile_name)):
         return pick(f"study in profile {profile_name}", study, profile(profile_name))
-    if path.exists() and not (_profiles() / f"{profile_name}.yaml").exists():
+    if (
+        path.parent == _folder()
+        and path.exists()
+        and not (_profiles() / f"{profile_name}.yaml").exists()
+    ):
         plugins.load_plugins()
         sections = _sections(path, "profile")  # one file is read much faster than all
         if profile_name in sections:
@@ -68,7 +73,8 @@ def section(study: str, profile_name: str) -> dict:
 def folder(study: str, profile_name: str) -> Path:
     """Where a study's ledger, tables and figures lie: ``results/PROFILE/STUDY``
     (``$PANNING_RESULTS`` replaces ``results``)."""
-    return results() / profile_name / study
+    # A changed value may have a slash, as in quick,networks=lenet300/digits.
+    return results() / profile_name.replace("/", "%2F") / study
 
 
 def _folder() -> Path:
@@ -85,6 +91,7 @@ def _own(name: str) -> dict[str, dict]:
     files = {path.stem: path for path in _profiles().glob("*.yaml")}
     if not isinstance(name, str) or name not in files:
         return {}
+    _check_name("profile", name)
     sections = _sections(files[name], "study")
     for study in sections:
         _check_study(study, files[name])
@@ -92,9 +99,19 @@ def _own(name: str) -> dict[str, dict]:
 
 
 def _check_study(study: str, path: Path) -> None:
+    _check_name("study", study)
     known = {path.stem for path in _folder().glob("*.ipynb")}
     if study not in known:
         raise unknown(f"study in {path.name}", study, known)
+
+
+def _check_name(what: str, name: object) -> None:
+    """It becomes the name of a folder, an address, and words of a page."""
+    if not re.fullmatch(r"\w[\w.-]*", str(name)):
+        raise UserError(
+            f"{brief(repr(name))} can not be the name of a {what}; it must be of letters, digits,"
+            " _, - and ., such as 03_sparsity_sweep"
+        )
 
 
 def _sections(path: Path, of: str) -> dict[str, dict]:
@@ -104,6 +121,7 @@ def _sections(path: Path, of: str) -> dict[str, dict]:
     if not maps or not content:
         raise UserError(f"{path} must map each {of} to its parameters and grid")
     for name, found in content.items():
+        _check_name(of, name)
         for entry in found.keys() - ENTRIES:
             raise unknown(f"entry of {name} in {path.name}", entry, ENTRIES)
         if not isinstance(found.get("parameters", {}), dict):

@@ -8,7 +8,6 @@ import os
 import re
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..errors import UserError, unknown
+from ..errors import UserError, brief, unknown
 from ..runs import base
 from . import provenance
 from .ledger import Ledger
@@ -84,6 +83,11 @@ def _is_lacking(run: base.Run, ledger: Ledger, done: set[str] | None = None) -> 
     )
 
 
+def time_limit() -> float:
+    """The seconds of ``--timeout``; 0 is none."""
+    return float(os.environ.get(TIMEOUT) or 0)
+
+
 def _record(
     ledger: Ledger,
     tasks: list[list[base.Run]],
@@ -101,8 +105,8 @@ def _record(
             if left:
                 yield left
 
-    failed, limit = [], float(os.environ.get(TIMEOUT, 0))
-    work = partial(_work, device=device, ledger=ledger, limit=limit)
+    failed: list[str] = []
+    work = partial(_work, device=device, ledger=ledger, limit=time_limit())
     with closing(spread(work, drawn(), min(jobs, len(tasks)))) as finished:
         for task, lines in finished:
             if isinstance(lines, WorkerDied):
@@ -110,7 +114,7 @@ def _record(
             ledger.append(*lines)
             progress(len(task))
             failed += [
-                f"{run.name()}: {' '.join(line['error'].split())[:300]}"
+                f"{brief(run.name())}: {brief(line['error'])}"
                 for run, line in zip(task, lines)
                 if "error" in line
             ]
@@ -159,9 +163,8 @@ class TimedOut(BaseException):
 
 @contextmanager
 def _at_most(limit: float) -> Iterator[None]:
-    """Raises ``TimedOut`` inside after so many seconds, between two steps of Python; 0 is never. A
-    Dask worker has no alarm, since its work is no main thread."""
-    if not limit or threading.current_thread() is not threading.main_thread():
+    """Raises ``TimedOut`` inside after so many seconds, between two steps of Python; 0 is never."""
+    if not limit:
         yield
         return
 
@@ -205,8 +208,8 @@ def _in_order(ledger: Ledger, wanted: list[base.Run]) -> list[dict]:
         if (row := lines.get(run.key())) and row["run"] != said:
             raise UserError(
                 f"{ledger.path}: a line was edited: its key is that of {json.dumps(said)} and it"
-                f" says {json.dumps(row['run'])}; restore the file, or delete that line and its"
-                " run is done again"
+                f" says {brief(json.dumps(row['run']))}; restore the file, or delete that line and"
+                " its run is done again"
             )
     return [lines[run.key()] for run in wanted if run.key() in lines]
 
@@ -226,6 +229,12 @@ def check_machine(jobs: int | None, device: str) -> None:
         raise UserError(
             f"device is {device} but PyTorch sees {torch.cuda.device_count()} CUDA devices here,"
             " the first of them cuda:0"
+        )
+    # The alarm of a process belongs to its main thread, and a Dask worker's work to another.
+    if not here and time_limit():
+        raise UserError(
+            "--timeout is for runs on this machine; a cluster has no such limit, so leave out"
+            " --timeout or PANNING_SCHEDULER"
         )
     if jobs is not None and jobs < 1:
         raise UserError(f"jobs is {jobs}; it must be at least 1")

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Iterable
 
-from ..errors import UserError, unknown
+from ..errors import UserError, brief, unknown
 from ..runs import base
 
 SHORT = {"data": "dataset", "network": "model"}  #: other words for fields of a run
@@ -83,16 +83,16 @@ def run(words: Iterable[str], device: str = "cpu") -> int:
         UserError: no such run, or one that failed.
     """
     from .profiles import expand
-    from .sweep import _work, check_machine
+    from .sweep import _work, check_machine, time_limit
 
     check_machine(None, device)
     runs = expand([read(words)])
     for kind in dict.fromkeys(map(type, runs)):
         kind.prepare([each for each in runs if type(each) is kind])
     for each in runs:
-        (line,) = _work([each], device)
+        (line,) = _work([each], device, limit=time_limit())
         if "error" in line:
-            raise UserError(f"{each.name()} failed: {line['error']}")
+            raise UserError(f"{brief(each.name())} failed: {brief(line['error'])}")
         print(json.dumps(line))
         print(_told(each, line["metrics"]), file=sys.stderr)
     return 0
@@ -103,6 +103,8 @@ def _told(run: base.Run, metrics: dict) -> str:
     parts = [run.name()]
     if metrics.get("test_accuracy") is not None:
         parts.append(f"test accuracy {100 * metrics['test_accuracy']:.2f} %")
+    if metrics.get("diverged"):
+        parts.append("the training diverged: its loss is no number")
     if "kept_weights" in metrics:
         parts.append(
             f"{metrics['kept_weights']:,} of {metrics['prunable_weights']:,} weights kept, "

@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from contextlib import suppress
 
 from .. import ROOT
+from . import home
 
 #: What JupyterLab writes into a notebook's metadata beyond what the committed ones hold.
 WRITTEN = (
@@ -25,12 +27,14 @@ def keep_git_clean() -> None:
     """Set the filter that ``.gitattributes`` names, in this checkout alone."""
     if (ROOT / ".git").exists():
         command = ["git", "-C", str(ROOT), "config", "filter.nbstripout.clean", clean_filter()]
-        subprocess.run(command, check=False)
+        with suppress(OSError):  # without git nothing is committed
+            subprocess.run(command, check=False)
 
 
 def start() -> int:
     """Until the user ends it; its exit code."""
     keep_git_clean()
+    home.lend()
     settings = [str(ROOT / "notebooks" / ".jupyter"), os.environ.get("JUPYTER_CONFIG_PATH", "")]
     return subprocess.run(
         [

@@ -12,14 +12,15 @@ import hashlib
 import json
 import os
 import sys
+import tempfile
 import time
 from pathlib import Path
 
 from .. import ROOT, plugins
-from ..errors import UserError, unknown
+from ..errors import UserError, brief, unknown
 from ..experiments import studies
 from ..runs import base
-from . import report
+from . import home, report
 from .site import OVERVIEW, build
 from .study import verdicts
 
@@ -60,6 +61,7 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
     """Run ``notebook`` into ``target``."""
     import papermill
 
+    home.lend()
     running = target.with_suffix(".running.ipynb")
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
@@ -81,7 +83,7 @@ def execute(notebook: Path, target: Path, parameters: dict) -> None:
         if not isinstance(error, Exception):
             raise
         where = (
-            f" in cell {error.exec_count}: {error.ename}: {error.evalue}"
+            f" in cell {error.exec_count}: {error.ename}: {brief(error.evalue)}"
             if isinstance(error, papermill.PapermillExecutionError)
             else f": {error}"
         )
@@ -202,8 +204,10 @@ def _left_out(chosen: list[str], profile_name: str, sections: dict[str, dict]) -
 
 
 def _make(results: Path) -> None:
+    """The folder; raises now if nothing can be written to it."""
     try:
         results.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=results).close()
     except OSError as error:
         raise UserError(
             f"results can not be written to {results} ({error.strerror}); set PANNING_RESULTS to"

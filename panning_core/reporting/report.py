@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
+from . import plain
 from .study import MIME, OWN, italic, write
 
 MADE = "<!-- made from the executed notebooks by `run_all.sh`; edit the notebooks instead -->"
@@ -104,7 +105,7 @@ def _row(item: dict) -> str:
     whose = f" ({item['paper']})" * (item["paper"] != OWN)
     place = f"[{item['interval']}](#{Path(item['figure']).stem})"
     cells = (item["verdict"], item["claim"] + whose, place, str(item["n"]))
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(map(plain.cell, cells))} |"
 
 
 def _front(cells: dict[Path, list[dict]], start: Path) -> list[str]:
@@ -127,22 +128,26 @@ def _studies(cells: dict[Path, list[dict]]) -> list[str]:
 
 def _markdown(item: dict, folder: Path, start: Path) -> str:
     if item["kind"] == "note":
-        return _moved(item["text"], folder, start)
+        return _moved(plain.text(item["text"]), folder, start)
     if item["kind"] == "verdict":
         small = f"{item['rule']}; family of {item['family']}; n = {item['n']}"
+        said = {name: plain.line(item[name]) for name in ("paper", "claim", "verdict", "evidence")}
         return "\n>\n> ".join(
             [
-                f"> **Claim** ({item['paper']}). {item['claim']}",
-                f"**{item['verdict']}.** {item['evidence']}",
-                f"<sub>{small}</sub>",
+                f"> **Claim** ({said['paper']}). {said['claim']}",
+                f"**{said['verdict']}.** {said['evidence']}",
+                f"<sub>{plain.line(small)}</sub>",
             ]
         )
-    source = [item["provenance"], *(_link(file, folder, start) for file in item["ledgers"])]
-    caption = italic(item["caption"]) + f"<br>\n<sub>{' · '.join(source)}</sub>" * bool(source[0])
+    words = plain.line(item["caption"])
+    source = [plain.line(item["provenance"])]
+    source += [_link(file, folder, start) for file in item["ledgers"]]
+    caption = italic(words) + f"<br>\n<sub>{' · '.join(source)}</sub>" * bool(source[0])
     file = folder / item["file"]
     place = f'<a id="{file.stem}"></a>'
     if item["kind"] == "figure":
-        return f"{place}![{item['caption']}]({os.path.relpath(file, start)})\n\n{caption}"
+        alt = words.replace("](", "]&#40;")  # its end is the picture's, whatever it says
+        return f"{place}![{alt}]({os.path.relpath(file, start)})\n\n{caption}"
     return f"{place}{caption}\n\n{_moved(file.read_text(), folder, start)}"
 
 

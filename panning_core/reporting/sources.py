@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from .. import ROOT
-from ..errors import UserError
+from ..errors import UserError, brief
 from ..runs import base, versions
 
 
@@ -52,8 +52,7 @@ def ledger(folder: Path, lines: list[dict]) -> Source:
     parts.append(_listed(origin["device"] for origin in origins))
     if titles := _listed(origin["data"]["title"] for origin in origins if "data" in origin):
         parts.append(titles)
-    if older := versions.told(lines):
-        parts.append(older)
+    parts += filter(None, (_diverged(lines), versions.told(lines)))
     return Source(" · ".join(parts), files)
 
 
@@ -65,6 +64,12 @@ def _counts(lines: list[dict]) -> str:
     return words + f" ({parts})" * (len(kinds) > 1)
 
 
+def _diverged(lines: list[dict]) -> str:
+    """How many trainings came to a loss that is no number; empty if none did."""
+    count = sum(bool(line["metrics"].get("diverged")) for line in lines)
+    return f"{count} of {len(lines)} diverged" if count else ""
+
+
 def _commits(origins: list[dict]) -> str:
     commits = list(dict.fromkeys(map(commit, origins)))
     ends = (commits[0], commits[-1])
@@ -73,7 +78,7 @@ def _commits(origins: list[dict]) -> str:
 
 def _listed(words: Iterable[str]) -> str:
     """Each different word once, in the order of their first places."""
-    return ", ".join(dict.fromkeys(words))
+    return ", ".join(dict.fromkeys(brief(word) for word in words))
 
 
 def benchmark(results: Path, part: str) -> tuple[pd.DataFrame, dict, Source]:

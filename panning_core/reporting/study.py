@@ -10,13 +10,14 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from markupsafe import Markup
 
 from .. import storage
 from ..analysis import statistics
 from ..errors import pick
 from ..experiments import studies
 from ..runs import base
-from . import image, sources, tables
+from . import image, plain, sources, tables
 from .names import method_name
 from .sources import Source
 
@@ -101,9 +102,8 @@ class Study:
         keys = [[key[:8] for key in row] for row in frame.get("key", ())]
         frame = frame.drop(columns="key", errors="ignore")
         write(self.folder / f"{name}.csv", frame.to_csv(index=False))
-        text = frame.map(
-            lambda cell: cell.replace("|", r"\|") if isinstance(cell, str) else cell
-        ).to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
+        text = frame.map(plain.cell).rename(columns=plain.cell)
+        text = text.to_markdown(index=False, floatfmt=".4g", disable_numparse=True)
         write(self.folder / f"{name}.md", text + "\n")
         item = self._item("table", f"{name}.md", caption, source)
         item |= {"against": against, "keys": keys}
@@ -111,7 +111,8 @@ class Study:
             item,
             {
                 "text/markdown": (
-                    f"{italic(caption)}<br>\n<small>{item['provenance']}</small>\n\n{text}"
+                    f"{italic(plain.line(caption))}<br>\n"
+                    f"<small>{plain.line(item['provenance'])}</small>\n\n{text}"
                 )
             },
         )
@@ -148,7 +149,7 @@ class Study:
         Args:
             text: Markdown; links start in the study's folder.
         """
-        _display({"kind": "note", "text": text}, {"text/markdown": text})
+        _display({"kind": "note", "text": text}, {"text/markdown": plain.text(text)})
 
     def keep(self, text: str, name: str) -> None:
         """Save ``text`` beside the tables, as the file ``name``."""
@@ -205,10 +206,10 @@ class Study:
             pd.DataFrame(self._verdicts)[COLUMNS].to_csv(index=False),
         )
         small = f"{rule}; family of {family}; n = {n}"
-        html = (
-            f"<blockquote><p>{claim} ({paper})</p><p><strong>{mark}</strong>."
-            f" {evidence}</p><p><small>{small}</small></p></blockquote>"
-        )
+        html = Markup(
+            "<blockquote><p>{} ({})</p><p><strong>{}</strong>. {}</p>"
+            "<p><small>{}</small></p></blockquote>"
+        ).format(claim, paper, mark, evidence, small)
         _display({"kind": "verdict", **item, "verdict": mark}, {"text/html": html})
 
     def judge(

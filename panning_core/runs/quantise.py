@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from .. import data, models
+from .. import data, models, training
 from ..data import Split, Splits
 from ..errors import UserError, fraction, is_number, pick, whole
 from ..methods.quantisation import CUTS, ROUNDINGS, Operator, coded_bits, cubic, stored_bits
@@ -183,7 +183,7 @@ def train(run: Quantise, model: nn.Module, split: Split) -> None:
 def accuracy(model: nn.Module, split: Split) -> float:
     """Share of right answers in eval mode."""
     model.eval()
-    return float((model(split.x).argmax(1) == split.y).double().mean())
+    return training.accuracy(model(split.x), split.y)
 
 
 @torch.no_grad()

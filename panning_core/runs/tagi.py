@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import data, masks
+from .. import data, masks, training
 from ..analysis import calibration
 from ..errors import UserError, is_number, unknown, whole
 from ..methods import tagi
@@ -160,7 +160,7 @@ def measured(probabilities: Callable[[Tensor], Tensor], split: data.Split) -> di
     """``accuracy``, ``log_likelihood`` (nats an image) and ``calibration_error``."""
     found = probabilities(split.x)
     return {
-        "accuracy": float((found.argmax(1) == split.y).double().mean()),
+        "accuracy": training.accuracy(found, split.y),
         "log_likelihood": calibration.log_likelihood(found, split.y),
         "calibration_error": calibration.calibration_error(found, split.y),
     }

@@ -29,7 +29,11 @@ class Files(IndexDataCacheFile):
 
 def jit(function: Callable) -> Callable:
     """``function`` compiled by numba without the interpreter, kept on disk."""
-    compiled = numba.njit(cache=True, nogil=True, fastmath={"contract", "reassoc", "nsz"})(function)
+    how = {"nogil": True, "fastmath": {"contract", "reassoc", "nsz"}}
+    try:
+        compiled = numba.njit(cache=True, **how)(function)
+    except RuntimeError:  # neither the checkout nor the user's home can be written to
+        return numba.njit(**how)(function)
     # A new version of numba must not undo this in silence: without these names it fails here.
     compiled._cache._cache_file.__class__ = Files
     return compiled

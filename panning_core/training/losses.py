@@ -65,6 +65,7 @@ def pick_loss(loss: str | Loss) -> Loss:
 
 def accuracy(logits: Tensor, y: Tensor) -> float:
     """Fraction of rows of ``logits`` [n, classes] whose largest entry is the label; of soft labels
-    [n, classes] the largest counts."""
+    [n, classes] the largest counts. A row with NaN is no answer, and thus wrong."""
     labels = y.argmax(1) if y.is_floating_point() else y
-    return float((logits.argmax(1) == labels).double().mean())
+    right = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
+    return float(right.double().mean())

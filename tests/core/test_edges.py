@@ -62,3 +62,15 @@ def test_weights_that_are_no_numbers_are_one_sentence(lenet300, digits_batch):
         next(lenet300.parameters())[0, 0] = torch.nan
     with pytest.raises(UserError, match="the scores hold NaN; a score must be a number"):
         pruning.prune(lenet300, "snip", 0.1, digits_batch)
+
+
+@pytest.mark.parametrize("engine", training.ENGINES)
+def test_weights_that_are_no_numbers_are_never_right_by_luck(lenet300, digits, engine):
+    """Their answers are all NaN, and the largest of these is the first class."""
+    scores = {name: w.detach().abs() for name, w in models.prunable(lenet300).items()}
+    mask = masks.keep_top(scores, 0.1, "layerwise")
+    with torch.no_grad():
+        next(lenet300.parameters()).fill_(torch.nan)
+    log = training.train(lenet300, mask, digits, training.Recipe(epochs=3), engine)
+    assert len(log) == 1 and np.isnan(log.loss).all()
+    assert log.test_accuracy.tolist() == log.validation_accuracy.tolist() == [0]

@@ -1,5 +1,5 @@
-"""Runs that hang, run out of memory or raise what can not be pickled are recorded as that, in their
-own words, and the others go on.
+"""Runs that hang, run out of memory, raise what can not be pickled or find what is no number are
+recorded as that, in their own words, and the others go on.
 """
 
 import os
@@ -10,7 +10,8 @@ from typing import ClassVar
 
 import pytest
 
-from panning_core.experiments import sweep
+from panning_core.errors import UserError
+from panning_core.experiments import sweep, words
 from panning_core.experiments.ledger import Ledger
 from panning_core.runs import base
 
@@ -53,7 +54,9 @@ class Bad(base.Run):
             raise SystemExit(3)
         if self.what == "long":
             raise ValueError("<script>alert(1)</script>\n../../etc " + "x" * 10_000_000)
-        return {"value": 1.0}
+        answers = {"nan": {"value": 1.0, "error": [float("nan")]}, "nothing": None}
+        answers["object"] = {"value": threading.Lock()}
+        return answers.get(self.what, {"value": 1.0})
 
 
 WORDS = {
@@ -63,6 +66,9 @@ WORDS = {
     "mute": "Mute",
     "leaves": "SystemExit: 3",
     "long": "<script>",
+    "nan": "error is [nan], which is no number that can be recorded",
+    "nothing": "the run gave None; it must give names and values",
+    "object": "value is <unlocked _thread.lock",
 }
 
 
@@ -84,6 +90,7 @@ def test_what_goes_wrong_is_recorded_in_its_own_words_and_nothing_else_stops(
     assert all(words in told[what] for what, words in WORDS.items())
     assert [row["run"] for row in ledger.rows()] == [{}]
     assert ledger.path.stat().st_size < 200_000  # nobody reads ten megabytes
+    assert all(len(words) < 700 and "\n" not in words for words in failed)
 
 
 def test_a_run_of_a_task_that_hangs_is_told_apart_from_its_fellows(kind):
@@ -103,3 +110,16 @@ def test_the_command_hands_its_limit_on(monkeypatch):
     monkeypatch.setitem(__main__.DOES, "sweep", lambda options: 0)
     __main__.main(["sweep", "01_tiny", "--timeout", "7"])
     assert os.environ[sweep.TIMEOUT] == "7"
+
+
+def test_one_run_of_the_command_line_has_the_limit_too(kind, monkeypatch):
+    monkeypatch.setenv(sweep.TIMEOUT, "1")
+    with pytest.raises(UserError, match="it took longer than the 1 s of --timeout"):
+        words.run(["kind=bad", "what=hangs"])
+
+
+def test_a_cluster_has_no_limit_and_says_so_before_any_work(monkeypatch):
+    monkeypatch.setenv(sweep.TIMEOUT, "8")
+    monkeypatch.setenv("PANNING_SCHEDULER", "tcp://127.0.0.1:9")
+    with pytest.raises(UserError, match="leave out --timeout or PANNING_SCHEDULER"):
+        sweep.sweep("01_tiny", "tiny")

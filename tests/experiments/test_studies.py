@@ -20,11 +20,11 @@ from panning_core.__main__ import command_line as obey
 from panning_core.__main__ import main
 from panning_core.analysis import networks
 from panning_core.errors import UserError
-from panning_core.experiments import profiles, studies, sweep
+from panning_core.experiments import profiles, provenance, studies, sweep, words
 from panning_core.experiments.ledger import Ledger
 from panning_core.experiments.studies import Run, expand
 from panning_core.methods import registry
-from panning_core.reporting import names
+from panning_core.reporting import names, sources
 from panning_core.reporting.tables import accuracy_table, tidy
 from panning_core.runs import base, prune, toy
 from tests.checkout import PARAMETERS, Checkout
@@ -623,11 +623,14 @@ def test_the_network_of_any_run_is_recorded_if_asked_for(method, digits):
     ]
 
 
-def test_a_diverged_run_is_a_result_that_says_so(monkeypatch):
+def test_a_diverged_run_is_a_result_that_says_so(monkeypatch, tmp_path):
     monkeypatch.setitem(training.RECIPES, "mnist", training.Recipe(lr=1e12))
     found = studies.execute(dataclasses.replace(RUN, network=True))
     assert found["diverged"] and found["epochs"] <= 2 and found["curve"]["loss"][-1] is None
-    json.dumps(found, allow_nan=False)
+    assert found["test_accuracy"] == found["validation_accuracy"] == 0  # no answer is no luck
+    line = provenance.line(RUN, found, 1.0)
+    assert "1 of 2 diverged" in sources.ledger(tmp_path, [line, {**line, "metrics": {}}]).line
+    assert "the training diverged" in words._told(RUN, found)
 
 
 # --- many runs at once ---

@@ -35,7 +35,7 @@ class Checkout:
 
     def __init__(self, folder: Path):
         self.root, self.bin, self.calls_file = (
-            folder / "check out",
+            folder / 'it\'s a "chéck out"',
             folder / "bin",
             folder / "calls.txt",
         )
@@ -249,6 +249,12 @@ def test_an_active_environment_of_another_checkout_is_not_used(checkout):
         checkout.run(VIRTUAL_ENV="/some/environment", FAKE_ROOT="/another/checkout").returncode == 0
     )
     assert checkout.installed and (checkout.root / ".venv").exists()
+
+
+def test_the_files_are_utf_8_whatever_the_locale_is(checkout):
+    beside = checkout.root / "notebooks" / "03_sparsity_sweep.yaml"
+    beside.write_text(beside.read_text() + "\n# Größe ✔\nnightly: {}\n", encoding="utf-8")
+    assert checkout.run("nightly", LC_ALL="C", PYTHONUTF8="0").returncode == 0
 
 
 def test_own_profiles_are_offered(checkout):

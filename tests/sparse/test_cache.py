@@ -3,7 +3,7 @@
 import numba
 import numpy as np
 import pytest
-from numba.core.caching import IndexDataCacheFile
+from numba.core.caching import CacheImpl, IndexDataCacheFile
 
 from panning_core.sparse import cache, kernels
 
@@ -68,3 +68,9 @@ def test_every_kernel_keeps_its_code_so(tmp_path):
 
 def _double(x):
     return 2 * x
+
+
+def test_where_nothing_can_be_kept_each_process_compiles_for_itself(monkeypatch):
+    """A checkout and a home that are read-only."""
+    monkeypatch.setattr(CacheImpl, "_locator_classes", [])
+    assert cache.jit(lambda x: x + 1)(1) == 2

@@ -14,7 +14,7 @@ from markupsafe import Markup, escape
 from ... import ROOT
 from ...experiments import studies
 from ...runs import base
-from .. import report, sources, tables
+from .. import plain, report, sources, tables
 from ..study import MIME
 from . import references, runs
 from .text import Renderer, code, markdown, number
@@ -257,12 +257,12 @@ class Contents:
             else:
                 blocks.append({"kind": "code", "html": code(source)})
             for output in cell["outputs"]:
-                if item := output.get("data", {}).get(MIME):
+                if item := _cut(output.get("data", {}).get(MIME, {})):
                     number_of = sum(block["kind"] == "verdict" for block in blocks) + 1
                     place = {"id": f"verdict-{number_of}"} if item["kind"] == "verdict" else {}
                     blocks.append({**item, **place, **self.shown(study, item)})
                 elif output["output_type"] == "stream":
-                    blocks.append({"kind": "text", "text": "".join(output["text"])})
+                    blocks.append({"kind": "text", "text": plain.cut("".join(output["text"]))})
         return blocks
 
     def shown(self, study: str, item: dict) -> dict:
@@ -285,12 +285,18 @@ class Contents:
         if not path.with_suffix(".csv").exists():
             return more | {"html": markdown(self.led(path.read_text()))}
         table = pd.read_csv(path.with_suffix(".csv"), dtype=str, keep_default_na=False)
+        table = table.map(plain.cut).rename(columns=plain.cut)
         if source and item.get("keys"):
             hrefs = references.of_rows(source, table, item["keys"], self.kinds(source))
         else:
             told = (item.get("provenance", ""), item.get("against", ""))
             hrefs = self.references(study, item["file"], table, *told)
         return more | self.table(table, hrefs)
+
+
+def _cut(item: dict) -> dict:
+    """What a notebook shows, without endless texts."""
+    return {name: plain.cut(v) if isinstance(v, str) else v for name, v in item.items()}
 
 
 def _coded(text: str) -> Markup:

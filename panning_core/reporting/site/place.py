@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
 
@@ -58,5 +59,5 @@ def _published(start: Path) -> dict:
     there = next((page for page in pages if page.exists()), None)
     return {
         "words": told(found) if found else "in results/paper of the repository",
-        "href": there and Path(os.path.relpath(there, start)).as_posix(),
+        "href": there and quote(Path(os.path.relpath(there, start)).as_posix()),
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -13,18 +13,29 @@ import pandas as pd
 from ...experiments import studies
 from ...experiments.ledger import Ledger
 from ...runs import base
-from .. import names, sources, tables
+from .. import names, plain, sources, tables
 
 USUAL = "by seed"  #: the order of the training images, where a run names no other
 
 
 def read(path: Path) -> list[dict]:
-    """The finished runs of a ledger, each with the number of its ``line``."""
+    """The finished runs of a ledger, each with the number of its ``line``; endless texts are
+    cut."""
     rows, places = Ledger(path).rows(), {}
-    for place, line in enumerate(path.read_bytes().splitlines() if rows else [], 1):
+    for place, line in enumerate(path.read_bytes().split(b"\n") if rows else [], 1):
         if b'"metrics"' in line:  # the first such line of a key counts, as for the ledger
-            places.setdefault(re.search(rb'"key": "(\w+)"', line)[1].decode(), place)
-    return [{**row, "line": places[row["key"]]} for row in rows]
+            with suppress(ValueError):  # a torn one is none
+                places.setdefault(json.loads(line)["key"], place)
+    return [{**_cut(row), "line": places[row["key"]]} for row in rows]
+
+
+def _cut(value: object) -> object:
+    """``plain.cut`` of every text inside."""
+    if isinstance(value, dict):
+        return {name: _cut(each) for name, each in value.items()}
+    if isinstance(value, list) and not (value and isinstance(value[0], float)):  # a curve
+        return [_cut(each) for each in value]
+    return plain.cut(value) if isinstance(value, str) else value
 
 
 def runs_table(lines: list[dict], current: set[str]) -> pd.DataFrame:

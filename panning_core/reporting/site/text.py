@@ -44,6 +44,10 @@ class Renderer(IPythonRenderer):
     def block_math(self, body: str) -> str:
         return self.inline_math(body, "block")
 
+    def image(self, text: str, url: str, title: str | None = None) -> str:
+        """As it is written: figures are a study's own, and no page asks a network for one."""
+        return str(escape(f"![{text}]({url})"))
+
     def heading(self, text: str, level: int, **attrs) -> str:
         title = Markup(text).striptags()
         place = re.sub(r"\W+", "-", title.lower()).strip("-")
