@@ -24,12 +24,14 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from unittest.mock import patch
 
 import psutil
 
 from panning_core import ROOT, data
 from panning_core.__main__ import command_line
 from panning_core.experiments import ledger, studies, sweep
+from panning_core.runs import base
 from tests.checkout import PARAMETERS, Checkout
 
 STUDY = "01_tiny"
@@ -75,7 +77,18 @@ def counted(items: list, *others, **named) -> list[dict]:
         file.write("".join(f"{item.key()}\n" for item in items))
     if "FAULTS_POISON" in os.environ and any(item.seed == POISON for item in items):
         os.kill(os.getpid(), signal.SIGKILL)
-    return ORIGINAL(items, *others, **named)
+    if "FAULTS_MEMORY" not in os.environ:
+        return ORIGINAL(items, *others, **named)
+    kind, execute = type(items[0]), type(items[0]).execute
+
+    def short_of_memory(run, context):
+        if run.seed == POISON:
+            raise MemoryError(f"{2**60} bytes")
+        return execute(run, context)
+
+    with patch.object(kind, "execute", short_of_memory):
+        with patch.object(kind, "execute_together", base.Run.execute_together):
+            return ORIGINAL(items, *others, **named)
 
 
 def settle(root: str | Path) -> None:
@@ -140,11 +153,16 @@ class Moment:
             wanted,
             chance,
         )
-        self.path = self.folder / subject / STUDY / "runs.jsonl"
+        self.place = self.folder / "results"
         self.begun_file = self.folder / "begun"
         self.seen = b""  #: the lines that were whole just before the fault
         self.folder.mkdir(parents=True)
         self.begun_file.touch()
+
+    @property
+    def path(self) -> Path:
+        """The ledger."""
+        return self.place / self.subject / STUDY / "runs.jsonl"
 
     def start(
         self, jobs: int, prepare=lambda: None, call=None, **environment: str
@@ -158,7 +176,7 @@ class Moment:
         os.setsid()
         settle(self.root)
         os.environ.update(
-            PANNING_RESULTS=str(self.folder), FAULTS_BEGUN=str(self.begun_file), **environment
+            PANNING_RESULTS=str(self.place), FAULTS_BEGUN=str(self.begun_file), **environment
         )
         for stream in (1, 2):
             os.dup2(os.open(self.folder / "output", os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
@@ -378,6 +396,52 @@ def poisoned(moment: Moment, _: int) -> str:
     return f"{len(bad)} errors, {_restart(moment)}"
 
 
+def out_of_memory(moment: Moment, jobs: int) -> str:
+    """Runs that need more memory than there is are errors in their own words, however many are
+    done together; the others are done."""
+    code = moment.end(moment.start(jobs, FAULTS_MEMORY="yes"))
+    check(code == 2, f"a sweep with a run that is out of memory ends with {code}")
+    rows = [json.loads(line) for line in moment.content().splitlines()]
+    bad = [row["key"] for row in rows if "error" in row]
+    check(
+        len(bad) == sum(row["run"].get("seed") == POISON for row in rows) > 0,
+        "not every run that is out of memory is one error",
+    )
+    check(
+        all("MemoryError" in row["error"] for row in rows if "error" in row),
+        "the error does not say that it was the memory",
+    )
+    check(
+        set(moment.recorded()) == moment.wanted.keys() - set(bad),
+        "a run that has memory enough is missing",
+    )
+    return f"{len(bad)} errors, {_restart(moment)}"
+
+
+def results_moved(moment: Moment, jobs: int) -> str:
+    """The results are moved, once the sweep was killed or while it goes on; it is told where they
+    are and goes on there. What it then wrote to the old place is merged."""
+    sweep, while_it_runs = moment.start(jobs), moment.chance.random() < 0.5
+    moment.wait_for_a_moment(sweep, jobs * 1.5)
+    family = _children(sweep)
+    if not while_it_runs:
+        os.killpg(sweep.pid, signal.SIGKILL)
+        moment.end(sweep, *family)
+    old = moment.place
+    moment.place = old.with_name("moved")
+    if old.exists():
+        old.rename(moment.place)
+    if while_it_runs:
+        code, told = moment.end(sweep, *family), (moment.folder / "output").read_text()
+        # A policy has lost the folder that it was about to be saved in.
+        lost = moment.subject == "agents" and code == 2 and "can not be written" in told
+        check(code == 0 or lost, f"a sweep whose results are moved ends with {code}")
+        left = old / moment.subject / STUDY / "runs.jsonl"
+        if left.exists():
+            ledger.Ledger(moment.path).merge(left)
+    return f"{'at work' if while_it_runs else 'killed'}, {_restart(moment)}"
+
+
 def disk_full(moment: Moment, jobs: int) -> str:
     """A tiny disk where one may be mounted, else a limit to the length of a file; or a write that
     fails.
@@ -495,6 +559,8 @@ FAULTS = {
     interrupted: (["prune", "toys", "agents"], [1, 2]),
     worker_killed: (["prune", "toys", "agents"], [2]),
     poisoned: (["prune", "toys"], [2]),
+    out_of_memory: (["prune", "toys"], [1, 2]),
+    results_moved: (["prune", "toys", "agents"], [1, 2]),
     disk_full: (["prune", "toys"], [1, 2]),
     two_at_once: (["prune", "toys", "agents"], [1, 2]),
     kernel_killed: (["toys"], [1]),

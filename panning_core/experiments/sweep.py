@@ -216,6 +216,7 @@ def _in_order(ledger: Ledger, wanted: list[base.Run]) -> list[dict]:
 
 def check_machine(jobs: int | None, device: str) -> None:
     """Raise a ``UserError`` unless ``jobs`` processes on ``device`` can be had."""
+    _check_limit()
     if not re.fullmatch(r"cpu|cuda(:\d+)?", device):
         raise unknown("device", device, ("cpu", "cuda"))
     index = torch.device(device).index or 0
@@ -230,11 +231,14 @@ def check_machine(jobs: int | None, device: str) -> None:
             f"device is {device} but PyTorch sees {torch.cuda.device_count()} CUDA devices here,"
             " the first of them cuda:0"
         )
+    if jobs is not None and jobs < 1:
+        raise UserError(f"jobs is {jobs}; it must be at least 1")
+
+
+def _check_limit() -> None:
     # The alarm of a process belongs to its main thread, and a Dask worker's work to another.
-    if not here and time_limit():
+    if time_limit() and os.environ.get("PANNING_SCHEDULER"):
         raise UserError(
             "--timeout is for runs on this machine; a cluster has no such limit, so leave out"
             " --timeout or PANNING_SCHEDULER"
         )
-    if jobs is not None and jobs < 1:
-        raise UserError(f"jobs is {jobs}; it must be at least 1")

@@ -91,6 +91,7 @@ class Run(ABC):
     """
 
     kind: ClassVar[str]
+    version: ClassVar[int] = 1  #: of its results; a change of these takes the next number
     needs: ClassVar[tuple[str, ...]] = ()  #: packages without which no run of this kind can be done
 
     @abstractmethod

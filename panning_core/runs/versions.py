@@ -1,9 +1,9 @@
 """By which version of the laboratory's own code a result was made.
 
-A key names the settings of a run and not the code that did it. So each method and the trainer has a
-version, which is raised by hand when its *results* change (``tests/experiments/test_versions.py``
-sees that they do), and a ledger line says by which ones it was made. Lines without it are of
-version 1.
+A key names the settings of a run and not the code that did it. So each kind of run, each method and
+the trainer has a version, which is raised by hand when its *results* change
+(``tests/experiments/test_versions.py`` sees that they do), and a ledger line says by which ones it
+was made. What a line does not name is of version 1.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from . import base
 
 
 def current(run: base.Run) -> dict[str, int]:
-    """What a run is made by now: ``{"trainer": 1, "method snip": 1}``."""
-    method = getattr(run, "method", None)
-    known = method in registry.METHODS
-    return {"trainer": VERSION} | (
-        {f"method {method}": registry.METHODS[method].version} if known else {}
-    )
+    """What a run is made by now: ``{"trainer": 1, "kind prune": 1, "method snip": 1}``."""
+    found, method = {"trainer": VERSION, f"kind {run.kind}": run.version}, getattr(run, "method", 0)
+    if method in registry.METHODS:
+        found[f"method {method}"] = registry.METHODS[method].version
+    return found
 
 
 def older(line: dict) -> list[str]:

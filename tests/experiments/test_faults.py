@@ -16,6 +16,6 @@ def test_every_fault_once(tmp_path, monkeypatch):
         cwd=ROOT,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    assert len(re.findall(r"^ +\d+ (?!.*BROKEN)", done.stdout, re.M)) == 9 and re.search(
-        r"9 moments in \d+ s, 0 broken", done.stdout
+    assert len(re.findall(r"^ +\d+ (?!.*BROKEN)", done.stdout, re.M)) == 11 and re.search(
+        r"11 moments in \d+ s, 0 broken", done.stdout
     )

@@ -1,4 +1,4 @@
-"""Golden masks and golden trainings: a result that changes without a new version is red.
+"""Golden masks, trainings and runs: a result that changes without a new version is red.
 
 ``python -m tests.experiments.test_versions`` writes what today's code gives for versions that
 ``golden.json`` does not have yet; it never changes an entry.
@@ -69,11 +69,34 @@ def trained(engine):
     return [float(f"{loss:.4g}") for loss in log["loss"]]
 
 
+#: of kinds that train no network of the laboratory's by its trainer, one run in well under a second
+RUNS = {
+    "ball-indicator": {"dimension": 3, "width": 20, "steps": 20},
+    "quantise": {"images": 200, "epochs": 2},
+    "signal-noise": {"classes": 3, "inputs": 200, "width": 4, "samples": 12, "steps": 50},
+    "tagi": {"dataset": "digits", "images": 100, "epochs": 1, "width": 10},
+    "telescope": {"dataset": "digits", "points": 20, "width": 4, "steps": 30},
+    "toy": {"steps": 40},
+}
+
+
+def found(kind):
+    """Every metric of a run that is one number, but for what the clock says and shares of a few
+    images, of which one more is too many."""
+    metrics = base.kind(kind)(**RUNS[kind]).execute(base.Context())
+    return {
+        name: value
+        for name, value in metrics.items()
+        if isinstance(value, float | int) and not name.endswith(("seconds", "accuracy"))
+    }
+
+
 def today():
-    """name -> (version, result) of every method and of the trainer."""
-    found = {f"method {name}": (method.version, mask_of(name)) for name, method in METHODS.items()}
+    """name -> (version, result) of every method, of the trainer, and of some kinds of run."""
+    made = {f"method {name}": (method.version, mask_of(name)) for name, method in METHODS.items()}
     losses = {engine: trained(engine) for engine in training.ENGINES}
-    return found | {"trainer": (training.VERSION, losses)}
+    made |= {f"kind {kind}": (base.kind(kind).version, found(kind)) for kind in RUNS}
+    return made | {"trainer": (training.VERSION, losses)}
 
 
 METHODS = {
@@ -105,6 +128,15 @@ def test_the_trainer_trains_as_its_version():
     compare("trainer", training.VERSION, losses)
 
 
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_kind_finds_what_its_version_found(kind):
+    """To 1 %, as a training magnifies a processor's rounding; later code may measure more."""
+    name, version = f"kind {kind}", base.kind(kind).version
+    known = json.loads(GOLDEN.read_text()).get(name, {}).get(str(version), {})
+    result = {metric: value for metric, value in found(kind).items() if metric in known}
+    compare(name, version, pytest.approx(result, rel=0.01))
+
+
 # --- and what becomes of a row of an earlier one --------------------------------------------------
 
 
@@ -115,7 +147,7 @@ def line(method="snip"):
 
 def test_a_row_says_by_which_versions_it_was_made_and_its_key_does_not():
     row = line()
-    assert row["provenance"]["made_by"] == {"trainer": 1, "method snip": 1}
+    assert row["provenance"]["made_by"] == {"trainer": 1, "kind prune": 1, "method snip": 1}
     assert "made_by" not in row["run"] and row["key"] == base.read(row).key()
 
 
@@ -130,7 +162,9 @@ def test_rows_of_an_earlier_version_are_told_everywhere_and_not_done_again(monke
     assert versions.told([old, new]) == words and versions.older(line()) == []
     assert sources.ledger(tmp_path, [old, new]).line.endswith(words)
     monkeypatch.setattr(versions, "VERSION", 3)
-    assert versions.older(new) == ["trainer 1, now 3"] and len(versions.older(old)) == 2
+    monkeypatch.setattr(base.kind("prune"), "version", 4)
+    assert versions.older(new) == ["trainer 1, now 3", "kind prune 1, now 4"]
+    assert len(versions.older(old)) == 3
 
 
 def test_no_recorded_row_is_of_an_earlier_version():
