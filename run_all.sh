@@ -54,6 +54,7 @@ pip_install() {
 
 install() { # STAMP
     local version
+    [ -w . ] || fail 1 "$here can not be written to, so nothing is installed there; activate an environment with requirements.txt in it and set PYTHONPATH to this folder"
     version=$(version_of .venv/bin/python) || version=0.0
     if [ "$(cat "$stamp" 2>/dev/null)" = unfinished ] || ! suitable "$version" || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then
         echo "Creating .venv with $base ..."

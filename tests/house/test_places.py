@@ -4,7 +4,6 @@ works or says one sentence.
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -18,18 +17,9 @@ import panning_core
 from panning_core.errors import UserError
 from panning_core.experiments import profiles, provenance, studies
 from panning_core.reporting import notebooks
-from tests.checkout import PARAMETERS, SHOWN, Checkout, state
+from tests.checkout import PARAMETERS, SHOWN, Checkout, powerless, state
 
 ODD = 'it\'s "ünï" #1 100% x'
-
-
-def powerless() -> list[str]:
-    """What stands before a command so that modes count for it: root may write everywhere."""
-    if os.geteuid():
-        return []
-    if not (setpriv := shutil.which("setpriv")):
-        pytest.skip("root can not put its power down here")
-    return [setpriv, "--bounding-set=-all", "--inh-caps=-all"]
 
 
 def freeze(folder: Path, may: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from panning_core import ROOT
+from tests.checkout import powerless
 
 PYTHONS = ["python3", "python3.14", "python3.13", "python3.12", "python3.11"]
 
@@ -54,7 +55,7 @@ class Checkout:
             (self.bin / name).write_text(FAKE_PYTHON)
             (self.bin / name).chmod(0o755)
 
-    def run(self, *arguments, **environment):
+    def run(self, *arguments, before=(), **environment):
         """In a process group of its own, as a terminal gives it, so that a test may stop all of
         it.
         """
@@ -74,7 +75,7 @@ class Checkout:
         }
         self.calls_file.write_text("")
         return subprocess.run(
-            ["bash", self.root / "run_all.sh", *arguments],
+            [*before, "bash", self.root / "run_all.sh", *arguments],
             env=inherited | fake | environment,
             cwd=self.bin,
             start_new_session=True,
@@ -196,6 +197,15 @@ def test_a_python_without_venv_is_named_and_leaves_nothing(checkout):
     done = checkout.run(FAKE_VENV="false")
     assert done.returncode == 1 and "python3-venv" in done.stderr
     assert not checkout.installed and not (checkout.root / ".venv").exists()
+
+
+def test_a_checkout_that_can_not_be_written_to_is_one_sentence(checkout):
+    before = powerless()
+    checkout.root.chmod(0o555)
+    done = checkout.run(before=before)
+    checkout.root.chmod(0o755)
+    assert done.returncode == 1 and not checkout.installed
+    assert len(done.stderr.splitlines()) == 1 and "activate an environment" in done.stderr
 
 
 def test_a_second_start_installs_nothing(checkout):

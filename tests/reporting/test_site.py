@@ -1055,6 +1055,7 @@ def test_a_run_has_its_curves_its_line_and_the_code_that_repeats_it(visit):
     tab = visit("01_tiny.runs.html")
     key = LINES[1]["key"][:8]
     tab.get_by_role("link", name=key).click()
+    tab.locator("#curves path").first.wait_for(state="attached")
     assert tab.locator("#curves path").count() == 2
     assert tab.locator("#curves path").first.bounding_box()["width"] > 100
     captions = tab.locator("#curves figcaption").all_inner_texts()
