@@ -198,8 +198,9 @@ def test_a_profile_from_ledger_to_report_with_one_study_failing_first(tmp_path):
         "site: results/tiny/html/index.html",
     ]
 
-    front = (results / "README.md").read_text()
-    assert "[00 fails](00_fails/README.md) · [01 works](01_works/README.md) ✔ 1" in front
+    listed = (results / "studies.md").read_text()
+    assert "| [00 fails](00_fails/README.md) | A study that fails |  |" in listed
+    assert "| [01 works](01_works/README.md) | A study that works | ✔ 1 |" in listed
     assert "# Here it comes" in (results / "00_fails" / "README.md").read_text()
     text = (results / "01_works" / "README.md").read_text()
     assert "\n# A study that works" in text and "![Accuracy of two seeds.](accuracy.png)" in text
