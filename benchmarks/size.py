@@ -184,10 +184,16 @@ def slopes(frame: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(fitted: pd.DataFrame) -> str:
     """What grows faster than the network, and what takes many copies of it."""
-    worse = fitted[fitted[["slope_of_seconds", "slope_of_memory"]].max(axis=1) > LINEAR]
+    steepest = fitted[["slope_of_seconds", "slope_of_memory"]].max(axis=1)
+    worse = [
+        f"{operation} ({slope:.2f})"
+        for operation, slope in zip(fitted.operation, steepest)
+        if slope > LINEAR
+    ]
     many = fitted[fitted.copies > COPIES]
     named = [f"{row.operation} ({row.copies:.1f})" for row in many.itertuples()]
     return (
-        f"Worse than linear (a slope above {LINEAR}): {', '.join(worse.operation) or 'nothing'}."
+        f"Steeper than {LINEAR}, where 1 is linear in the weights, 2 quadratic, and leaving the"
+        f" caches costs some: {', '.join(worse) or 'nothing'}."
         f" More than {COPIES} copies of the weights: {', '.join(named) or 'nothing'}."
     )

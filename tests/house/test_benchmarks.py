@@ -269,7 +269,8 @@ def test_slopes_are_those_of_powers_and_the_verdict_names_what_is_worse():
     assert fitted.slope_of_memory.tolist() == pytest.approx([1, 1, 1])
     assert fitted.copies.tolist() == [4.0, 5.5, 8.0]
     assert size.verdict(fitted.reset_index()) == (
-        "Worse than linear (a slope above 1.15): squared. "
+        "Steeper than 1.15, where 1 is linear in the weights, 2 quadratic, and leaving the caches "
+        "costs some: squared (2.00). "
         "More than 6 copies of the weights: many (8.0)."
     )
 
