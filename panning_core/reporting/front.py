@@ -28,15 +28,15 @@ PANNING = (
 )
 #: question -> study and what the claim says on which the answer hangs
 ELSE = {
-    "Does the masked product beat five methods, with the authors' input?": (
+    "Does the masked product beat five methods at 99 and 99.9 %, with the authors' input?": (
         "02_metric_ablations",
         r"masked product\) is better than five methods.*authors input",
     ),
-    "Are 0.15 % of the weights enough, with gates under a budget?": (
+    "Are 0.15 % of the weights enough, with gates under a budget, which is ours?": (
         "06_gumbel_softmax",
         "^High accuracy with 0.15 %.*budget",
     ),
-    "Does it lose against sparse training, at equal weights and compute?": (
+    "Is sparse training better than pruning before it, at equal weights and compute?": (
         "09_dynamic_sparsity",
         "^At equal weights and equal FLOPs of training",
     ),
@@ -100,10 +100,10 @@ def where(
         return "**Where, and by how much?** Too few seeds to say."
     rest = count - sum(map(len, [*won.values(), *lost.values()]))
     return (
-        "**Where, and by how much?** Surely better than all three at once, in points against the "
+        "**Where, and by how much?** Surely better than each of the three, in points against the "
         f"nearest: {_listed(won)}. "
-        f"Surely worse than one: {_listed(lost)}. In the other {rest} of {count} cases it beats "
-        "some of them at most ([each of them](../sparsities.md))."
+        f"Surely worse than one: {_listed(lost)}. In the other {rest} of {count} cases, a form at "
+        "a sparsity, neither is sure ([each of them](../sparsities.md))."
     )
 
 
@@ -173,6 +173,6 @@ def cifar(profile: str, verdicts: pd.DataFrame) -> str:
         for (model, epochs), part in runs.groupby(["model", "epochs"])
     ]
     return (
-        f"{begin}Nothing yet about who is better. Trained was {', '.join(done)}; a verdict needs "
+        f"{begin}Nothing yet about who is better. We trained {', '.join(done)}; a verdict needs "
         f"{EPOCHS} epochs and {statistics.LEAST} seeds, the paper has 160 epochs. {there}"
     )
