@@ -243,8 +243,8 @@ def train(
             a hook that returns no mask, or a checkpoint of another training.
     """
     how = How(optimiser, loss, update)
+    prepared = prepare(model, mask, splits, recipe, engine, how)
     with threads.fitting(model, recipe.batch_size):
-        prepared = prepare(model, mask, splits, recipe, engine, how)
         if checkpoint is None:
             (log,) = fit(prepared.trainer, splits, observe)
         else:

@@ -79,7 +79,7 @@ def test_fine_results_verify_and_every_change_is_named(made, tmp_path, monkeypat
     assert verify.verify("tiny", 1, seed=7) == 0
     told = capsys.readouterr().out
     assert (
-        "7 of 7 files are the same" in told
+        "8 of 8 files are the same" in told
         and told.count("equal to the bit") == 1
         and told.endswith("tiny: verified\n")
     )
@@ -118,7 +118,7 @@ def test_fine_results_verify_and_every_change_is_named(made, tmp_path, monkeypat
         True,
     ]
     assert (
-        told[3].endswith("4 of 7 files are the same when made again from the ledgers")
+        told[3].endswith("5 of 8 files are the same when made again from the ledgers")
         and told[-1] == "tiny: NOT verified"
     )
 
