@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 from torch import nn
 
-from panning_core import data, models
+from panning_core import data
 from panning_core.inspection import threads
 
 from .timing import interleave, ratio
@@ -65,10 +65,8 @@ def speed(quick: bool) -> pd.DataFrame:
     """One row for each network and state of the machine, in the order of the work; ``ratio``: how
     many times faster one thread is than a thread a core."""
     rows = []
-    for name, network in NETWORKS.items() if not quick else ():
-        model, cores = build(name), os.cpu_count() or 1
-        uses = models.uses(model)
-        work = sum(uses[layer] * w.numel() for layer, w in models.prunable(model).items())
+    for name in NETWORKS if not quick else ():
+        work, cores = threads.multiply_adds(build(name)), os.cpu_count() or 1
         for others in (0, cores):
             with busy(others):
                 times = gradient_times(name)

@@ -132,23 +132,25 @@ def in_rounds(
     first = next(stream)
     metrics.check(model, masks.ones(model), first)
     with threads.fitting(model, len(first[1])):
-        return _in_rounds(model, scorer, density, chain([first], stream), how, guard)
+        return _in_rounds(model, scorer, density, first, stream, how, guard)
 
 
 def _in_rounds(
     model: nn.Module,
     scorer: Scorer,
     density: float,
-    stream: Iterator[Batch],
+    first: Batch,
+    rest: Iterator[Batch],
     how: Rounds,
     guard: Guard | None,
 ) -> tuple[Mask, list[dict]]:
+    """``in_rounds``, whose ``first`` batch has been checked."""
     asked_for = pick("schedule", how.schedule, SCHEDULES)
     keep = pick("scope", how.scope, masks.SCOPES)
     keep = partial(keep, least=how.least) if how.least else keep
     mask, paths = masks.ones(model), Paths(model)
     kept = masks.places(masks.flatten(mask))
-    batch: Batch | None = None
+    batch, stream = first, chain([first], rest)
     trace: list[dict] = []
 
     for t in range(1, how.count + 1):

@@ -35,12 +35,12 @@ def fitting(model: nn.Module, images: int) -> AbstractContextManager[None]:
     """Inside, PyTorch takes one thread if a pass of ``model`` over so many images is small work,
     else as many as before."""
     on_gpu = any(weight.is_cuda for weight in prunable(model).values())
-    if on_gpu or torch.get_num_threads() == 1 or images * _multiply_adds(model) >= LARGE:
+    if on_gpu or torch.get_num_threads() == 1 or images * multiply_adds(model) >= LARGE:
         return nullcontext()
     return one()
 
 
-def _multiply_adds(model: nn.Module) -> int:
+def multiply_adds(model: nn.Module) -> int:
     """Of one image; of a network that can not say what it reads, as if it used each weight once."""
     try:
         times = uses(model)
