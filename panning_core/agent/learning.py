@@ -37,7 +37,7 @@ HELD_OUT = 10_000  #: seed of the networks it is evaluated on
 @dataclass(frozen=True)
 class Training:
     """Everything that decides what an agent learns, as plain values; defaults are the published
-    settings.
+    settings, but for the input.
 
     Attributes:
         networks: ``"MODEL/DATA SET"`` of each network that an episode may prune.
@@ -55,6 +55,7 @@ class Training:
         noise: deviation of the exploration; ``target_noise``, clipped at ``noise_clip``, that of
             the smoothed target; ``delay`` critic updates a policy update.
         random_steps: of uniform actions before learning begins.
+        normalisation: of the input, one of ``data.NORMALISATIONS``; published is ``"authors"``.
     """
 
     networks: tuple[str, ...]
@@ -77,6 +78,7 @@ class Training:
     noise_clip: float = 0.5
     delay: int = 2
     random_steps: int = 2_000
+    normalisation: str = "standardised"
 
     def __post_init__(self):
         self._settle_names()
@@ -106,6 +108,7 @@ class Training:
                     f"of the models {', '.join(models.MODELS)} and the data sets "
                     f"{', '.join(data.names())}"
                 )
+            data.check_normalisation(dataset, self.normalisation)
         if self.init not in list(models.INITS):
             raise unknown("initialisation", self.init, models.INITS)
         departures = _several(self.departures)
@@ -155,7 +158,7 @@ class Training:
         fixed = seed is not None or not self.redraw
         # All that are drawn from, because data.load remembers two.
         loaded = {
-            network: data.load(network.partition("/")[2])
+            network: data.load(network.partition("/")[2], self.normalisation)
             for network in self.networks[: 1 if fixed else None]
         }
 

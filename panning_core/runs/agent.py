@@ -31,8 +31,12 @@ class Agent(learning.Training, base.Run):
 
     @classmethod
     def prepare(cls, runs: Sequence[Agent]) -> None:
-        for dataset in {network.partition("/")[2] for run in runs for network in run.networks}:
-            data.load(dataset)
+        for dataset, normalisation in {
+            (network.partition("/")[2], run.normalisation)
+            for run in runs
+            for network in run.networks
+        }:
+            data.load(dataset, normalisation)
 
     def files(self, folder: Path) -> list[Path]:
         return [folder / "policies" / f"{self.name()}.npz"]
