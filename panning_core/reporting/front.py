@@ -41,6 +41,8 @@ ELSE = {
         "^At equal weights and equal FLOPs of training",
     ),
 }
+#: the columns of a case of ``where``
+CASE = ["", "form", "network", "sparsity", "points", "nearest", "accuracy of both"]
 SAYS = {"no worse": "does not hold", "undecided": "is undecided"}
 ANSWERS = {
     "holds": "Yes",
@@ -77,39 +79,47 @@ def does_it_win(claims: pd.DataFrame) -> str:
 
 def where(
     panels: Mapping[str, pd.DataFrame], subjects: Sequence[str], rivals: Sequence[str] = AVAILABLE
-) -> str:
-    """On which networks and at which sparsities a form of Panning beats all rivals at once, where
-    it is surely worse than one of them, and by how much.
+) -> tuple[str, pd.DataFrame]:
+    """On which networks and at which sparsities a form of Panning surely beats all rivals, and
+    where it is surely worse than one of them: a sentence, and a row for each such case, with the
+    rival that is least favourable.
 
     Args:
         panels: runs of one network and input each, by the name of both.
     """
-    won, lost, count, few = {}, {}, 0, 0
+    rows, count, few = [], 0, 0
     for name, runs in panels.items():
         for subject in subjects:
             cells = statistics.compare(runs, subject, rivals)
             for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
                 worst, count = statistics.decisive(part), count + 1
                 few += worst.outcome == "few"
-                told = f"{percent(sparsity)} ({100 * worst.difference:+.2f})"
-                if (part.outcome == "better").all():
-                    won.setdefault(f"{method_name(subject)}, {name}", []).append(told)
-                elif worst.outcome == "worse":
-                    lost.setdefault(f"{method_name(subject)}, {name}", []).append(told)
+                better = (part.outcome == "better").all()
+                if better or worst.outcome == "worse":
+                    word = "✔ better than all" if better else "✘ worse than one"
+                    rows.append({"": word, "network": name} | _case(runs, worst))
+    told = "**Where, and by how much?** "
     if few == count:
-        return "**Where, and by how much?** Too few seeds to say."
-    rest = count - sum(map(len, [*won.values(), *lost.values()]))
+        return f"{told}Too few seeds to say.", pd.DataFrame()
+    found = pd.DataFrame(rows, columns=CASE).sort_values(["", "points"], ascending=[True, False])
+    wins = (found[""].str[0] == "✔").sum()
     return (
-        "**Where, and by how much?** Surely better than each of the three, in points against the "
-        f"nearest: {_listed(won)}. "
-        f"Surely worse than one: {_listed(lost)}. In the other {rest} of {count} cases, a form at "
-        "a sparsity, neither is sure ([each of them](../sparsities.md))."
-    )
+        f"{told}Of {count} cases, a form at a sparsity on a network, it is surely better than each "
+        f"of the three in {wins} and surely worse than one in {len(found) - wins}; in the other "
+        f"{count - len(found)} neither is sure ([each of them](../sparsities.md))."
+    ), found.assign(points=found.points.map("{:+.2f}".format))
 
 
-def _listed(places: Mapping[str, Sequence[str]]) -> str:
-    told = [f"{place}, at {' and '.join(sparsities)}" for place, sparsities in places.items()]
-    return "; ".join(told) or "nowhere"
+def _case(runs: pd.DataFrame, cell: pd.Series) -> dict:
+    """A cell of ``statistics.compare``: the pair, the difference, and both accuracies."""
+    means = runs[runs.sparsity == cell.sparsity].groupby("method").test_accuracy.mean()
+    return {
+        "form": method_name(cell.subject),
+        "sparsity": percent(cell.sparsity),
+        "points": 100 * cell.difference,
+        "nearest": f"{method_name(cell.rival)}, n = {cell.n}",
+        "accuracy of both": f"{100 * means[cell.subject]:.2f}, {100 * means[cell.rival]:.2f}",
+    }
 
 
 def what_else(verdicts: pd.DataFrame) -> str:

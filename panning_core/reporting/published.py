@@ -41,6 +41,11 @@ class Claim:
 
 
 PANNING, GATES, PROSPR = "Kang et al. 2022", "Zhang, Tao & Zhang 2023", "Alizadeh et al. 2022"
+PAPERS = (
+    ("P", "Panning", PANNING, "2209.13378"),
+    ("G", "Gumbel-Softmax gates", GATES, "2311.12526"),
+    ("R", "ProsPr", PROSPR, "2202.08132"),
+)
 SWEEP, ABLATIONS, AGENT = "03_sparsity_sweep", "02_metric_ablations", "04_panning_agent"
 SPEED, RIVALS, TRANSFER = (
     "07_training_acceleration", "05_prospr", "01_expressive_force_transfer"
@@ -151,6 +156,14 @@ PUBLISHED = (
 )  # fmt: skip
 
 
+def papers() -> str:
+    """``"P: [Panning](address), Kang et al. 2022; ..."``: what the letters of the claims mean."""
+    return "; ".join(
+        f"{letter}: [{name}](https://arxiv.org/abs/{arxiv}), {paper}"
+        for letter, name, paper, arxiv in PAPERS
+    )
+
+
 def parts(claim: Claim, verdicts: pd.DataFrame) -> pd.DataFrame:
     """The verdicts that are parts of ``claim``, the one that decides first; ``where`` says where
     each was tested, as far as its pattern tells.
@@ -165,8 +178,8 @@ def parts(claim: Claim, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def table(verdicts: pd.DataFrame) -> pd.DataFrame:
     """One row a published claim: ``id, paper, claim, word, verdict, interval, n, where, place,
-    number`` (the interval without its p, and where it was measured) and ``measured`` (the estimate
-    alone); the verdict and its number are those of the part that decides.
+    measured`` (the interval without its p) and ``number`` (that, and on which network); the verdict
+    and its number are those of the part that decides.
 
     Args:
         verdicts: of all studies, with the ``study`` of each and the ``place`` where it is shown.
@@ -180,15 +193,15 @@ def table(verdicts: pd.DataFrame) -> pd.DataFrame:
             row |= found.iloc[0][["interval", "n", "where", "place"]].to_dict()
             row["word"] = found.iloc[0].verdict
         mark = VERDICTS.get(row["word"], VERDICTS["not judged"])
-        row |= {"verdict": f"{mark} {row['word']}", "measured": estimate(row["interval"])}
-        row["number"] = short(row["interval"]) + f"; {row['where']}" * bool(row["where"])
+        row |= {"verdict": f"{mark} {row['word']}", "measured": short(row["interval"])}
+        row["number"] = row["measured"] + f"; {row['where']}" * bool(row["where"])
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def short(interval: str) -> str:
-    """An estimate without its p, which the parts have."""
-    return re.sub(r", p = \S+$", "", interval)
+    """An estimate without its p or the remark on n, which the parts have."""
+    return re.sub(r", (p = \S+|n = \d+ has no interval)$", "", interval)
 
 
 def estimate(interval: str) -> str:

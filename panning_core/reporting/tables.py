@@ -145,15 +145,15 @@ UNITS = {
 
 
 def told(cell: pd.Series, unit: str = "points") -> str:
-    """A cell of ``statistics.compare`` in words."""
+    """A cell of ``statistics.compare`` in words; of too few seeds without an interval."""
     place = f" at {percent(cell['sparsity'])}" if "sparsity" in cell else ""
     if "task" in cell:
         place = f" ({cell['task']})"
-    p = f", p = {cell['p_holm']:.2g}"
-    return (
-        UNITS[unit](cell["difference"], cell["low"], cell["high"])
-        + f" against {method_name(cell['rival'])}{place}{p}"
-    )
+    number = UNITS[unit](cell["difference"], cell["low"], cell["high"])
+    sure = f"p = {cell['p_holm']:.2g}"
+    if cell["outcome"] == "few":
+        number, sure = number.partition(" [")[0], f"n = {cell['n']} has no interval"
+    return f"{number} against {method_name(cell['rival'])}{place}, {sure}"
 
 
 def points(shares: pd.Series, digits: int = 2) -> str:

@@ -271,6 +271,8 @@ def test_many_cells_are_counted_and_the_least_favourable_are_told():
     assert text.count("against") == 2 and text.count("at 99.9 %") == 2
     few = statistics.compare(accuracies(lead, seeds=3), "panning", ["snip"])
     assert "too few seeds in 4" in tables.tally(few, most=0)
+    told = tables.told(few.iloc[0])
+    assert "[" not in told and told.endswith(", n = 3 has no interval")
 
 
 def test_a_difference_of_log_errors_is_told_as_a_ratio():
