@@ -152,7 +152,11 @@ CAPTIONS = {
         "How fast the sparse engine's step could be at 98 % (SNIP). `skeleton`: ours with so few"
         " weights that only the units are left; it is the price of images, pooling, normalisation"
         " and the loss.\n`weights_at_least`: the loads of the other weights' multiply-adds at the"
-        " speed of the nearest cache. `at_most`: times plain PyTorch with the two together."
+        " speed of the nearest cache. `at_most`: times plain PyTorch with the two together.\n"
+        "What else could be done, as times plain PyTorch at most, its own costs not counted:"
+        " `those_dense`: layers that are faster dense are dense; `half_the_rest`: the skeleton"
+        " takes half the time, as if activations of 16 bits halved all of it;"
+        " `images_for_nothing`: several networks share each batch, and none pays for it."
     ),
     "threads": (
         "Milliseconds of a gradient over a batch, on one thread and on a thread a core, alone and"

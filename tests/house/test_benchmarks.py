@@ -449,3 +449,17 @@ def test_a_skeleton_leaves_each_unit_one_input_and_one_output():
         for dim in (0, 1):
             others = [d for d in range(kept.dim()) if d != dim]
             assert torch.equal(thin[name].sum(others) > 0, kept.sum(others) > 0)
+
+
+def test_a_step_is_told_by_its_layers_in_the_engine_and_dense():
+    model, split = models.build("lenet5", (1, 28, 28), 10, seed=0), train.noise((1, 28, 28), 64)
+    mask = pruning.prune(model, "snip", 0.05, (split.x, split.y))[0]
+    recipe = replace(training.RECIPES["mnist"], batch_size=32)
+    small = train.ours(model, masks.effective(model, mask), recipe)
+    before = [p.detach().clone() for p in small.model.parameters()]
+    layers = {"conv1", "conv2", "fc1", "fc2"}
+    dense = roofline.dense_seconds(small.model, split.x[:32])
+    assert dense.keys() == layers and min(dense.values()) > 0
+    assert all(torch.equal(*pair) for pair in zip(before, small.model.parameters()))
+    inside = roofline.engine_seconds(small, split, recipe)
+    assert inside.keys() == layers | {roofline.IMAGES} and min(inside.values()) > 0
