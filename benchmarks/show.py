@@ -141,7 +141,9 @@ CAPTIONS = {
     "agent": (
         "Milliseconds a step of the agent's environment. `ratio`: a whole episode of ours against"
         " the straightforward implementation, of which `rounds_measured` rounds were run and"
-        " scaled; the pool of batches is drawn before the clock starts."
+        " scaled; the pool of batches is drawn before the clock starts.\n`look`: at the"
+        " sub-network, with its gradient over all weights; `at_least`: its multiply-adds at the"
+        " speed of a matrix product; `at_most`: the ratio if it took no more."
     ),
     "fixes": "Departures from the authors' environment, and what difference each makes.",
     "grid": (
