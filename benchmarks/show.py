@@ -14,7 +14,7 @@ from panning_core.experiments import studies
 from panning_core.inspection import threads
 from panning_core.reporting import figures, image, names
 
-from . import size
+from . import roofline, size
 from .train import NETWORKS, crossover
 
 
@@ -151,7 +151,8 @@ CAPTIONS = {
         " runs."
     ),
     "limits": (
-        "How fast the sparse engine's step could be at 98 % (SNIP). `skeleton`: ours with so few"
+        "How fast the sparse engine's step could be at 98 % (SNIP), the fastest of"
+        f" {roofline.ROUNDS} rounds. `skeleton`: ours with so few"
         " weights that only the units are left; it is the price of images, pooling, normalisation"
         " and the loss.\n`weights_at_least`: the loads of the other weights' multiply-adds at the"
         " speed of the nearest cache. `at_most`: times plain PyTorch with the two together.\n"
