@@ -7,6 +7,8 @@ contract of import-linter in ``pyproject.toml``, and a test holds them.
 import os
 from pathlib import Path
 
+from .errors import UserError
+
 __version__ = "0.1.0"
 
 #: The checkout. Every path of a notebook, a ledger or a profile starts here, whatever the working
@@ -14,8 +16,23 @@ __version__ = "0.1.0"
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def named_folder(variable: str, default: str) -> Path:
+    """The folder that an environment variable names, or the default; relative to the checkout.
+
+    Raises:
+        UserError: it begins with ~, and nobody says where that is.
+    """
+    named = os.environ.get(variable) or default
+    try:
+        return ROOT / Path(named).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{variable} is {named}, and no home folder is known here; give the whole path"
+        ) from error
+
+
 def results() -> Path:
     """Where ledgers, tables and figures lie: ``$PANNING_RESULTS`` (relative to the checkout), or
     ``results/`` in it.
     """
-    return ROOT / Path(os.environ.get("PANNING_RESULTS") or "results").expanduser()
+    return named_folder("PANNING_RESULTS", "results")

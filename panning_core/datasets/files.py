@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 
-from .. import ROOT
+from .. import named_folder
 from ..errors import UserError
 
 # uint8 or float images [n, c, h, w] and labels [n]: train, test
@@ -25,7 +24,7 @@ FORMATS = (
 
 def folder() -> Path:
     """Where data sets lie: ``$PANNING_DATA`` (relative to the checkout), or ``data/`` in it."""
-    return (ROOT / Path(os.environ.get("PANNING_DATA") or "data").expanduser()).resolve()
+    return named_folder("PANNING_DATA", "data").resolve()
 
 
 def digits() -> Raw:

@@ -26,7 +26,6 @@ from panning_core.__main__ import command_line as obey
 from panning_core.__main__ import main
 from panning_core.agent import learning, policies
 from panning_core.analysis import networks
-from panning_core.datasets import files
 from panning_core.errors import UserError
 from panning_core.experiments import profiles, studies
 from panning_core.experiments.ledger import Ledger
@@ -1154,5 +1153,4 @@ def test_a_folder_may_be_named_from_home_and_an_empty_name_is_none(desk, name):
     desk.environment(name, "~/mine")
     assert found() == Path.home() / "mine"
     desk.environment(name, "mine")
-    root = files.ROOT if name == "PANNING_DATA" else panning_core.ROOT
-    assert found() == root / "mine"
+    assert found() == panning_core.ROOT / "mine"

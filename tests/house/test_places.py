@@ -14,6 +14,7 @@ import pytest
 from bs4 import BeautifulSoup
 
 import panning_core
+from panning_core import data
 from panning_core.errors import UserError
 from panning_core.experiments import profiles, provenance, studies
 from panning_core.reporting import notebooks
@@ -92,6 +93,7 @@ SECOND = """
 import sys
 from pathlib import Path
 from panning_core import storage
+from panning_core import data
 from panning_core.errors import UserError
 from panning_core.experiments.ledger import Ledger
 folder = Path(sys.argv[1])
@@ -144,3 +146,14 @@ def test_an_archive_has_no_commit_though_git_is_above_it_or_nowhere(tmp_path, mo
     monkeypatch.setattr(provenance, "ROOT", tmp_path / "inside")
     found = provenance.provenance.__wrapped__("cpu")
     assert found["commit"] is None and found["dirty"] is None
+
+
+@pytest.mark.parametrize("variable", ["PANNING_RESULTS", "PANNING_DATA"])
+def test_a_home_that_nobody_knows_is_one_sentence(variable, monkeypatch):
+    def unknown(path):
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(panning_core.Path, "expanduser", unknown)
+    monkeypatch.setenv(variable, "~/x")
+    with pytest.raises(UserError, match=f"{variable} is ~/x, and no home folder is known here"):
+        {"PANNING_RESULTS": panning_core.results, "PANNING_DATA": data.folder}[variable]()
