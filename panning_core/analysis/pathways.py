@@ -14,9 +14,12 @@ from torch.func import functional_call
 
 from .. import compaction, masks
 from ..data import Split
+from ..inspection import threads
 from ..masks import Mask
 from ..models import input_shape, modes, prunable
 from ..paths import linearised, on_paths
+
+BATCH = 1000  #: images that a network answers to at a time
 
 
 @contextmanager
@@ -26,7 +29,8 @@ def _linear(model: nn.Module, weights: dict[str, Tensor], signed: bool = False) 
     """
     device = next(iter(weights.values())).device
     x = torch.ones((1, *input_shape(model)), dtype=torch.double, device=device)
-    with torch.enable_grad(), linearised(model, weights, paths=True, signed=signed):
+    linear = linearised(model, weights, paths=True, signed=signed)
+    with threads.fitting(model, 1), torch.enable_grad(), linear:
         yield x.requires_grad_()
 
 
@@ -92,20 +96,22 @@ def permutation_importance(
         def fit(self, x, y): ...
 
     found = np.zeros(len(reads))
-    found[reads] = permute(
-        Network(),
-        images[:, reads].numpy(),
-        split.y.numpy(),
-        scoring=score,
-        n_repeats=repeats,
-        random_state=seed,
-    ).importances_mean
+    with threads.fitting(small, len(images)):
+        found[reads] = permute(
+            Network(),
+            images[:, reads].numpy(),
+            split.y.numpy(),
+            scoring=score,
+            n_repeats=repeats,
+            random_state=seed,
+        ).importances_mean
     return found
 
 
 def pathway(model: nn.Module, mask: Mask, output: int) -> Mask:
     """The kept weights that lie on a path from an input to this output."""
-    return {name: mask[name] & p for name, p in on_paths(model, mask, output).items()}
+    with threads.fitting(model, 1):
+        return {name: mask[name] & p for name, p in on_paths(model, mask, output).items()}
 
 
 def without(model: nn.Module, mask: Mask, output: int, shared: bool = False) -> Mask:
@@ -130,6 +136,7 @@ def recalls(model: nn.Module, mask: Mask, split: Split) -> Tensor:
         **dict(model.named_parameters()),
         **{name: w * mask[name] for name, w in prunable(model).items()},
     }
-    with modes(model, training=False):
-        found = torch.cat([functional_call(model, state, x).argmax(1) for x in split.x.split(1000)])
+    with modes(model, training=False), threads.fitting(model, BATCH):
+        parts = split.x.split(BATCH)
+        found = torch.cat([functional_call(model, state, x).argmax(1) for x in parts])
     return torch.stack([(found[split.y == c] == c).double().mean() for c in range(split.classes)])

@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from panning_core import data, models, pruning, training
+from panning_core.analysis import pathways
 from panning_core.inspection import threads
 
 
@@ -71,3 +72,27 @@ def test_the_mask_of_small_work_has_the_bits_of_a_sweep(three):
     with threads.one():
         there, _ = pruning.prune(lenet(), "grasp", 0.1, batch)
     assert all(torch.equal(here[name], there[name]) for name in there)
+
+
+def test_what_a_network_shows_of_itself_takes_one(three, monkeypatch):
+    splits, model, seen = data.load("digits"), lenet(), []
+    batch = data.balanced_batch(splits.train, 1, torch.Generator())
+    mask, _ = pruning.prune(model, "magnitude", 0.1, batch)
+    forward = nn.Linear.forward
+
+    def watched(self, x):
+        seen.append(torch.get_num_threads())
+        return forward(self, x)
+
+    monkeypatch.setattr(nn.Linear, "forward", watched)
+    monkeypatch.setattr(threads, "multiply_adds", lambda model: 1)  # asks no network
+    for show in (
+        lambda: pathways.contributions(model, mask),
+        lambda: pathways.importance(model, mask),
+        lambda: pathways.permutation_importance(model, mask, splits.validation, 1, 0),
+        lambda: pathways.pathway(model, mask, 0),
+        lambda: pathways.recalls(model, mask, splits.validation),
+    ):
+        seen.clear()
+        show()
+        assert set(seen) == {1} and torch.get_num_threads() == 3
