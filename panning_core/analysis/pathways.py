@@ -96,6 +96,8 @@ def permutation_importance(
         def fit(self, x, y): ...
 
     found = np.zeros(len(reads))
+    if not reads.any():
+        return found
     with threads.fitting(small, len(images)):
         found[reads] = permute(
             Network(),

@@ -41,8 +41,6 @@ ELSE = {
         "^At equal weights and equal FLOPs of training",
     ),
 }
-#: the columns of a case of ``where``
-CASE = ["", "form", "network", "sparsity", "points", "nearest", "accuracy of both"]
 SAYS = {"no worse": "does not hold", "undecided": "is undecided"}
 ANSWERS = {
     "holds": "Yes",
@@ -79,47 +77,44 @@ def does_it_win(claims: pd.DataFrame) -> str:
 
 def where(
     panels: Mapping[str, pd.DataFrame], subjects: Sequence[str], rivals: Sequence[str] = AVAILABLE
-) -> tuple[str, pd.DataFrame]:
+) -> str:
     """On which networks and at which sparsities a form of Panning surely beats all rivals, and
-    where it is surely worse than one of them: a sentence, and a row for each such case, with the
-    rival that is least favourable.
+    where it is surely worse than one of them: a line for each, with the rival that is least
+    favourable.
 
     Args:
         panels: runs of one network and input each, by the name of both.
     """
-    rows, count, few = [], 0, 0
+    won, lost, count, few = [], [], 0, 0
     for name, runs in panels.items():
         for subject in subjects:
             cells = statistics.compare(runs, subject, rivals)
             for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
                 worst, count = statistics.decisive(part), count + 1
                 few += worst.outcome == "few"
-                better = (part.outcome == "better").all()
-                if better or worst.outcome == "worse":
-                    word = "✔ better than all" if better else "✘ worse than one"
-                    rows.append({"": word, "network": name} | _case(runs, worst))
+                if (part.outcome == "better").all():
+                    won.append(f"- ✔ {_case(runs, worst)}, {name}")
+                elif worst.outcome == "worse":
+                    lost.append(f"- ✘ {_case(runs, worst)}, {name}")
     told = "**Where, and by how much?** "
     if few == count:
-        return f"{told}Too few seeds to say.", pd.DataFrame()
-    found = pd.DataFrame(rows, columns=CASE).sort_values(["", "points"], ascending=[True, False])
-    wins = (found[""].str[0] == "✔").sum()
-    return (
-        f"{told}Of {count} cases, a form at a sparsity on a network, it is surely better than each "
-        f"of the three in {wins} and surely worse than one in {len(found) - wins}; in the other "
-        f"{count - len(found)} neither is sure ([each of them](../sparsities.md))."
-    ), found.assign(points=found.points.map("{:+.2f}".format))
+        return f"{told}Too few seeds to say."
+    told += (
+        f"Of {count} cases, a form on a network at a sparsity, it is surely better than each of "
+        f"the three in {len(won)} and surely worse than one in {len(lost)}; in the other "
+        f"{count - len(won) - len(lost)} neither is sure ([each of them](../sparsities.md))"
+    )
+    return told + (":\n\n" + "\n".join(won + lost) if won + lost else ".")
 
 
-def _case(runs: pd.DataFrame, cell: pd.Series) -> dict:
-    """A cell of ``statistics.compare``: the pair, the difference, and both accuracies."""
+def _case(runs: pd.DataFrame, cell: pd.Series) -> str:
+    """A cell of ``statistics.compare``, with both accuracies."""
     means = runs[runs.sparsity == cell.sparsity].groupby("method").test_accuracy.mean()
-    return {
-        "form": method_name(cell.subject),
-        "sparsity": percent(cell.sparsity),
-        "points": 100 * cell.difference,
-        "nearest": f"{method_name(cell.rival)}, n = {cell.n}",
-        "accuracy of both": f"{100 * means[cell.subject]:.2f}, {100 * means[cell.rival]:.2f}",
-    }
+    return (
+        f"{method_name(cell.subject)} at {percent(cell.sparsity)}: {100 * cell.difference:+.2f} "
+        f"points, {100 * means[cell.subject]:.2f} against {method_name(cell.rival)}'s "
+        f"{100 * means[cell.rival]:.2f} %"
+    )
 
 
 def what_else(verdicts: pd.DataFrame) -> str:

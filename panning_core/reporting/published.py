@@ -178,8 +178,8 @@ def parts(claim: Claim, verdicts: pd.DataFrame) -> pd.DataFrame:
 
 def table(verdicts: pd.DataFrame) -> pd.DataFrame:
     """One row a published claim: ``id, paper, claim, word, verdict, interval, n, where, place,
-    measured`` (the interval without its p) and ``number`` (that, and on which network); the verdict
-    and its number are those of the part that decides.
+    number`` (the interval without its p, and where it was measured) and ``measured`` (the estimate
+    alone); the verdict and its number are those of the part that decides.
 
     Args:
         verdicts: of all studies, with the ``study`` of each and the ``place`` where it is shown.
@@ -193,8 +193,8 @@ def table(verdicts: pd.DataFrame) -> pd.DataFrame:
             row |= found.iloc[0][["interval", "n", "where", "place"]].to_dict()
             row["word"] = found.iloc[0].verdict
         mark = VERDICTS.get(row["word"], VERDICTS["not judged"])
-        row |= {"verdict": f"{mark} {row['word']}", "measured": short(row["interval"])}
-        row["number"] = row["measured"] + f"; {row['where']}" * bool(row["where"])
+        row |= {"verdict": f"{mark} {row['word']}", "measured": estimate(row["interval"])}
+        row["number"] = short(row["interval"]) + f"; {row['where']}" * bool(row["where"])
         rows.append(row)
     return pd.DataFrame(rows)
 

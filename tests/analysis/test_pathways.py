@@ -350,3 +350,9 @@ def test_looking_leaves_no_trace_where_it_fails():
         with pytest.raises(UserError, match="through 2, a RNN, which calls rnn_tanh"):
             look(model, masks.ones(model))
     assert [set(vars(module)) for module in model.modules()] == before
+
+
+def test_a_network_that_reads_nothing_has_no_important_input():
+    splits, model = data.load("digits"), models.build("lenet300", (1, 8, 8), 10, seed=0)
+    nothing = {name: torch.zeros_like(m) for name, m in masks.ones(model).items()}
+    assert not pathways.permutation_importance(model, nothing, splits.validation, 1, 0).any()

@@ -77,7 +77,7 @@ def test_the_mask_of_small_work_has_the_bits_of_a_sweep(three):
 def test_what_a_network_shows_of_itself_takes_one(three, monkeypatch):
     splits, model, seen = data.load("digits"), lenet(), []
     batch = data.balanced_batch(splits.train, 1, torch.Generator())
-    mask, _ = pruning.prune(model, "magnitude", 0.1, batch)
+    mask, _ = pruning.prune(model, "synflow", 0.1, batch)
     forward = nn.Linear.forward
 
     def watched(self, x):
