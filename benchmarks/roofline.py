@@ -26,6 +26,7 @@ from .timing import interleave
 NEAREST = 2**12  #: floats that the nearest cache of every processor holds
 PASSES = 2_000  #: over them, one call
 ROUNDS = 9  #: of which the fastest counts: how fast it could be
+IMAGES = "images"  #: the name of the step that fetches them
 #: bytes that a multiply-add of the engine loads: one float32, the others stay in registers
 LOADED = 4
 REQUIRED = {"lenet300": 30, "lenet5": 10, "resnet20": 6, "vgg16": 6}  #: times plain PyTorch
@@ -66,9 +67,6 @@ def multiply_adds(small: train.Ours) -> int:
     """Of one image: forward, and the gradients of the weights and of what is between layers."""
     alive = masks.table(small.model, small.mask).flops_nonzero
     return int(3 * alive.sum() - alive.iloc[0]) // 2
-
-
-IMAGES = "images"  #: the name of the step that fetches them
 
 
 def engine_seconds(small: train.Ours, split: data.Split, recipe: training.Recipe) -> dict:
@@ -165,8 +163,9 @@ def _limit(name: str) -> dict:
         },
         ROUNDS,
     ).min()
-    images, x = recipe.batch_size, split.x[: recipe.batch_size]
-    inside, dense = engine_seconds(small, split, recipe), dense_seconds(small.model, x)
+    images = recipe.batch_size
+    inside = engine_seconds(small, split, recipe)
+    dense = dense_seconds(small.model, split.x[:images])
     gains = {layer: inside[layer] - took for layer, took in dense.items() if layer in inside}
     gains = {layer: gain for layer, gain in gains.items() if gain > 0}
     work = images * (multiply_adds(small) - multiply_adds(bare))

@@ -735,6 +735,7 @@ TINY = {
         ({"seed": 2**32}, "seed is 4294967296"),
         ({"networks": [5]}, "networks has 5"),
         ({"init": []}, "unknown initialisation"),
+        ({"normalisation": "theirs"}, "unknown normalisation 'theirs'"),
         ({"redraw": 1}, "redraw is 1; it must be a bool"),
         ({"departures": "yes"}, "unknown departure 'yes'"),
     ],
@@ -742,6 +743,18 @@ TINY = {
 def test_bad_settings_are_named(change, says):
     with pytest.raises(UserError, match=says):
         Training(**{**TINY, **change})
+
+
+def test_an_agent_sees_the_images_on_the_scale_that_was_asked_for():
+    """The authors' is not the default, and part of the key only where it is asked for."""
+    plain, authors = (
+        Training("lenet300/digits", normalisation=scale) for scale in data.NORMALISATIONS
+    )
+    assert "normalisation" not in plain.canonical()
+    assert authors.canonical() == {**plain.canonical(), "normalisation": "authors"}
+    for training in (plain, authors):
+        _, split = training.source()(None)
+        assert split is data.load("digits", training.normalisation).train
 
 
 def test_a_training_is_known_by_what_is_not_at_its_default():
