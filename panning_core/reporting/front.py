@@ -93,9 +93,9 @@ def where(
                 worst, count = statistics.decisive(part), count + 1
                 few += worst.outcome == "few"
                 if (part.outcome == "better").all():
-                    won.append(f"- ✔ {_case(runs, worst)}, {name}")
+                    won.append(f"- ✔ {_case(name, runs, worst)}")
                 elif worst.outcome == "worse":
-                    lost.append(f"- ✘ {_case(runs, worst)}, {name}")
+                    lost.append(f"- ✘ {_case(name, runs, worst)}")
     told = "**Where, and by how much?** "
     if few == count:
         return f"{told}Too few seeds to say."
@@ -107,13 +107,13 @@ def where(
     return told + (":\n\n" + "\n".join(won + lost) if won + lost else ".")
 
 
-def _case(runs: pd.DataFrame, cell: pd.Series) -> str:
+def _case(name: str, runs: pd.DataFrame, cell: pd.Series) -> str:
     """A cell of ``statistics.compare``, with both accuracies."""
     means = runs[runs.sparsity == cell.sparsity].groupby("method").test_accuracy.mean()
     return (
-        f"{method_name(cell.subject)} at {percent(cell.sparsity)}: {100 * cell.difference:+.2f} "
-        f"points, {100 * means[cell.subject]:.2f} against {method_name(cell.rival)}'s "
-        f"{100 * means[cell.rival]:.2f} %"
+        f"{method_name(cell.subject)}, {name}, at {percent(cell.sparsity)}: "
+        f"{100 * means[cell.subject]:.2f} against {method_name(cell.rival)}'s "
+        f"{100 * means[cell.rival]:.2f} % ({100 * cell.difference:+.2f})"
     )
 
 
