@@ -24,15 +24,17 @@ PANNING = (
     "**What is Panning?** A way to choose, before any training, which weights stay: each is scored "
     "by SNIP, GraSP and SynFlow, the three are mixed, the best are kept, and again, a hundred "
     "times; a removed weight may return. The shares of the mix, a *sum* or a *product*, come from "
-    "a table of stages or from a trained *agent*. The *masked product* is this study's own."
+    "a table of stages or from a trained *agent*. The *masked product*, of scores of the pruned "
+    "network, is ours."
 )
 #: question -> study and what the claim says on which the answer hangs
 ELSE = {
-    "Does the masked product beat five methods at 99 and 99.9 %, with the authors' input?": (
+    "After ten epochs, authors input, is the masked product better than five methods at 99 and "
+    "99.9 %?": (
         "02_metric_ablations",
         r"masked product\) is better than five methods.*authors input",
     ),
-    "Are 0.15 % of the weights enough, with gates under a budget, which is ours?": (
+    "Are 0.15 % of the weights enough for 95 %, with our gates under a budget?": (
         "06_gumbel_softmax",
         "^High accuracy with 0.15 %.*budget",
     ),
@@ -70,8 +72,8 @@ def does_it_win(claims: pd.DataFrame) -> str:
         return f"**Does it win?** That is {row.word} here."
     said = SAYS.get(row.word, row.word)
     return (
-        f"**Does it win?** {ANSWERS[row.word]}. As it was published, the sum by stages against "
-        f"SNIP, GraSP and SynFlow, the claim {said}: {row.number}, n = {row.n}."
+        f"**Does it win?** {ANSWERS[row.word]}. As it was published (staged, sum) against SNIP, "
+        f"GraSP and SynFlow, the claim {said}: {row.number}, n = {row.n}."
     )
 
 
@@ -100,8 +102,8 @@ def where(
     if few == count:
         return f"{told}Too few seeds to say."
     told += (
-        f"Of {count} cases, a form on a network at a sparsity, it is surely better than each of "
-        f"the three in {len(won)} and surely worse than one in {len(lost)}; in the other "
+        f"Of {count} cases, each a form, network, input and sparsity, it is surely better than "
+        f"each of the three in {len(won)} and surely worse than one in {len(lost)}; in the other "
         f"{count - len(won) - len(lost)} neither is sure ([each of them](../sparsities.md))"
     )
     return told + (":\n\n" + "\n".join(won + lost) if won + lost else ".")
@@ -123,7 +125,7 @@ def what_else(verdicts: pd.DataFrame) -> str:
     for question, (study, pattern) in ELSE.items():
         here = verdicts[(verdicts.study == study) & verdicts.claim.str.contains(pattern)]
         for row in here.head(1).itertuples():
-            number = published.estimate(row.interval)
+            number = published.short(row.interval).partition("; ")[0]
             told.append(f"{question} {VERDICTS[row.verdict]} {row.verdict}: {number}, n = {row.n}.")
     return f"**What else was found?** {' '.join(told)}" if told else ""
 

@@ -133,7 +133,7 @@ def _errors_upwards(panel: plt.Axes, least: float, most: float) -> None:
     panel.yaxis.set_major_locator(FixedLocator([t for t in TICKS if least <= t <= most]))
     panel.yaxis.set_major_formatter("{x:g}×")
     panel.yaxis.set_minor_locator(NullLocator())
-    panel.set_ylabel("errors, times those of the best\navailable method; up is better")
+    panel.set_ylabel("errors, times those of the best of\nSNIP, GraSP, SynFlow; up is better")
 
 
 def _verdicts(panel: plt.Axes, at: list[float], cells: pd.DataFrame) -> None:

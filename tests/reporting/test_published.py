@@ -149,7 +149,7 @@ def test_a_cell_has_the_verdict_the_difference_and_the_rank():
     [
         (
             "fails",
-            "No. As it was published, the sum by stages against SNIP, GraSP and SynFlow, the "
+            "No. As it was published (staged, sum) against SNIP, GraSP and SynFlow, the "
             "claim fails: +1 point, n = 5.",
         ),
         ("holds", "Yes. As"),
