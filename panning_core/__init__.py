@@ -17,22 +17,15 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def named_folder(variable: str, default: str) -> Path:
-    """The folder that an environment variable names, or the default; relative to the checkout.
-
-    Raises:
-        UserError: it begins with ~, and nobody says where that is.
-    """
-    named = os.environ.get(variable) or default
+    """The folder that an environment variable names, or the default; relative to the checkout. A
+    ``UserError`` where it begins with ~ and nobody says where that is."""
     try:
-        return ROOT / Path(named).expanduser()
+        return ROOT / Path(os.environ.get(variable) or default).expanduser()
     except RuntimeError as error:
-        raise UserError(
-            f"{variable} is {named}, and no home folder is known here; give the whole path"
-        ) from error
+        told = f"{variable} begins with ~, and no home folder is known here; give the whole path"
+        raise UserError(told) from error
 
 
 def results() -> Path:
-    """Where ledgers, tables and figures lie: ``$PANNING_RESULTS`` (relative to the checkout), or
-    ``results/`` in it.
-    """
+    """Where ledgers, tables and figures lie: ``$PANNING_RESULTS``, or ``results/``."""
     return named_folder("PANNING_RESULTS", "results")

@@ -222,10 +222,7 @@ def synflow_of(model: nn.Module) -> Callable[[Mask, Batch], tuple[Tensor, float]
     """
     theta = flatten(prunable(model)).double()
     # |theta * M| and M of the mask before
-    masked, last = (
-        torch.zeros_like(theta),
-        torch.zeros_like(theta, dtype=torch.bool),
-    )
+    masked, last = torch.zeros_like(theta), torch.zeros_like(theta, dtype=torch.bool)
     layers = unflatten(theta, prunable(model))
     weights = {name: w.requires_grad_() for name, w in unflatten(masked, layers).items()}
 

@@ -155,5 +155,7 @@ def test_a_home_that_nobody_knows_is_one_sentence(variable, monkeypatch):
 
     monkeypatch.setattr(panning_core.Path, "expanduser", unknown)
     monkeypatch.setenv(variable, "~/x")
-    with pytest.raises(UserError, match=f"{variable} is ~/x, and no home folder is known here"):
+    with pytest.raises(
+        UserError, match=f"{variable} begins with ~, and no home folder is known here"
+    ):
         {"PANNING_RESULTS": panning_core.results, "PANNING_DATA": data.folder}[variable]()
