@@ -90,7 +90,7 @@ class Ours(NamedTuple):
 
 def ours(model: nn.Module, mask: Mask, recipe: training.Recipe) -> Ours:
     small = compaction.compact(model, mask, fold=False)
-    return Ours(small.model, small.mask, training.choose_engine(small.model, small.mask, recipe))
+    return Ours(small.model, small.mask, training.engines.choose(small.model, small.mask).engine)
 
 
 def build(name: str) -> nn.Module:

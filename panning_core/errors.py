@@ -80,7 +80,7 @@ def brief(text: object, most: int = LONGEST) -> str:
 
 def first_line(error: BaseException) -> str:
     """The first line of what ``error`` says."""
-    return str(error).partition("\n")[0]
+    return str(error).strip().partition("\n")[0]
 
 
 def told(error: BaseException) -> str:

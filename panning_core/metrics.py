@@ -27,7 +27,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import graph, masks
-from .errors import UserError
+from .errors import UserError, first_line
 from .inspection import layouts, noise, twice
 from .inspection.batches import check_batch
 from .inspection.faithful import one_tensor
@@ -69,7 +69,7 @@ def _checked(score: Callable) -> Callable:
             if isinstance(error, RuntimeError | ValueError) and not isinstance(error, UserError):
                 raise UserError(
                     f"{score.__name__} can not be computed on this {type(model).__name__} and "
-                    f"batch: {str(error).partition(chr(10))[0]}"
+                    f"batch: {first_line(error)}"
                 ) from error
             raise
 

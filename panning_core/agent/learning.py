@@ -25,7 +25,7 @@ from ..agent import observations
 from ..agent.observations import MIXED, Look
 from ..agent.policies import Actor
 from ..data import Split
-from ..errors import UserError, pick, unknown
+from ..errors import UserError, first_line, pick, unknown
 from ..inspection import threads
 from .environment import PanningEnv, Source, episode
 
@@ -364,7 +364,7 @@ def _restore(learner, path: Path) -> dict:
         learner._n_updates, told = int(state["updates"]), json.loads(state["told"])
     except Exception as error:  # torch, zipfile and json raise many kinds for a damaged file
         raise UserError(
-            f"{path} is not a checkpoint of this training ({str(error).partition(chr(10))[0]}); "
+            f"{path} is not a checkpoint of this training ({first_line(error)}); "
             "delete it and the training begins again"
         ) from error
     return told

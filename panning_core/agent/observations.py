@@ -185,7 +185,7 @@ def resampled(
     replacement, always the same ones, and of what is known.
 
     As many of each class as before: batches that are not balanced differ several times as much, and
-        an agent has learned in the other unit.
+    an agent has learned in the other unit.
     """
     generator, (x, y) = torch.Generator().manual_seed(0), batch
     classes = [(y == label).nonzero().flatten() for label in y.unique()]

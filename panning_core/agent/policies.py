@@ -62,7 +62,7 @@ class Actor:
 
     @property
     def departures(self) -> tuple[str, ...]:
-        """Of the environment that it was trained in, keys of ``panning.DEPARTURES``."""
+        """Of the environment that it was trained in, keys of ``observations.DEPARTURES``."""
         return tuple(self.card["training"].get("departures", FIRST))
 
     def known(self, model: nn.Module) -> list[Look]:

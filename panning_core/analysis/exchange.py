@@ -27,7 +27,7 @@ from torch.nn.utils import prune
 
 from .. import compaction, masks, storage
 from ..datasets import archives
-from ..errors import UserError, shown
+from ..errors import UserError, first_line, shown
 from ..masks import Mask
 from ..models import input_shape, modes, prunable
 
@@ -262,6 +262,5 @@ def save_onnx(model: nn.Module, mask: Mask, path: str | Path, compact: bool = Fa
         ) from error
     except Exception as error:  # the exporter raises many kinds
         raise UserError(
-            f"ONNX has no words for this {type(model).__name__}: "
-            f"{str(error).strip().partition(chr(10))[0]}"
+            f"ONNX has no words for this {type(model).__name__}: {first_line(error)}"
         ) from error

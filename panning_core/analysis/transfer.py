@@ -4,11 +4,12 @@ Panning's idea (Kang et al. 2022, section 3) is that pruning hands the expressiv
 removed weights to the kept ones. Here a weight's force under a metric is its mass on the
 sub-network, |theta_i d/dtheta_i|. From a mask M to a mask M'::
 
-    lost      mass, before, of the weights that go                       (M without M') stayed
-    mass, before, of the weights that stay                     (M and M') gained    mass, after
-    minus before, of the weights that stay         (M and M') returned  mass, after, of the weights
-    that come back                 (M' without M) transfer  gained / lost: 1 if the kept weights
-    took over everything, 0 if they did not change, below 0 if they faded too
+    lost      mass, before, of the weights that go                (M without M')
+    stayed    mass, before, of the weights that stay              (M and M')
+    gained    mass, after minus before, of the weights that stay  (M and M')
+    returned  mass, after, of the weights that come back          (M' without M)
+    transfer  gained / lost: 1 if the kept weights took over everything, 0 if
+              they did not change, below 0 if they faded too
 
 so that mass before = lost + stayed, and mass after = stayed + gained + returned. The transfer of a
 whole pruning compares the dense network with the final mask: what went and came back in between has

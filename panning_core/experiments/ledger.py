@@ -23,7 +23,7 @@ class Ledger:
     ``"error"`` instead of metrics where it failed. A line without kind is a pruning run.
 
     Two processes may append to one ledger: each line is written under a lock, whole, and flushed to
-        the disk.
+    the disk.
     """
 
     def __init__(self, path: Path):

@@ -180,10 +180,11 @@ def runs(study: str, profile_name: str, device: str | None = None) -> list[base.
     """All runs of a study in a profile, or those that such a device is to do: on CUDA its entry
     ``cuda``, where it has one, else its grid."""
     found = section(study, profile_name)
-    grids = {name: found[name] for name in ("grid", "cuda") if name in found}
-    if device is not None and len(grids) == 2:
-        del grids["grid" if device.startswith("cuda") else "cuda"]
-    return list({run.key(): run for grid in grids.values() for run in expand(grid)}.values())
+    names = ["grid", "cuda"]
+    if device is not None:
+        names = ["cuda" if device.startswith("cuda") and "cuda" in found else "grid"]
+    both = [run for name in names for run in expand(found.get(name, []))]
+    return list({run.key(): run for run in both}.values())
 
 
 def entry_names(study: str, profile_name: str) -> dict[str, str]:

@@ -125,13 +125,14 @@ def _work(
     runs: list[base.Run], device: str, ledger: Ledger | None = None, limit: float = 0
 ) -> list[dict]:
     """The ledger lines of runs that are done together. An error is a line too: it must not stop the
-    other runs. None for a run with files that another sweep has done meanwhile.
+    other runs. Empty for a run with files that another sweep has done meanwhile.
 
     Args:
         limit: seconds after which a run is an error; 0 is none.
     """
     # Two workers with one thread each beat one worker with two.
     torch.set_num_threads(1)
+    device = device if runs[0].on_cuda else "cpu"
     places = runs[0].files(ledger.path.parent) if ledger else []
     if not places:
         return _lines(runs, base.Context(device, ledger and ledger.path.parent), limit)
@@ -140,9 +141,9 @@ def _work(
         if not _is_lacking(run, ledger):
             return []
         (line,) = _lines(runs, base.Context(device, ledger.path.parent), limit)
-        # While the lock is held, so that a sweep that waits for it finds the line.
-        ledger.append(line)
         if "metrics" in line:
+            # While the lock is held, so that a sweep that waits for it finds the line.
+            ledger.append(line)
             run.clean(ledger.path.parent)
     return [line]
 

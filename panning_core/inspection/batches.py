@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ..errors import UserError
+from ..errors import UserError, first_line
 from ..graph import modes, remember
 
 
@@ -58,7 +58,7 @@ def _answer(model: nn.Module, x: Tensor) -> Tensor:
         raise UserError(
             f"the network ({next(model.parameters()).dtype} on"
             f" {next(model.parameters()).device}{wanted}) can not read images"
-            f" {list(x.shape[1:])} of {x.dtype} on {x.device}: {str(error).partition(chr(10))[0]}"
+            f" {list(x.shape[1:])} of {x.dtype} on {x.device}: {first_line(error)}"
         ) from error
     if not isinstance(out, Tensor) or out.dim() != 2 or len(out) != 1:
         found = str(list(out.shape)) if isinstance(out, Tensor) else f"a {type(out).__name__}"

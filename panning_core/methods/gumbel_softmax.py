@@ -76,6 +76,17 @@ def straight_through(level: Tensor, temperature: float) -> Tensor:
     return (level > 0).to(soft) + (soft - soft.detach())
 
 
+def _weights_for_gates(model: nn.Module) -> dict[str, nn.Parameter]:
+    if any(parametrize.is_parametrized(layer, "weight") for layer in model.modules()):
+        raise UserError("the network has gates already; remove them first")
+    weights = prunable(model)
+    if other := [name for name in weights if name.rpartition(".")[2] != "weight"]:
+        raise UserError(f"gates are put on tensors that are named weight, and not {other[0]}")
+    if shared := graph.shared(model):
+        raise UserError(f"gates need a weight of its own for every layer; {shared[0]} has two")
+    return weights
+
+
 class Gates:
     """The gates of a network, on every ``Conv2d`` and ``Linear`` of it; biases have none.
 
@@ -86,6 +97,9 @@ class Gates:
         generator: of all noise, on the CPU.
         initial: the logits' first values, by the name of the weight; None is 0, open half of the
             time.
+
+    Attributes:
+        plain: a copy of the network without gates, whose paths can be followed.
 
     Raises:
         UserError: an unknown structure, a temperature that is not above 0, or a network that has
@@ -103,17 +117,13 @@ class Gates:
         shape_of = pick("structure", structure, STRUCTURES)
         if not 0 < temperature < math.inf:
             raise UserError(f"temperature is {temperature}; it must be a number above 0")
-        if any(parametrize.is_parametrized(layer, "weight") for layer in model.modules()):
-            raise UserError("the network has gates already; remove them first")
-        weights = prunable(model)
-        if shared := graph.shared(model):
-            raise UserError(f"gates need a weight of its own for every layer; {shared[0]} has two")
+        weights = _weights_for_gates(model)
         self.model, self.structure, self.temperature = model, structure, temperature
         self.generator = generator or torch.Generator().manual_seed(0)
         self.shapes = {name: w.shape for name, w in weights.items()}
         self._layers = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
-        self._plain = copy.deepcopy(model)  # whose paths can be followed
-        graph.inherit(self._plain, model)
+        self.plain = copy.deepcopy(model)
+        graph.inherit(self.plain, model)
         self.gates: dict[str, Gate] = {}
         for name, layer in list(self._layers.items())[: -1 if structure == "outputs" else None]:
             logits = (
@@ -203,7 +213,7 @@ class Gates:
         opened = (
             bisect_right(range(self.count + 1), budget, key=lambda n: self._alive(order[n])) - 1
         )  # it grows with n
-        mask = masks.effective(self._plain, self._opened(order[opened]))
+        mask = masks.effective(self.plain, self._opened(order[opened]))
         if not masks.count(mask):
             raise UserError(
                 f"a budget of {budget} leaves no path through this network open; ask for more, or"
@@ -228,7 +238,7 @@ class Gates:
 
     def _alive(self, threshold: float) -> int:
         """How many gates have an effective weight behind them."""
-        live = masks.effective(self._plain, self._opened(threshold))
+        live = masks.effective(self.plain, self._opened(threshold))
         across = {
             name: [d for d, n in enumerate(gate.logits.shape) if n < live[name].shape[d]]
             for name, gate in self.gates.items()
@@ -384,8 +394,7 @@ def learn(
         The mask, and a row for each epoch: its mean ``loss`` and no ``events``.
 
     Raises:
-        UserError: numbers out of range, a budget that leaves no path, bad input of ``Gates``, or a
-            network that ``compaction`` cannot read.
+        UserError: numbers out of range, a budget that leaves no path, or bad input of ``Gates``.
     """
     _check_numbers(density, lr, gate_lr, forget, penalty)
     recipe = training.Recipe(epochs, batch_size, seed=seed)
@@ -439,13 +448,15 @@ def _fit_narrowing(
     rates: tuple[float, float, float],
 ) -> tuple[list[float], Gates, compaction.Compact | None]:
     """``fit_budget``. Gates on weights begin on the whole network; once ``WIDE`` times the budget
-    is open, what no open gate reads is removed and the others go on, many times faster.
+    is open, what no open gate reads is removed and the others go on, many times faster. A network
+    that ``compaction`` cannot read stays whole.
 
     Returns:
         The losses, the gates at the end, and the smaller network, if there was one.
     """
     wide, first = WIDE * budget, steps // FIRST
-    if gates.structure != "weights" or wide >= gates.count or not first:
+    narrows = gates.structure == "weights" and wide < gates.count and first
+    if not narrows or not _can_narrow(gates.plain):
         plan = falling(gates.count, budget, steps)
         return fit_budget(model, gates, batches, _LOSS, plan, *rates), gates, None
     plan = falling(gates.count, wide, first, (1.0, 0.5), 1.0)
@@ -462,6 +473,14 @@ def _fit_narrowing(
     plan = falling(min(wide, gates.count), budget, steps - first, (0.5, 0.0))
     losses += fit_budget(small.model, gates, batches, _LOSS, plan, *rates)
     return losses, gates, small
+
+
+def _can_narrow(model: nn.Module) -> bool:
+    try:
+        compaction.compact(model, masks.ones(model))
+    except UserError:
+        return False
+    return True
 
 
 def _between(opened: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 can not go stale.
 
 The authors' side is what their public code does, in our words. ``same`` and ``option`` are checked
-    by a test: there both sides read alike.
+by a test: there both sides read alike.
 """
 
 from __future__ import annotations

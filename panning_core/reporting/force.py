@@ -104,9 +104,10 @@ def prediction(
             marker = "x" if (part.error > edge).all() else "o"
             panel.scatter(part.transfer, error, color=colour, s=16, alpha=0.55, marker=marker)
             face = "white" if how.endswith("1 round") else colour
-            mean = (part.transfer.mean(), error.mean())
+            mean, beyond = (part.transfer.mean(), error.mean()), part.error.mean() > edge
             panel.scatter(*mean, s=90, edgecolors=colour, facecolors=face, zorder=3)
-            ends.append((short(how), *mean, colour))
+            name = f"{short(how)}, {part.error.mean():.0f} % ↑" if beyond else short(how)
+            ends.append((name, *mean, colour))
         panel.set(title=f"under {metric}\n{words}", xlabel="transfer (gained / lost)")
         figures.name_ends(panel, ends)
     axes[0].set_ylabel("test error (%); down is better")

@@ -109,9 +109,9 @@ def stamp(study: str, profile_name: str, section: dict) -> str:
         for path in sorted(results.glob("*/*.jsonl"))
         if path.parent.name == study or path.parent.name in text
     ]
-    inputs += sorted((ROOT / "results" / "benchmarks").glob("*.csv")) + sorted(
-        (ROOT / "results" / "published").glob("*.csv")
-    )
+    for folder in (results.parent / "benchmarks", ROOT / "results" / "benchmarks"):
+        inputs += sorted(folder.glob("*.csv")) + sorted(folder.glob("*.json"))
+    inputs += sorted((ROOT / "results" / "published").glob("*.csv"))
     if study == OVERVIEW:
         inputs += sorted(results.glob("*/verdicts.csv")) + sorted(results.glob("*/runs.jsonl"))
     for path in inputs:

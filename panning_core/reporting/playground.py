@@ -260,6 +260,8 @@ class Playground:
             path.parent.mkdir(parents=True, exist_ok=True)
             masks.save(self.pruned.mask, path)
             self.tell(f"saved; <code>masks.load({escape(repr(str(path)))})</code> reads it")
+        except UserError as error:
+            self.tell(escape(str(error)), "wrong")
         except OSError as error:
             words = f"{path} can not be written ({error.strerror}); set PANNING_RESULTS to a folder"
             self.tell(escape(f"{words} that can"), "wrong")

@@ -33,10 +33,10 @@ def render(notebooks: list[Path]) -> Path:
     target = notebooks[0].parent.parent / "README.md"
     pages = {}
     for path, found in cells.items():
-        folder, own = path.parent, [cell for cell in found if not _tags(cell, PAGE)]
+        folder, own = path.parent, [cell for cell in found if not tags(cell, PAGE)]
         pages[folder / "README.md"] = _verdicts_first(_page(own, folder), items(*own))
-        for name in dict.fromkeys(tag for cell in found for tag in _tags(cell, PAGE)):
-            there = [cell for cell in found if name in _tags(cell, PAGE)]
+        for name in dict.fromkeys(tag for cell in found for tag in tags(cell, PAGE)):
+            there = [cell for cell in found if name in tags(cell, PAGE)]
             place = target.parent / f"{name.removeprefix(PAGE)}.md"
             pages[place] = _page(there, folder, target.parent)
     pages[target.parent / f"{STUDIES}.md"] = _studies(cells)
@@ -46,7 +46,7 @@ def render(notebooks: list[Path]) -> Path:
     return target
 
 
-def _tags(cell: dict, start: str) -> list[str]:
+def tags(cell: dict, start: str) -> list[str]:
     """The tags of a cell that begin with ``start``."""
     return [tag for tag in cell.get("metadata", {}).get("tags", []) if tag.startswith(start)]
 
@@ -110,7 +110,7 @@ def _row(item: dict) -> str:
 
 def _front(cells: dict[Path, list[dict]], start: Path) -> list[str]:
     overview, *_ = cells
-    tagged = [cell for cell in cells[overview] if _tags(cell, FRONT)]
+    tagged = [cell for cell in cells[overview] if tags(cell, FRONT)]
     return _page(tagged, overview.parent, start)
 
 

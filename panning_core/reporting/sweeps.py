@@ -4,7 +4,7 @@ name at the end of its line.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -92,11 +92,21 @@ def ratio_table(runs: pd.DataFrame, cells: pd.DataFrame) -> pd.DataFrame:
     return np.exp(-found)
 
 
+def ordered(methods: Iterable[str]) -> list[str]:
+    """Each once, in the order of all figures; those without a record, as metrics of the user's own,
+    last.
+    """
+    given = dict.fromkeys(methods)
+    known = [method for method in names.METHODS if method in given]
+    return known + [method for method in given if method not in known]
+
+
 def beyond(runs: pd.DataFrame) -> list[str]:
     """The rivals that make more than ``WORST`` times the errors somewhere, and are not drawn."""
     rivals = [method for method in dict.fromkeys(runs.method) if not own([method])]
     table = ratio_table(runs, ratios(runs, rivals))
-    return [method for method in names.METHODS if (table > WORST).any(axis=1).get(method, False)]
+    far = (table > WORST).any(axis=1)
+    return ordered(far.index[far])
 
 
 def against_available(panel: plt.Axes, runs: pd.DataFrame, methods: Sequence[str]) -> None:
@@ -184,7 +194,7 @@ def front(panels: Mapping[str, pd.DataFrame]) -> plt.Figure:
     figure, axes = plt.subplots(1, len(panels), figsize=size, width_ratios=widths, squeeze=False)
     figure.subplots_adjust(0, 0, 1, 1, wspace=beside * len(panels) / drawn)
     for panel, (name, runs) in zip(axes[0], panels.items()):
-        methods = [method for method in names.METHODS if method in set(runs.method)]
+        methods = ordered(runs.method)
         against_available(panel, runs, methods)
         panel.set_title(name, fontweight="bold", fontsize=11)
         panel.set(xlabel="")

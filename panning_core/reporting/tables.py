@@ -93,7 +93,8 @@ def frame(lines: list[dict]) -> pd.DataFrame:
 
 def tidy(lines: list[dict]) -> pd.DataFrame:
     """One row a pruning run: its key, every field of the run, defaults filled in, every
-    single-valued metric, and its ``fate``."""
+    single-valued metric (``epochs`` are those that it trained), and its ``fate``.
+    """
     rows = []
     for line in lines:
         run = studies.Run(**line["run"])

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from .. import data
 from ..agent import learning, observations
+from ..errors import UserError
 from . import base
 
 
@@ -45,6 +46,10 @@ class Agent(learning.Training, base.Run):
         learning.checkpoint(self, folder / "policies").unlink(missing_ok=True)
 
     def execute(self, context: base.Context) -> dict:
+        if context.folder is None:
+            raise UserError(
+                "an agent leaves its policy beside a ledger; name it in the profile of a study"
+            )
         (policy,) = self.files(context.folder)
         policy.parent.mkdir(parents=True, exist_ok=True)
         every = 0.5 if sys.stderr.isatty() else 60

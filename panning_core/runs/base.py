@@ -92,6 +92,7 @@ class Run(ABC):
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1  #: of its results; a change of these takes the next number
+    on_cuda: ClassVar[bool] = False  #: whether it works on the device of its context, or on the CPU
     needs: ClassVar[tuple[str, ...]] = ()  #: packages without which no run of this kind can be done
 
     @abstractmethod

@@ -48,6 +48,7 @@ class DifferentiableSparsification(base.Run):
     """
 
     kind: ClassVar[str] = "differentiable-sparsification"
+    on_cuda: ClassVar[bool] = True
     seed: int = 0
     dataset: str = "digits"
     images: int | None = None

@@ -58,6 +58,7 @@ class Dynamic(base.Run):
     """
 
     kind: ClassVar[str] = "dynamic"
+    on_cuda: ClassVar[bool] = True
     seed: int = 0
     dataset: str = "digits"
     images: int | None = None

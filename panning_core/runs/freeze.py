@@ -56,6 +56,7 @@ class Freeze(base.Run):
     """
 
     kind: ClassVar[str] = "freeze"
+    on_cuda: ClassVar[bool] = True
     seed: int = 0
     dataset: str = "digits"
     images: int | None = None

@@ -56,6 +56,7 @@ class PartialMask(base.Run):
     """
 
     kind: ClassVar[str] = "partial-mask"
+    on_cuda: ClassVar[bool] = True
     seed: int = 0
     dataset: str = "digits"
     images: int | None = None

@@ -25,7 +25,7 @@ from .base import short
 #: fields that no learner has
 PRUNING = (
     *("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns"),
-    *("effective", "include", "exclude", "floor"),
+    *("effective", "include", "exclude", "floor", "scoring"),
 )
 
 CONTROLS = ("none", "shuffle", "reinitialise", "invert")
@@ -77,6 +77,7 @@ class Run(base.Run):
     """
 
     kind: ClassVar[str] = "prune"
+    on_cuda: ClassVar[bool] = True
 
     dataset: str
     model: str
@@ -113,6 +114,7 @@ class Run(base.Run):
         self._check_names()
         self._settle_policy_and_mix()
         self._check_values()
+        self.training_recipe()  # raises what these epochs make wrong
         options = self._pairs_of_options()
         self._settle_layers()
         self._set("options", tuple(self.record().settled(options).items()))
@@ -198,11 +200,16 @@ class Run(base.Run):
             raise UserError(
                 "a dense run has sparsity 0, nothing to transfer and no returns; name a method"
             )
+        if foreign := self._of_pruning():
+            raise UserError(f"a dense run is not pruned; leave out {foreign[0]}, or name a method")
+
+    def _of_pruning(self) -> list[str]:
+        """The fields in use that pruning before training alone has."""
+        found = [name for name in self.canonical() if name in PRUNING]
+        return found + ["control"] * (self.control in ("invert", "shuffle"))
 
     def _check_learner(self) -> None:
-        foreign = [name for name in self.canonical() if name in PRUNING]
-        foreign += ["control"] * (self.control in ("invert", "shuffle"))
-        if foreign:
+        if foreign := self._of_pruning():
             raise UserError(
                 f"{self.method} learns weights and mask together; "
                 f"{foreign[0]} {getattr(self, foreign[0])!r} belongs to pruning before training"
@@ -265,7 +272,9 @@ class Run(base.Run):
 
     @classmethod
     def axes(cls, entry: dict, named: dict[str, list[base.Run]]) -> dict:
-        """``method: all`` is every pruner, and the name of an entry of agents is their policies."""
+        """``method: all`` is every pruner, and the name of an entry of agents is their policies;
+        NAME/SEED are those of a seed.
+        """
         entry = dict(entry)
         if entry.get("method") == "all":
             entry["method"] = pruning.methods()
@@ -481,14 +490,15 @@ def _train(pruned: list[Pruned], splits: data.Splits) -> list[dict]:
 
 
 def _logs(pruned: list[Pruned], splits: data.Splits) -> list[pd.DataFrame]:
-    """The tables of their trainings: one after the other, with shared batches, or as a stack."""
+    """The tables of their trainings: with shared batches, or as a stack; with an engine of one's
+    choice alone.
+    """
     recipes = [each.run.training_recipe() for each in pruned]
     networks, live = [each.model for each in pruned], [each.live for each in pruned]
     if engine := pruned[0].run.engine:
-        return [
-            training.train(*each, splits, recipe, engine)
-            for *each, recipe in zip(networks, live, recipes)
-        ]
+        if len(pruned) > 1:  # halves would train again what is trained already
+            return []
+        return [training.train(*networks, *live, splits, *recipes, engine)]
     if splits.train.x.device.type == "cpu" and len(set(recipes)) == 1:
         return training.train_together(networks, live, splits, recipes[0])
     return stacked.train(networks, live, splits, recipes)
@@ -514,10 +524,10 @@ def tasks(runs: list[Run], device: str) -> list[list[Run]]:
             [],
         ).append(run)
     tasks = []
-    for (dataset, _, name, epochs, learns, *_), group in groups.items():
+    for (dataset, _, name, epochs, learns, engine, _), group in groups.items():
         most = (
             1
-            if epochs == 0 or learns
+            if epochs == 0 or learns or engine
             else STACK
             if device.startswith("cuda")
             else SHARE
@@ -529,13 +539,18 @@ def tasks(runs: list[Run], device: str) -> list[list[Run]]:
 
 
 def _policies(name: str, named: dict[str, list[base.Run]]) -> list[str]:
-    """The policies that a profile means by this name: those of an entry, or one that there is."""
-    if isinstance(name, str) and name in named:
-        return [run.name() for run in named[name]]
-    known = ["random", *policies.places()]
-    if name not in known:
-        raise unknown("policy", name, [*named, *known])
-    return [name]
+    """The policies that a profile means by this name: those of an entry, those of a seed of an
+    entry, or one that there is.
+    """
+    trained = {}
+    for entry, runs in named.items():
+        for agent in (run for run in runs if run.kind == "agent"):
+            for called in (entry, f"{entry}/{agent.seed}"):
+                trained.setdefault(called, []).append(agent.name())
+    meant = {one: [one] for one in ("random", *policies.places())} | trained
+    if not isinstance(name, str) or name not in meant:
+        raise unknown("policy", name, meant)
+    return meant[name]
 
 
 @cache

@@ -49,6 +49,7 @@ class Quantise(base.Run):
     """
 
     kind: ClassVar[str] = "quantise"
+    on_cuda: ClassVar[bool] = True
     seed: int = 0
     dataset: str = "digits"
     images: int | None = None

@@ -49,6 +49,7 @@ class StochasticGradient(base.Run):
     """
 
     kind: ClassVar[str] = "stochastic-gradient"
+    on_cuda: ClassVar[bool] = True
     seed: int = 0
     dataset: str = "digits"
     images: int | None = None

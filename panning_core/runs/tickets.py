@@ -88,6 +88,7 @@ class Tickets(base.Run):
     """
 
     kind: ClassVar[str] = "tickets"
+    on_cuda: ClassVar[bool] = True
     seed: int = 0
     dataset: str = "digits"
     images: int | None = None

@@ -14,7 +14,6 @@ from .engines import (
     Shared,
     Sparse,
     check,
-    choose_engine,
     live,
 )
 from .loop import Trainer, train, train_together
@@ -46,7 +45,6 @@ __all__ = [
     "VERSION",
     "accuracy",
     "check",
-    "choose_engine",
     "epochs",
     "fast_products",
     "live",

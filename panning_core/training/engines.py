@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from .. import compaction, masks, sparse
 from ..data import Split, Splits
-from ..errors import UserError, pick, shown
+from ..errors import UserError, first_line, pick, shown
 from ..inspection import faithful
 from ..inspection.batches import check_batch
 from ..masks import Mask
@@ -90,20 +90,24 @@ class How(NamedTuple):
                 f"update is {shown(self.update)}; it must be a function (step, model, mask) -> mask"
             )
 
-    def needs_dense(self, splits: Splits) -> str | None:
+    def needs_dense(self, splits: Splits, recipe: Recipe) -> str | None:
         """Why the sparse engine, which does one thing, can not do this; None if it can."""
         if self.update is not None:
             return "the mask may change while it trains"
         if self.optimiser != "sgd":
             return (
-                f"the optimiser is {_name(self.optimiser)}, and the sparse engine knows SGD alone"
+                f"the optimiser is {name_of(self.optimiser)}, and the sparse engine knows SGD alone"
             )
         if self.loss != "cross-entropy":
             return (
-                f"the loss is {_name(self.loss)}, and the sparse engine knows cross-entropy alone"
+                f"the loss is {name_of(self.loss)}, and the sparse engine knows cross-entropy alone"
             )
         if splits.train.y.is_floating_point():
             return "the labels are soft, and the sparse engine knows one label an image"
+        if (device := splits.train.x.device.type) != "cpu":
+            return f"the network is on {device}, and the sparse engine runs on the CPU"
+        if recipe.precision != "fp32":
+            return f"the precision is {recipe.precision}, and the sparse engine knows fp32 alone"
         return None
 
     def needs_whole(self) -> bool:
@@ -112,7 +116,8 @@ class How(NamedTuple):
         return self.update is not None or not isinstance(self.optimiser, str)
 
 
-def _name(option: object) -> str:
+def name_of(option: object) -> str:
+    """What an optimiser, a loss or a hook is called."""
     return option if isinstance(option, str) else getattr(option, "__name__", type(option).__name__)
 
 
@@ -129,13 +134,8 @@ class Choice(NamedTuple):
     slower: bool = False
 
 
-def choose(model: nn.Module, mask: Mask, recipe: Recipe) -> Choice:
+def choose(model: nn.Module, mask: Mask) -> Choice:
     """The sparse engine where it pays, else the dense one."""
-    device = next(model.parameters()).device.type
-    if device != "cpu":
-        return Choice("dense", f"the network is on {device}, and the sparse engine runs on the CPU")
-    if recipe.precision != "fp32":
-        return Choice("dense", f"the precision is {recipe.precision}")
     if reason := sparse.unsupported(model):
         return Choice("dense", reason, slower=masks.density(mask) < SPARSE_BELOW)
     share = live(model, mask)
@@ -145,11 +145,6 @@ def choose(model: nn.Module, mask: Mask, recipe: Recipe) -> Choice:
     return Choice(
         "dense", f"{share:.2%} of the multiply-adds are left, and of the sparse engine {pays}"
     )
-
-
-def choose_engine(model: nn.Module, mask: Mask, recipe: Recipe) -> str:
-    """``"sparse"`` where it pays, else ``"dense"``."""
-    return choose(model, mask, recipe).engine
 
 
 def _check_labels(model: nn.Module, images: Tensor, labels: Tensor) -> None:
@@ -191,7 +186,7 @@ def check(
     except UserError:
         raise
     except Exception as error:  # of many kinds
-        reason = str(error).partition("\n")[0]
+        reason = first_line(error)
         if alone:
             raise UserError(
                 f"{len(images)} images in batches of {batch_size} leave a batch of one image, "
@@ -229,15 +224,15 @@ def prepare(
     """
     how = how or How()
     _check_all(model, mask, splits, recipe, engine, how)
-    needs_dense = how.needs_dense(splits)
+    needs_dense = how.needs_dense(splits, recipe)
     if engine == "sparse" and needs_dense:
         raise _refused(needs_dense)
     flops = Cost(model).image(kept(mask))
-    if needs_dense and how.needs_whole():
+    if how.needs_whole():
         return Prepared(None, _dense(model, mask, recipe, how), needs_dense, flops)
     small = _compacted(model, mask)
     network, alive = (small.model, small.mask) if small else (model, mask)
-    chosen = _chosen(network, alive, recipe, engine, needs_dense)
+    chosen = _chosen(network, alive, engine, needs_dense)
     if chosen.slower:
         told = f"training on the dense engine, which is slower: {chosen.reason}"
         warnings.warn(told, stacklevel=3)
@@ -270,16 +265,14 @@ def _check_all(
     pick("engine", engine or "dense", ENGINES)
 
 
-def _chosen(
-    network: nn.Module, alive: Mask, recipe: Recipe, engine: str | None, needs_dense: str | None
-) -> Choice:
+def _chosen(network: nn.Module, alive: Mask, engine: str | None, needs_dense: str | None) -> Choice:
     """The engine that was asked for, if it can; else the dense one for the reason ``needs_dense``,
     or what ``choose`` says."""
     if engine == "sparse" and (reason := sparse.unsupported(network)):
         raise _refused(reason)
     if engine:
         return Choice(engine, "it was asked for")
-    return Choice("dense", needs_dense) if needs_dense else choose(network, alive, recipe)
+    return Choice("dense", needs_dense) if needs_dense else choose(network, alive)
 
 
 def _refused(reason: str) -> UserError:

@@ -22,7 +22,7 @@ from ..inspection import noise, threads
 from ..masks import Mask
 from . import losses
 from .checkpoint import Checkpoint, fingerprint
-from .engines import How, Prepared, Shared, Sparse, prepare
+from .engines import How, Prepared, Shared, Sparse, name_of, prepare
 from .losses import Loss
 from .moving import Moving, Update
 from .optimisers import Factory
@@ -262,7 +262,7 @@ def _checkpoint(
         raise UserError(f"checkpoint is {shown(path)}; it must be the path of a file")
     trainer, train = prepared.trainer, splits.train
     network = model.state_dict(), mask, prepared.small is None
-    options = [each if isinstance(each, str) else type(each).__name__ for each in how]
+    options = [name_of(each) for each in how]
     key = fingerprint(*network, train.x, train.y, trainer.recipe, trainer.name, *options)
     return Checkpoint(path, key, trainer)
 
@@ -299,9 +299,10 @@ def train_together(
     sharing = [t for t in trainers if isinstance(t, Sparse) and t.net.reads_pixels()]
     together = fit(Shared(sharing, recipe), splits) if sharing else []
     logs = dict(zip(map(id, sharing), together))
-    for trainer in trainers:
+    for model, trainer in zip(models, trainers):
         if id(trainer) not in logs:
-            (logs[id(trainer)],) = fit(trainer, splits)
+            with threads.fitting(model, recipe.batch_size):
+                (logs[id(trainer)],) = fit(trainer, splits)
     for model, each in zip(models, prepared):
         _finish(model, splits, each, logs[id(each.trainer)])
     return [logs[id(trainer)] for trainer in trainers]

@@ -323,6 +323,10 @@ def test_a_run_of_two_entries_is_done_once():
         ({"method": "snip", "sparsity": "90 %"}, "sparsity is '90 %'"),
         ({"method": "dense", "sparsity": 0.5}, "a dense run has sparsity 0, nothing to transfer"),
         ({"transfer": True}, "a dense run has sparsity 0, nothing to transfer"),
+        ({"rounds": 3}, "a dense run is not pruned; leave out rounds, or name a method"),
+        ({"control": "shuffle"}, "a dense run is not pruned; leave out control"),
+        ({"method": "gumbel-softmax", "scoring": 7}, "weights and mask together; scoring 7"),
+        ({"recipe": "mnist-warm-up", "epochs": 2}, "warm_up is 5 of 2 epochs"),
         ({"method": "panning", "mix": 3}, "mix is 3; it needs three coefficients of at least 0"),
         (
             {"method": "snip", "mix": [[1, 0, 0]]},
@@ -467,8 +471,7 @@ def test_a_result_has_every_metric_and_its_numbers_agree(digits):
     assert sum(kept for kept, _ in found["layers"].values()) == found["kept_weights"]
 
 
-def test_what_is_on_no_path_is_counted_as_in_the_table_of_the_mask(digits, monkeypatch):
-    monkeypatch.setattr(training, "choose_engine", lambda *_: "dense")
+def test_what_is_on_no_path_is_counted_as_in_the_table_of_the_mask(digits):
     run = dataclasses.replace(RUN, sparsity=0.98, epochs=1)
     found, model = studies.execute(run), prune.models.build("lenet300", digits.input_shape, 10, 0)
     layers = prune.masks.table(model, studies.find_mask(run, model, digits)[0])
@@ -634,6 +637,24 @@ def test_a_diverged_run_is_a_result_that_says_so(monkeypatch, tmp_path):
 
 
 # --- many runs at once ---
+
+
+def test_runs_with_an_engine_of_ones_choice_train_once_each(monkeypatch):
+    """The second can not be trained, and the first must not learn twice for that."""
+    runs = [dataclasses.replace(run, engine="dense") for run in TOGETHER[:2]]
+    assert [len(task) for task in prune.tasks(runs, "cuda")] == [1, 1]
+    train, begun = training.train, []
+
+    def once(model, *rest):
+        begun.append(model)
+        if len(begun) == 2:
+            raise UserError("no memory")
+        return train(model, *rest)
+
+    monkeypatch.setattr(training, "train", once)
+    with pytest.raises(UserError, match="no memory"):
+        studies.execute_together(runs, "cpu")
+    assert len(begun) == len({id(model) for model in begun}) == 2
 
 
 #: so few weights are gone that the dense engine trains them, alone too
@@ -943,6 +964,20 @@ def test_a_run_that_fails_is_recorded_stops_no_other_and_is_tried_again(checkout
     assert len(studies.sweep(STUDY, "tiny", jobs=1)) == 3 and not ledger.failures()
 
 
+def test_an_agent_is_named_by_its_entry_alone_or_with_its_seed():
+    run = {**TINY, "method": "panning-agent", "sparsity": 0.9}
+
+    def chosen(policy):
+        runs = studies.expand([AGENT, {"name": "tiny", **TINY}, {**run, "policy": policy}])
+        return [run.policy for run in runs if getattr(run, "policy", None)]
+
+    first, second = chosen("mine")
+    assert chosen("mine/0") == [first] and chosen(["mine/1", "random"]) == [second, "random"]
+    for wrong in ("mine/2", "tiny", "tiny/0", ["mine"], 0):
+        with pytest.raises(UserError, match="unknown policy"):
+            chosen([wrong])
+
+
 @pytest.mark.parametrize(
     "grid, message",
     [
@@ -988,6 +1023,11 @@ def test_a_bad_run_of_any_kind_is_named_before_any_is_done(checkout, grid, messa
         studies.sweep(STUDY, "tiny", jobs=1)
     assert message in str(error.value) and "\n" not in str(error.value)
     assert not (studies.folder(STUDY, "tiny") / "runs.jsonl").exists()
+
+
+def test_a_run_that_knows_no_gpu_is_recorded_where_it_was_done():
+    (line,) = studies._work([toy.Toy(steps=20)], "cuda")
+    assert line["metrics"] and line["provenance"]["device"] == "cpu"
 
 
 def test_a_kind_is_found_by_its_name_alone(monkeypatch):
@@ -1240,6 +1280,9 @@ def test_a_grid_for_cuda_is_left_to_it_and_its_lines_are_read_everywhere(
         "snip",
         "snip",
     ] and len(counted) == 4
+    del section[STUDY]["grid"]
+    checkout.profile(section)
+    assert not studies.runs(STUDY, "tiny", "cpu") and len(studies.runs(STUDY, "tiny", "cuda")) == 3
     section[STUDY]["cuda"] = [{**TINY, "metod": "snip"}]
     checkout.profile(section)
     with pytest.raises(UserError, match="unknown field of a run 'metod'"):

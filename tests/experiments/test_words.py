@@ -29,6 +29,11 @@ def test_what_is_no_field_and_value_is_refused(word, message):
         words.read(word)
 
 
+def test_an_agent_needs_a_study():
+    with pytest.raises(UserError, match="an agent leaves its policy beside a ledger; name it in"):
+        words.run(["kind=agent", "networks=lenet300/digits"])
+
+
 def test_a_profile_carries_its_changes_in_its_name():
     assert words.parted("quick") == ("quick", {})
     assert words.parted("quick,epochs=5,seed=[0,1]") == ("quick", {"epochs": 5, "seed": [0, 1]})

@@ -110,7 +110,7 @@ def test_every_package_is_pinned_once_and_belongs_to_the_base_or_to_one_extra():
     assert sorted(named) == sorted(pin.partition("==")[0] for pin in pins)
 
 
-FRONT = {"__main__.py", "commands.py", "studies.py", "workers.py"}  # ways in, nothing of a mask
+FRONT = {"__main__.py", "commands.py", "studies.py"}  # ways in, nothing of a mask
 
 
 def test_the_thin_core_is_thin():

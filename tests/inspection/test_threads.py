@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import data, models, pruning, training
+from panning_core import data, masks, models, pruning, training
 from panning_core.analysis import pathways
 from panning_core.inspection import threads
 
@@ -64,6 +64,18 @@ def test_pruning_and_training_choose_record_and_restore(three):
     assert [row["threads"] for row in trace] == [1, 1]
     assert log.attrs["threads"] == 1
     assert torch.get_num_threads() == 3
+
+
+def test_networks_that_train_together_take_the_threads_that_each_takes_alone(three, monkeypatch):
+    splits, model, seen = data.load("digits"), lenet(), []
+    step = training.Dense.step
+    monkeypatch.setattr(
+        training.Dense,
+        "step",
+        lambda *given: [seen.append(torch.get_num_threads()), step(*given)][1],
+    )
+    training.train_together([model], [masks.ones(model)], splits, training.Recipe(epochs=1))
+    assert set(seen) == {1} and torch.get_num_threads() == 3
 
 
 def test_the_mask_of_small_work_has_the_bits_of_a_sweep(three):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from panning_core import data, masks, models, training
+from panning_core import compaction, data, masks, models, training
 from panning_core.errors import UserError
 from panning_core.methods import gumbel_softmax
 from panning_core.methods.gumbel_softmax import Gates, falling, fit_budget, fit_penalty
@@ -809,6 +809,34 @@ def test_a_residual_network_is_learned_too(density):
         name
         for name, _ in models.build("resnet20", splits.input_shape, 3, seed=0).named_parameters()
     }
+
+
+class Own(nn.Module):
+    """A network that compaction cannot read."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(64, 60), nn.Linear(60, 10)
+
+    def forward(self, x):
+        return self.last(torch.tanh(self.first(x.flatten(1))))
+
+
+def test_a_network_that_compaction_cannot_read_is_learned_whole(digits):
+    model, budget = Own(), round(0.01 * 4440)
+    with pytest.raises(UserError, match="cannot read"):
+        compaction.compact(model, masks.ones(model))
+    mask, _ = gumbel_softmax.learn(model, digits, 0.01, seed=0, epochs=3)
+    assert 0 < masks.count(mask) <= budget and equal(masks.effective(model, mask), mask)
+
+
+def test_gates_are_put_on_weights_that_are_named_so_alone():
+    model = nn.Sequential(nn.Linear(4, 3), nn.LSTM(3, 2))
+    model.also_prunable = (nn.LSTM,)
+    names = [name for name, _ in model.named_parameters()]
+    with pytest.raises(UserError, match="named weight, and not 1.weight_ih_l0"):
+        gumbel_softmax.Gates(model)
+    assert [name for name, _ in model.named_parameters()] == names
 
 
 @pytest.mark.parametrize(

@@ -280,12 +280,15 @@ def test_a_notebook_that_was_stopped_or_robbed_runs_again_even_when_all_else_is_
     assert len(ran) == 4 and figure.exists()
 
 
-@pytest.mark.parametrize("change", ["notebook", "core", "ledger", "parameters"])
+@pytest.mark.parametrize("change", ["notebook", "core", "ledger", "benchmark", "parameters"])
 def test_a_stamp_is_of_everything_a_page_follows_from(checkout, change):
     checkout.core().notebook("01_a", PARAMETERS)
     ledger, section = checkout.ledger("01_a"), {"parameters": {"epochs": 1}}
     ledger.parent.mkdir(parents=True)
     ledger.write_text("a line")
+    benchmark = checkout.root / "results" / "benchmarks" / "machine.json"
+    benchmark.parent.mkdir(exist_ok=True)
+    benchmark.write_text("{}")
     before = notebooks.stamp("01_a", "tiny", section)
     assert notebooks.stamp("01_a", "tiny", dict(section)) == before
     if change == "parameters":
@@ -295,6 +298,7 @@ def test_a_stamp_is_of_everything_a_page_follows_from(checkout, change):
             "notebook": checkout.root / "notebooks" / "01_a.ipynb",
             "core": checkout.root / "panning_core" / "masks.py",
             "ledger": ledger,
+            "benchmark": benchmark,
         }[change]
         path.write_text(path.read_text() + "\n")
     assert notebooks.stamp("01_a", "tiny", section) != before

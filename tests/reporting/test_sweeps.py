@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from panning_core.analysis import statistics
-from panning_core.reporting import figures, sweeps, tables
+from panning_core.reporting import figures, names, sweeps, tables
 
 ERRORS = {  # at 0.9 and 0.99
     "snip": (0.02, 0.40),
@@ -57,6 +57,11 @@ def test_what_is_far_off_is_named_and_not_drawn(runs):
         "99 %\nn = 5\nSynFlow",
     ]
     plt.close(figure)
+
+
+def test_a_metric_of_the_users_own_is_drawn_last():
+    found = sweeps.ordered(["mine", "synflow", "mine", "panning", "snip"])
+    assert found == [m for m in names.METHODS if m in found] + ["mine"] and len(found) == 4
 
 
 def test_a_front_stands_side_by_side_and_one_with_fewer_sparsities_is_narrower(runs):

@@ -450,10 +450,13 @@ def test_the_sparse_engine_trains_where_it_applies_and_the_log_says_why(splits):
     assert "of the multiply-adds are left, and it pays below 80%" in reasons["few"]
     assert reasons["asked"] == "it was asked for"
     assert reasons["hook"] == "the mask may change while it trains"
-    assert reasons["bf16"] == "the precision is bf16"
+    assert reasons["bf16"] == "the precision is bf16, and the sparse engine knows fp32 alone"
     assert reasons["all"].startswith("100.00% of the multiply-adds are left")
     with pytest.raises(UserError, match="sparse engine can not train this network: the mask may"):
         training.train(build(), some_mask(dense), splits, RECIPE, "sparse", update=Watch())
+    rounded = dataclasses.replace(RECIPE, precision="bf16")
+    with pytest.raises(UserError, match="can not train this network: the precision is bf16"):
+        training.train(build(), some_mask(dense), splits, rounded, "sparse")
 
 
 @pytest.mark.parametrize(
@@ -557,6 +560,17 @@ def test_another_trainings_checkpoint_and_no_checkpoint_are_named(splits, tmp_pa
             model, some_mask(model, density), splits, recipe, checkpoint=path, observe=stop, **more
         )
 
+    def smooth(outputs, labels):
+        return nn.functional.cross_entropy(outputs, labels, label_smoothing=0.1)
+
+    def smoother(outputs, labels):
+        return nn.functional.cross_entropy(outputs, labels, label_smoothing=0.2)
+
+    with pytest.raises(Stop):
+        run(loss=smoother)
+    with pytest.raises(UserError, match="c is the checkpoint of another training"):
+        run(loss=smooth)
+    path.unlink()
     with pytest.raises(Stop):
         run()
     for change in (

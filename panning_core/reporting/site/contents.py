@@ -21,7 +21,6 @@ from .text import Renderer, code, markdown, number
 
 OVERVIEW = "00_overview"
 LINK = re.compile(r"\[([^][]+)\]\(([^()\s]+)\)")
-PAGE = "page:"  #: begins the tag of a cell of the overview that stands on a page of its own
 PHONE = 40  #: letters in a row that a phone shows side by side
 #: columns that no screen may cut
 FIRST = ("verdict", "answer")
@@ -85,8 +84,7 @@ class Contents:
 
     def aside(self, cell: dict) -> list[str]:
         """The pages of their own that a cell is on."""
-        tags = cell.get("metadata", {}).get("tags", [])
-        return [tag.removeprefix(PAGE) for tag in tags if tag.startswith(PAGE)]
+        return [tag.removeprefix(report.PAGE) for tag in report.tags(cell, report.PAGE)]
 
     def _pages(self, study: str) -> dict[str, list[dict]]:
         """File of a page -> the cells of a notebook that are on it."""
