@@ -34,6 +34,10 @@ ELSE = {
         "02_metric_ablations",
         r"masked product\) is better than five methods.*authors input",
     ),
+    "And with standardised input?": (
+        "02_metric_ablations",
+        r"masked product\) is better than five methods.*standardised input",
+    ),
     "Are 0.15 % of the weights enough for 95 %, with our gates under a budget?": (
         "06_gumbel_softmax",
         "^High accuracy with 0.15 %.*budget",
@@ -181,5 +185,5 @@ def cifar(profile: str, verdicts: pd.DataFrame) -> str:
     ]
     return (
         f"{begin}Nothing yet about who is better. We trained {', '.join(done)}; a verdict needs "
-        f"{EPOCHS} epochs and {statistics.LEAST} seeds, the paper has 160 epochs. {there}"
+        f"{EPOCHS} epochs and {statistics.LEAST} seeds, the authors' code has 180 epochs. {there}"
     )
