@@ -151,7 +151,7 @@ def _limit(name: str) -> dict:
     model = train.build(name)
     mask, _ = pruning.prune(model, method, 1 - sparsity, batch)
     mask = masks.effective(model, mask)
-    small = train.ours(model, mask, recipe)._replace(engine="sparse")
+    small = train.ours(model, mask)._replace(engine="sparse")
     bare = small._replace(mask=skeleton(small.mask))
     x = torch.rand(NEAREST).numpy()
     times = interleave(

@@ -72,7 +72,7 @@ def stepped(engine: str, model: nn.Module, split: Split) -> Callable[[], object]
 
     @cache
     def step() -> Callable[[], float]:
-        small = train.ours(model, mask, recipe)._replace(engine=engine)
+        small = train.ours(model, mask)._replace(engine=engine)
         return train.our_step(small, split, recipe)
 
     return lambda: step()()

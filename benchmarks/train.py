@@ -88,7 +88,7 @@ class Ours(NamedTuple):
     engine: str
 
 
-def ours(model: nn.Module, mask: Mask, recipe: training.Recipe) -> Ours:
+def ours(model: nn.Module, mask: Mask) -> Ours:
     small = compaction.compact(model, mask, fold=False)
     return Ours(small.model, small.mask, training.engines.choose(small.model, small.mask).engine)
 
@@ -171,7 +171,7 @@ def shared_step(
             1 - sparsity,
             data.balanced_batch(split, 10, torch.Generator().manual_seed(seed)),
         )
-        small = ours(model, masks.effective(model, mask), recipe)
+        small = ours(model, masks.effective(model, mask))
         if (
             small.engine != "sparse"
             or not (trainer := training.Sparse(small.model, small.mask, recipe)).net.reads_pixels()
@@ -227,7 +227,7 @@ def measure(
             row["engine"] = "none, no path is left"
             continue
         start = time.perf_counter()
-        small = ours(model, mask, recipe)
+        small = ours(model, mask)
         work[method, small.engine] = our_step(small, split, recipe)
         row |= {
             "engine": small.engine,
@@ -239,7 +239,7 @@ def measure(
         }:  # the one not chosen, for the crossover
             if engine == "dense" or sparse.unsupported(small.model) is None:
                 work[method, engine] = our_step(
-                    ours(model, mask, recipe)._replace(engine=engine), split, recipe
+                    ours(model, mask)._replace(engine=engine), split, recipe
                 )
 
     if (
@@ -320,7 +320,7 @@ def extra_memory(name: str, contender: str, path: Path) -> float:
         step = (
             plain_step(model, mask, split, recipe)
             if contender == "plain"
-            else our_step(ours(model, mask, recipe), split, recipe)
+            else our_step(ours(model, mask), split, recipe)
         )
         step(), step()
 

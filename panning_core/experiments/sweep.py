@@ -110,7 +110,8 @@ def _record(
     with closing(spread(work, drawn(), min(jobs, len(tasks)))) as finished:
         for task, lines in finished:
             if isinstance(lines, WorkerDied):
-                lines = [provenance.line(run, lines, 0.0, device) for run in task]
+                where = _device_of(task[0], device)
+                lines = [provenance.line(run, lines, 0.0, where) for run in task]
             ledger.append(*lines)
             progress(len(task))
             failed += [
@@ -132,7 +133,7 @@ def _work(
     """
     # Two workers with one thread each beat one worker with two.
     torch.set_num_threads(1)
-    device = device if runs[0].on_cuda else "cpu"
+    device = _device_of(runs[0], device)
     places = runs[0].files(ledger.path.parent) if ledger else []
     if not places:
         return _lines(runs, base.Context(device, ledger and ledger.path.parent), limit)
@@ -146,6 +147,10 @@ def _work(
             ledger.append(line)
             run.clean(ledger.path.parent)
     return [line]
+
+
+def _device_of(run: base.Run, device: str) -> str:
+    return device if run.on_cuda else "cpu"
 
 
 @contextmanager

@@ -73,7 +73,7 @@ class Context:
     """What is around a run and decides no result.
 
     Attributes:
-        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``; of a kind without ``on_cuda`` always the CPU.
         folder: of the study, for files that a run leaves beside the ledger.
     """
 

@@ -22,7 +22,7 @@ from ..training import stacked
 from . import base, recorders
 from .base import short
 
-#: fields that no learner has
+#: fields that no learner and no dense run has
 PRUNING = (
     *("rounds", "schedule", "scope", "revive", "per_class", "fixed_batch", "transfer", "returns"),
     *("effective", "include", "exclude", "floor", "scoring"),
@@ -507,7 +507,7 @@ def _logs(pruned: list[Pruned], splits: data.Splits) -> list[pd.DataFrame]:
 def tasks(runs: list[Run], device: str) -> list[list[Run]]:
     """What a worker does at a time, of one data set, network and recipe: on CUDA up to ``STACK``
     runs, on the CPU up to ``SHARE`` of the same seed where that pays, in networks that begin with a
-    ``Linear``; else one run."""
+    ``Linear``; else, or with an engine of its own, one run."""
     groups: dict[tuple, list[Run]] = {}
     for run in runs:
         recipe = run.training_recipe()

@@ -229,7 +229,7 @@ def train(
         update: changes the mask, by the rules of ``Update``.
         checkpoint: a file that is written after each epoch and removed at the end. If it is there,
             the training goes on from it, with the same bits as without interruption; ``model`` must
-            be as it was at the beginning.
+            be as it was at the beginning. Functions are told apart by their names alone.
 
     Returns:
         One row an epoch: epoch (from 1), loss (mean over the training images), validation_accuracy,
@@ -297,7 +297,10 @@ def train_together(
     ]
     trainers = [each.trainer for each in prepared]
     sharing = [t for t in trainers if isinstance(t, Sparse) and t.net.reads_pixels()]
-    together = fit(Shared(sharing, recipe), splits) if sharing else []
+    together = []
+    if sharing:
+        with threads.fitting(models[0], recipe.batch_size):
+            together = fit(Shared(sharing, recipe), splits)
     logs = dict(zip(map(id, sharing), together))
     for model, trainer in zip(models, trainers):
         if id(trainer) not in logs:

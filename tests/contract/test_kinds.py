@@ -1,6 +1,7 @@
 """What every kind of run keeps to, whatever it is about: one battery over ``runs.base.KINDS``."""
 
 import dataclasses
+import inspect
 import json
 
 import pytest
@@ -33,6 +34,12 @@ def runs():
 @pytest.mark.parametrize("kind", base.KINDS)
 def test_a_kind_is_used_by_a_study(runs, kind):
     assert runs[kind], f"no study has a run of the kind {kind}"
+
+
+@pytest.mark.parametrize("kind", base.KINDS)
+def test_a_kind_that_works_on_a_gpu_says_so(kind):
+    found = base.kind(kind)
+    assert ("context.device" in inspect.getsource(inspect.getmodule(found))) == found.on_cuda
 
 
 @pytest.mark.parametrize("kind", base.KINDS)

@@ -132,7 +132,7 @@ def test_plain_and_ours_train_the_same_weights(monkeypatch):
             (x, y) for x, y, _ in next(training.epochs(split, replace(recipe, batch_size=size)))
         ),
     )
-    ours = train.our_step(train.ours(model, mask, recipe), split, recipe)
+    ours = train.our_step(train.ours(model, mask), split, recipe)
     plain = train.plain_step(model, mask, split, recipe)
     losses = np.array([[plain(), ours()] for _ in range(4)])
     assert np.ptp(losses[:, 0]) > 1e-3, "it must have trained"
@@ -455,7 +455,7 @@ def test_a_step_is_told_by_its_layers_in_the_engine_and_dense():
     model, split = models.build("lenet5", (1, 28, 28), 10, seed=0), train.noise((1, 28, 28), 64)
     mask = pruning.prune(model, "snip", 0.05, (split.x, split.y))[0]
     recipe = replace(training.RECIPES["mnist"], batch_size=32)
-    small = train.ours(model, masks.effective(model, mask), recipe)
+    small = train.ours(model, masks.effective(model, mask))
     before = [p.detach().clone() for p in small.model.parameters()]
     layers = {"conv1", "conv2", "fc1", "fc2"}
     dense = roofline.dense_seconds(small.model, split.x[:32])

@@ -67,14 +67,20 @@ def test_pruning_and_training_choose_record_and_restore(three):
 
 
 def test_networks_that_train_together_take_the_threads_that_each_takes_alone(three, monkeypatch):
-    splits, model, seen = data.load("digits"), lenet(), []
-    step = training.Dense.step
-    monkeypatch.setattr(
-        training.Dense,
-        "step",
-        lambda *given: [seen.append(torch.get_num_threads()), step(*given)][1],
+    splits, seen = data.load("digits"), []
+    for trainer in (training.Dense, training.Shared):
+        step = trainer.step
+        monkeypatch.setattr(
+            trainer,
+            "step",
+            lambda *given, step=step: [seen.append(torch.get_num_threads()), step(*given)][1],
+        )
+    models = [lenet(), lenet()]
+    few = {name: torch.rand(m.shape) < 0.1 for name, m in masks.ones(models[1]).items()}
+    dense, sparse = training.train_together(
+        models, [masks.ones(models[0]), few], splits, training.Recipe(epochs=1)
     )
-    training.train_together([model], [masks.ones(model)], splits, training.Recipe(epochs=1))
+    assert [dense.attrs["engine"], sparse.attrs["engine"]] == ["dense", "sparse"]
     assert set(seen) == {1} and torch.get_num_threads() == 3
 
 
