@@ -34,10 +34,6 @@ ELSE = {
         "02_metric_ablations",
         r"masked product\) is better than five methods.*authors input",
     ),
-    "And with standardised input?": (
-        "02_metric_ablations",
-        r"masked product\) is better than five methods.*standardised input",
-    ),
     "Are 0.15 % of the weights enough for 95 %, with our gates under a budget?": (
         "06_gumbel_softmax",
         "^High accuracy with 0.15 %.*budget",
