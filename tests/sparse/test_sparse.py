@@ -140,13 +140,14 @@ def compare_normalised(model, mask, sizes, lr, classes=10, seeds=(0,)):
     assert min(distances) <= 1e-5
 
 
-def small(*layers, shape):
-    """The layers come with weights of no seed, and get some of one."""
-    model = nn.Sequential(*layers)
+@pytest.fixture(autouse=True)
+def seeded():
+    """Layers that a test hands to ``small`` exist before it is called."""
     torch.manual_seed(0)
-    for layer in layers:
-        if hasattr(layer, "reset_parameters"):
-            layer.reset_parameters()
+
+
+def small(*layers, shape):
+    model = nn.Sequential(*layers)
     model.input_shape = shape
     return model
 
@@ -270,8 +271,7 @@ def test_forks_that_meet_again(network):
     torch.manual_seed(0)
     model = network()
     for density in (1.0, 0.3):
-        sizes = [64] * 48 + [37, 5]
-    compare_normalised(model, random_mask(model, density), sizes, lr=0.01, seeds=range(4))
+        compare_normalised(model, random_mask(model, density), [64] * 48 + [37, 5], lr=0.01)
 
 
 class Drawn(nn.Module):
@@ -402,8 +402,7 @@ def test_batch_normalisation_agrees_with_autograd(density):
         nn.Linear(12, 10),
         shape=(3, 16, 16),
     )
-    sizes = [64] * 48 + [37, 5]
-    compare_normalised(model, random_mask(model, density), sizes, lr=0.01, seeds=range(4))
+    compare_normalised(model, random_mask(model, density), [64] * 48 + [37, 5], lr=0.01)
 
 
 @pytest.mark.parametrize("widths, blocks, size", [([8, 12], 2, 12), ([4, 6, 8, 10], 1, 32)])
