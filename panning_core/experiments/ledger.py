@@ -93,7 +93,7 @@ class Ledger:
                 finite.
         """
         try:
-            lines = [json.dumps(row, allow_nan=False) for row in rows]
+            lines = [json.dumps(row, allow_nan=False, separators=(",", ":")) for row in rows]
         except ValueError as error:
             raise UserError(
                 f"a line for {self.path} holds a number that is not finite ({error})"

@@ -99,7 +99,7 @@ def test_fine_results_verify_and_every_change_is_named(made, tmp_path, monkeypat
     replace(results / "tiny" / "01_works" / "verdicts.csv", "holds", "fails")
     assert verify.verify("tiny", 0) == 1
     capsys.readouterr()
-    replace(ledger, '"flops_dense": ', '"flops_dense": 1')  # which no table shows
+    replace(ledger, '"flops_dense":', '"flops_dense":1')  # which no table shows
     assert verify.verify("tiny") == 1
     told = capsys.readouterr().out.splitlines()
     named = [line for line in told if line.startswith("  ")]
