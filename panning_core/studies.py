@@ -1,4 +1,3 @@
 """The laboratory in one name; what it is made of stands in ``experiments``."""
 
 from .experiments.studies import *  # noqa: F403
-from .experiments.studies import _work  # noqa: F401

@@ -65,7 +65,7 @@ POISON = 3  #: the seed that kills its worker while the fault is on
 PATIENCE = 1800  #: seconds; a busy machine may take minutes to start two workers
 #: profile -> its grid
 SUBJECTS = {"prune": GRID, "toys": TOYS, "agents": AGENTS}
-ORIGINAL = sweep._work
+ORIGINAL = sweep.perform
 
 
 # --- in the processes that sweep ------------------------------------------------------------------
@@ -100,7 +100,7 @@ def settle(root: str | Path) -> None:
     ):
         if name in sys.modules:
             sys.modules[name].ROOT = Path(root)
-    sweep._work = counted
+    sweep.perform = counted
 
 
 class Full(io.FileIO):

@@ -29,7 +29,7 @@ from ..runs.prune import (
 from .ledger import Ledger
 from .profiles import entry_names, expand, folder, profile, runs, section
 from .provenance import provenance
-from .sweep import _work, check_machine, sweep
+from .sweep import check_machine, perform, sweep
 
 __all__ = [
     "CONTROLS",
@@ -38,7 +38,6 @@ __all__ = [
     "STACK",
     "Pruned",
     "Run",
-    "_work",
     "check_machine",
     "entry_names",
     "execute",
@@ -46,6 +45,7 @@ __all__ = [
     "expand",
     "find_mask",
     "folder",
+    "perform",
     "profile",
     "provenance",
     "prune",

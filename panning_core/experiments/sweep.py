@@ -106,7 +106,7 @@ def _record(
                 yield left
 
     failed: list[str] = []
-    work = partial(_work, device=device, ledger=ledger, limit=time_limit())
+    work = partial(perform, device=device, ledger=ledger, limit=time_limit())
     with closing(spread(work, drawn(), min(jobs, len(tasks)))) as finished:
         for task, lines in finished:
             if isinstance(lines, WorkerDied):
@@ -122,7 +122,7 @@ def _record(
     return failed
 
 
-def _work(
+def perform(
     runs: list[base.Run], device: str, ledger: Ledger | None = None, limit: float = 0
 ) -> list[dict]:
     """The ledger lines of runs that are done together. An error is a line too: it must not stop the

@@ -83,14 +83,14 @@ def run(words: Iterable[str], device: str = "cpu") -> int:
         UserError: no such run, or one that failed.
     """
     from .profiles import expand
-    from .sweep import _work, check_machine, time_limit
+    from .sweep import check_machine, perform, time_limit
 
     check_machine(None, device)
     runs = expand([read(words)])
     for kind in dict.fromkeys(map(type, runs)):
         kind.prepare([each for each in runs if type(each) is kind])
     for each in runs:
-        (line,) = _work([each], device, limit=time_limit())
+        (line,) = perform([each], device, limit=time_limit())
         if "error" in line:
             raise UserError(f"{brief(each.name())} failed: {brief(line['error'])}")
         print(json.dumps(line))

@@ -892,11 +892,11 @@ def test_an_agent_that_another_sweep_trained_meanwhile_is_not_trained_again(chec
         studies.runs(STUDY, "tiny"),
         Ledger(studies.folder(STUDY, "tiny") / "runs.jsonl"),
     )
-    (line,) = sweep._work([run], "cpu", ledger)
+    (line,) = sweep.perform([run], "cpu", ledger)
     assert line in ledger.rows()
     assert not learning.checkpoint(run, ledger.path.parent / "policies").exists()
     monkeypatch.setattr(learning, "learn", lambda *_: 1 / 0)
-    assert sweep._work([run], "cpu", ledger) == [] and studies.sweep(STUDY, "tiny") == [line]
+    assert sweep.perform([run], "cpu", ledger) == [] and studies.sweep(STUDY, "tiny") == [line]
 
 
 def test_an_agent_that_fails_is_recorded_and_stops_no_other(checkout, monkeypatch):
@@ -1026,7 +1026,7 @@ def test_a_bad_run_of_any_kind_is_named_before_any_is_done(checkout, grid, messa
 
 
 def test_a_run_that_knows_no_gpu_is_recorded_where_it_was_done():
-    (line,) = studies._work([toy.Toy(steps=20)], "cuda")
+    (line,) = studies.perform([toy.Toy(steps=20)], "cuda")
     assert line["metrics"] and line["provenance"]["device"] == "cpu"
 
 
@@ -1407,7 +1407,7 @@ def test_after_kill_9_the_same_command_ends_as_if_nothing_had_happened(
         raise AssertionError("a run was repeated")
 
     with monkeypatch.context() as patch:
-        patch.setattr(sweep, "_work", nothing_is_missing)
+        patch.setattr(sweep, "perform", nothing_is_missing)
         resumed = tables(studies.sweep(STUDY, "tiny"))
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path / "undisturbed"))
     assert tables(studies.sweep(STUDY, "tiny", 1)) == resumed

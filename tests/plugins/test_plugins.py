@@ -316,7 +316,7 @@ models.MODELS["of the script"] = lambda s, k: nn.Sequential(nn.Flatten(), nn.Lin
 metrics.METRICS["first"] = lambda model, mask, batch, generator=None: {
     name: -w.detach().cumsum(0) for name, w in models.prunable(model).items()}
 if __name__ == "__main__":
-    work = partial(studies._work, device="cpu")
+    work = partial(studies.perform, device="cpu")
     names = "mine", "of the script"
     tasks = [[studies.Run("digits", name, "first", 0.5, epochs=1)] for name in names]
     found = [{task[0].model: lines[0]["metrics"]["test_accuracy"]
