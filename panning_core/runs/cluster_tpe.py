@@ -25,7 +25,6 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from .. import data
-from ..data import Split
 from ..errors import UserError, is_number, pick, whole
 from ..methods import mixed_precision, parzen
 from ..methods.mixed_precision import BITS, LAYERS, SIZES, WIDTHS, accuracies, cut_space, sizes
@@ -149,9 +148,10 @@ def tabulate(dataset: str, epochs: int, seed: int) -> Table:
     splits = data.load(dataset)
     model = mixed_precision.network(splits, seed)
     mixed_precision.train(model, splits.train, epochs, seed)
-    seen = Split(splits.validation.x[:VALIDATION], splits.validation.y[:VALIDATION], splits.classes)
+    seen = splits.validation.first(VALIDATION)
     weights = [getattr(model, name).weight for name in LAYERS]
-    loss = cross_entropy(model(splits.train.x[:BATCH]), splits.train.y[:BATCH])
+    batch = splits.train.first(BATCH)
+    loss = cross_entropy(model(batch.x), batch.y)
     curved = traces(loss, weights, torch.Generator().manual_seed(seed), DRAWS)
     felt = [sensitivity(weight, trace, FELT_AT) for weight, trace in zip(weights, curved)]
 

@@ -89,7 +89,7 @@ class Quantise(base.Run):
     def execute(self, context: base.Context) -> dict:
         splits = data.load(self.dataset).to(context.device)
         model = network(splits, self.seed, self.rounding).to(context.device)
-        seen = Split(splits.train.x[: self.images], splits.train.y[: self.images], splits.classes)
+        seen = splits.train.first(self.images)
         train(self, model, seen)
         found = measured(self, model, splits)
         recalibrate(model, seen.x)

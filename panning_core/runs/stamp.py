@@ -92,14 +92,13 @@ class Adaptation:
         mirrored = run.reference == run.target
 
         def seen(part: data.Split, most: int | None = None) -> tuple[Tensor, Tensor]:
-            x = pictures(part.x[:most])
-            return (x.flip(-1) if mirrored else x), part.y[:most]
+            part = part.first(most)
+            x = pictures(part.x)
+            return (x.flip(-1) if mirrored else x), part.y
 
         self.classes = target.classes
-        self.reference = (
-            pictures(reference.train.x[: run.reference_images]),
-            reference.train.y[: run.reference_images],
-        )
+        source = reference.train.first(run.reference_images)
+        self.reference = pictures(source.x), source.y
         self.target = seen(target.train, run.images)
         self.test, self.validation = seen(target.test), seen(target.validation)
         with torch.random.fork_rng(devices=[]):

@@ -119,10 +119,9 @@ class Transfer:
         )
 
     def _seen(self, split: data.Split) -> tuple[Tensor, Tensor]:
-        x, y = split.x, split.y
         if split is self.target.train:
-            x, y = x[: self.run.images], y[: self.run.images]
-        return (x.flip(-1) if self.mirrored else x), y
+            split = split.first(self.run.images)
+        return (split.x.flip(-1) if self.mirrored else split.x), split.y
 
     def result(self) -> dict:
         first, second = ARMS[self.run.arm]
@@ -146,7 +145,8 @@ class Transfer:
 
     def _pretrain(self) -> None:
         run = self.run
-        x, y = self.source.train.x[: run.source_images], self.source.train.y[: run.source_images]
+        source = self.source.train.first(run.source_images)
+        x, y = source.x, source.y
         sgd = torch.optim.SGD(self.model.parameters(), PRETRAINING_RATE, momentum=MOMENTUM)
         generator = torch.Generator().manual_seed(run.seed)
         for _ in range(run.source_epochs):

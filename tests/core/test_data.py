@@ -722,3 +722,31 @@ def test_an_unknown_name_offers_near_names(data_folder):
         data.load("cifar10-jpg")
     with pytest.raises(UserError, match="known: .*digits.*mnist"):
         data.load("xyzzy")
+
+
+# --- the first so many ---
+
+
+def split(labels):
+    """Inputs that are their own number."""
+    return data.Split(torch.arange(len(labels))[:, None], torch.tensor(labels), 3)
+
+
+def test_the_first_so_many_are_the_first():
+    part = split([2, 0, 1, 0, 2, 1])
+    assert part.first(4).x[:, 0].tolist() == [0, 1, 2, 3] and part.first(4).y.tolist() == [
+        2, 0, 1, 0,
+    ]  # fmt: skip
+    assert part.first(None) is part and part.first(7) is part
+
+
+@given(sizes=st.lists(st.integers(4, 30), min_size=3, max_size=3), share=st.floats(0.3, 1))
+def test_of_inputs_in_the_order_of_their_classes_all_classes_are_among_the_first(sizes, share):
+    """As in a folder that is read class after class."""
+    part = split([label for label, size in enumerate(sizes) for _ in range(size)])
+    count = max(1, round(share * len(part)))
+    some = part.first(count)
+    assert len(some) == count == len(set(some.x[:, 0].tolist()))
+    assert (some.y == part.y[some.x[:, 0]]).all()
+    expected = count * torch.tensor(sizes) / len(part)
+    assert ((torch.bincount(some.y, minlength=3) - expected).abs() <= 1).all()
