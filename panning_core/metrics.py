@@ -31,6 +31,7 @@ from .errors import UserError, first_line
 from .inspection import layouts, noise, twice
 from .inspection.batches import check_batch
 from .inspection.faithful import one_tensor
+from .inspection.noise import apart
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
 from .names import Table
@@ -266,7 +267,7 @@ def random(
     A weight that is exactly 0 while others of its layer are not was removed before, and has the
     score 0 that the other metrics give it.
     """
-    generator, scores = generator or torch.Generator().manual_seed(0), {}
+    generator, scores = apart(generator or torch.Generator().manual_seed(0)), {}
     for name, w in prunable(model).items():
         noise = torch.rand(w.shape, generator=generator).to(w.device)
         scores[name] = noise * (w.detach() != 0) if w.any() else noise

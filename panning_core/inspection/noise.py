@@ -35,3 +35,13 @@ def drawn_from(generator: torch.Generator, device: torch.device) -> Iterator[Non
         drawn = not all(map(torch.equal, begun, states()))
     if drawn:
         torch.randint(2**62, (), generator=generator)
+
+
+def apart(generator: torch.Generator) -> torch.Generator:
+    """A generator with a stream of its own, seeded by the next draw of ``generator``.
+
+    Noise of one that has the seed of the network would be the very numbers that PyTorch made the
+    initial weights of: the largest noise would lie on the largest weights.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator))
+    return torch.Generator().manual_seed(seed)

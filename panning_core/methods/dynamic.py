@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from .. import masks
 from ..errors import UserError, fraction, fraction_kept, is_number, pick, whole
+from ..inspection.noise import apart
 from ..masks import Mask
 from ..models import prunable
 
@@ -75,7 +76,7 @@ def annealed(rate: float, done: float) -> float:
 def begin(model: nn.Module, density: float, seed: int) -> Mask:
     """The mask that a training begins with: round(density * N) weights at random places, ERK's
     share for each layer (Evci et al. 2020), or all of them."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = apart(torch.Generator().manual_seed(seed))
     noise = {name: torch.rand(w.shape, generator=generator) for name, w in prunable(model).items()}
     mask = masks.keep_top(noise, density, "erk")
     return {name: m.to(next(model.parameters()).device) for name, m in mask.items()}

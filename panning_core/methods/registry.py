@@ -105,12 +105,13 @@ def _scored(
     metric: str | None = None,
     rounds: int = 1,
     regrows: bool = False,
+    version: int = 1,
 ) -> Method:
     """A pruner by a metric of its own name, or by ``metric``."""
     metric = metric or name
     return Method(
         name, title, by_metric(metric), PRUNER, paper, colour, marker, rounds, regrows,
-        options=keywords(metrics.METRICS[metric]),
+        options=keywords(metrics.METRICS[metric]), version=version,
     )  # fmt: skip
 
 
@@ -127,11 +128,13 @@ def _at_random(
     return dynamic.begin(model, density, seed), []
 
 
-def _moving(name: str, title: str, paper: str, colour: str, marker: str) -> Method:
+def _moving(
+    name: str, title: str, paper: str, colour: str, marker: str, version: int = 1
+) -> Method:
     """A method of ``dynamic.WAYS``."""
     return Method(
         name, title, _at_random, MOVING, paper, colour, marker, options={},
-        update=partial(dynamic.Update, name),
+        update=partial(dynamic.Update, name), version=version,
     )  # fmt: skip
 
 
@@ -190,7 +193,7 @@ METHODS: dict[str, Method] = Table(
                 "Su et al. 2020", "#9c9ede", ">",
             ),
             _scored("magnitude", "magnitude", "", "#7f7f7f", "s"),
-            _scored("random", "random", "", "#bcbd22", "."),
+            _scored("random", "random", "", "#bcbd22", ".", version=2),
             Method(
                 "gumbel-softmax", "Gumbel-Softmax gates", gumbel_softmax.learn, LEARNER,
                 "Zhang et al. 2023", "#006d5b", "*",
@@ -207,10 +210,10 @@ METHODS: dict[str, Method] = Table(
             ),
             _moving("gmp", "GMP", "Zhu & Gupta 2018", "#8c510a", "D"),
             _moving("granet", "GraNet", "Liu et al. 2021", "#5e3c99", "^"),
-            _moving("granet-st", "GraNet-ST", "Liu et al. 2021", "#b2abd2", "^"),
+            _moving("granet-st", "GraNet-ST", "Liu et al. 2021", "#b2abd2", "^", version=2),
             _moving("granet-random", "GraNet, random growth", "", "#dfc27d", "^"),
-            _moving("rigl", "RigL", "Evci et al. 2020", "#01665e", "P"),
-            _moving("set", "SET", "Mocanu et al. 2018", "#80cdc1", "X"),
+            _moving("rigl", "RigL", "Evci et al. 2020", "#01665e", "P", version=2),
+            _moving("set", "SET", "Mocanu et al. 2018", "#80cdc1", "X", version=2),
         )
     },
 )  # fmt: skip

@@ -38,7 +38,7 @@ ELSE = {
         "06_gumbel_softmax",
         "^High accuracy with 0.15 %.*budget",
     ),
-    "Is sparse training better than pruning before it, at equal weights and compute?": (
+    "Is GraNet, which begins dense, better than pruning before training, at equal compute?": (
         "09_dynamic_sparsity",
         "^At equal weights and equal FLOPs of training",
     ),

@@ -52,9 +52,9 @@ def mask_of(name):
         batch = data.balanced_batch(own.train, 5, torch.Generator().manual_seed(0))
         mask, _ = pruning.prune(model, name, 0.2, batch, rounds=min(method.rounds, 10), seed=1)
     else:
-        mask, _ = method.find(model, own, 0.2, 1)
+        change = method.update and method.update(dynamic.Plan(25, updates=5), 0.2, 1)
+        mask, _ = method.find(model, own, change.start if change else 0.2, 1)
     if method.update:
-        change = method.update(dynamic.Plan(25, updates=5), 0.2, 1)
         mask = training.train(model, mask, own, RECIPE, update=change).attrs["mask"]
     bits = np.packbits(masks.flatten(mask).numpy())
     return hashlib.sha256(bits.tobytes()).hexdigest()[:16]
