@@ -33,6 +33,10 @@ from .names import Table
 
 #: of the official training images; never trained on, the only data a choice may look at
 VALIDATION_FRACTION = 0.1
+#: of a mean in float32: a deviation below it is no information
+ROUNDING = 1e-6
+#: inputs of a class, on average, below which ``Split.first`` may well lack one
+FEW = 10
 
 
 @dataclass(frozen=True)
@@ -54,15 +58,27 @@ class Split:
         return replace(self, x=self.x.to(device), y=self.y.to(device))
 
     def first(self, count: int | None) -> "Split":
-        """The first so many inputs; None are all. Where they stand in the order of their classes,
-        so many at even distances, as the first would be of one class.
+        """The first so many inputs; None are all. Where a class is not among them, as in a folder
+        that was read class after class, so many with the shares that the classes have in all.
         """
         if count is None or count >= len(self):
             return self
-        places = torch.arange(count, device=self.y.device)
-        if (self.y[1:] >= self.y[:-1]).all():
-            places = places * len(self) // count
+        there = len(self.y.unique())
+        if len(self.y[:count].unique()) == there or count < FEW * there:
+            return replace(self, x=self.x[:count], y=self.y[:count])
+        places = _mixed(self.y)[:count]
         return replace(self, x=self.x[places], y=self.y[places])
+
+
+def _mixed(labels: Tensor) -> Tensor:
+    """The places of ``labels`` [n] in an order of which every beginning has all classes, with their
+    shares: by how far into its class each stands.
+    """
+    order = labels.argsort(stable=True)
+    sizes = labels.bincount()
+    before = (sizes.cumsum(0) - sizes)[labels[order]]
+    within = (torch.arange(len(labels), device=labels.device) - before + 0.5) / sizes[labels[order]]
+    return order[within.argsort(stable=True)]
 
 
 @dataclass(frozen=True)
@@ -241,7 +257,9 @@ def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = x.mean(over, keepdim=True)
     if x.numel() == mean.numel():  # a single number has no deviation
         return mean, torch.ones_like(mean)
-    return mean, x.std(over, keepdim=True).clamp_min(1e-8)
+    deviation = x.std(over, keepdim=True)
+    # Of what never changes it is rounding alone, and to divide by that would make noise of it.
+    return mean, deviation.where(deviation > ROUNDING * mean.abs(), 1.0)
 
 
 def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:

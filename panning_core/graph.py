@@ -100,13 +100,14 @@ def _kinds(model: nn.Module) -> tuple[type, ...]:
 
 
 def outside(model: nn.Module) -> dict[str, int]:
-    """Kind of module -> how many weights of such modules no mask covers; empty if every weight is
-    prunable.
+    """Kind of module -> how many weights of such modules no mask covers, whatever they are called;
+    empty if every weight is prunable.
     """
     inside = {id(w) for w in prunable(model).values()}
     found: dict[str, int] = {}
     for module, key, _, parameter in each_parameter(model):
-        if _is_weight(key, parameter) and id(parameter) not in inside:
+        matrix = sum(size > 1 for size in parameter.shape) > 1 and "bias" not in key
+        if (matrix or _is_weight(key, parameter)) and id(parameter) not in inside:
             inside.add(id(parameter))
             found[type(module).__name__] = found.get(type(module).__name__, 0) + parameter.numel()
     return found

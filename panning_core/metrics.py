@@ -16,7 +16,7 @@ benchmarks then see it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import NamedTuple
@@ -265,13 +265,30 @@ def random(
     """Uniform noise in [0, 1); the control every metric has to beat.
 
     A weight that is exactly 0 while others of its layer are not was removed before, and has the
-    score 0 that the other metrics give it.
+    score 0 that the other metrics give it. Initial weights that PyTorch drew with the seed of
+    ``generator`` are made of its very numbers; then the noise is of another stream.
     """
-    generator, scores = apart(generator or torch.Generator().manual_seed(0)), {}
-    for name, w in prunable(model).items():
-        noise = torch.rand(w.shape, generator=generator).to(w.device)
-        scores[name] = noise * (w.detach() != 0) if w.any() else noise
-    return scores
+    generator = generator or torch.Generator().manual_seed(0)
+    other, scores = generator.clone_state(), _uniform(model, generator)
+    if _made_of(scores, prunable(model)):
+        scores = _uniform(model, apart(other))
+    return {
+        name: scores[name] * (w.detach() != 0) if w.any() else scores[name]
+        for name, w in prunable(model).items()
+    }
+
+
+def _uniform(model: nn.Module, generator: torch.Generator) -> Scores:
+    return {
+        name: torch.rand(w.shape, generator=generator).to(w.device)
+        for name, w in prunable(model).items()
+    }
+
+
+def _made_of(scores: Scores, weights: Mapping[str, Tensor]) -> bool:
+    """Whether the scores of a layer are its weights but for shift and scale."""
+    pairs = (torch.stack([scores[n].flatten(), w.detach().flatten()]) for n, w in weights.items())
+    return any(float(torch.corrcoef(both)[0, 1]) > 0.99 for both in pairs if both.shape[1] > 9)
 
 
 def magnitude(

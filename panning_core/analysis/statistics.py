@@ -313,7 +313,7 @@ def parts(runs: pd.DataFrame, group: str, inside: str, value: str = "test_accura
     Raises:
         UserError: fewer than two groups, or than two values in a group.
     """
-    table = runs.pivot(index=group, columns=inside, values=value)
+    table = runs.pivot(index=group, columns=inside, values=value).dropna()
     groups, each = table.shape
     if groups < 2 or each < 2:
         raise UserError(f"{groups} values of {group} and {each} of {inside}; both need two")

@@ -84,12 +84,19 @@ def _download(make, name: str, train: bool):
         ) from error
 
 
+def _pixels(file: bytes) -> np.ndarray:
+    """The colours of an image, also of one that stores places in a palette."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(file), formats=FORMATS)
+    return np.asarray(image.convert("RGB") if image.mode == "P" else image)
+
+
 def parquet(path: Path) -> Raw:
     """``train.parquet`` and ``test.parquet`` with the hub's schema: image column (struct of bytes,
     path) and label column.
     """
     import pandas as pd
-    from PIL import Image
 
     arrays: list[np.ndarray] = []
     for part in ("train", "test"):
@@ -98,12 +105,7 @@ def parquet(path: Path) -> Raw:
             table = pd.read_parquet(file)
             image = next(c for c in ("img", "image") if c in table)
             label = next(c for c in ("label", "fine_label") if c in table)
-            images = np.stack(
-                [
-                    np.asarray(Image.open(io.BytesIO(cell["bytes"]), formats=FORMATS))
-                    for cell in table[image]
-                ]
-            )
+            images = np.stack([_pixels(cell["bytes"]) for cell in table[image]])
         except StopIteration:
             raise UserError(
                 f"{file} has columns {list(table)}; it needs an image column (img or image) and a"

@@ -21,6 +21,11 @@ def collected(loader: DataLoader, part: str, name: str) -> tuple[Tensor, Tensor]
             f"{name}: {part} is {shown(loader)}; it must be a DataLoader that gives pairs"
             " (inputs, labels)"
         )
+    if getattr(getattr(loader, "sampler", None), "replacement", False):
+        raise UserError(
+            f"{name}: {part} draws with replacement, so that copies of one input would be trained"
+            " on and validated with; give a loader that gives each input once"
+        )
     inputs, labels, bytes_ = [], [], 0
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

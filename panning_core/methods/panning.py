@@ -158,7 +158,7 @@ class Form:
 
 def _sizes(scores: Tensor) -> tuple[Tensor, float]:
     """|s|, and the largest as their unit."""
-    return scores.double().abs_(), float(scores.abs().max())
+    return scores.to(torch.double, copy=True).abs_(), float(scores.abs().max())
 
 
 def _sum(score: Tensor, part: Tensor, unit: float, weight: float) -> Tensor:

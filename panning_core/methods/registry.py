@@ -105,13 +105,12 @@ def _scored(
     metric: str | None = None,
     rounds: int = 1,
     regrows: bool = False,
-    version: int = 1,
 ) -> Method:
     """A pruner by a metric of its own name, or by ``metric``."""
     metric = metric or name
     return Method(
         name, title, by_metric(metric), PRUNER, paper, colour, marker, rounds, regrows,
-        options=keywords(metrics.METRICS[metric]), version=version,
+        options=keywords(metrics.METRICS[metric]),
     )  # fmt: skip
 
 
@@ -193,7 +192,7 @@ METHODS: dict[str, Method] = Table(
                 "Su et al. 2020", "#9c9ede", ">",
             ),
             _scored("magnitude", "magnitude", "", "#7f7f7f", "s"),
-            _scored("random", "random", "", "#bcbd22", ".", version=2),
+            _scored("random", "random", "", "#bcbd22", "."),
             Method(
                 "gumbel-softmax", "Gumbel-Softmax gates", gumbel_softmax.learn, LEARNER,
                 "Zhang et al. 2023", "#006d5b", "*",

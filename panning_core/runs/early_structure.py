@@ -106,7 +106,8 @@ class Training:
 
     def __init__(self, run: EarlyStructure):
         self.run, self.splits = run, run.splits()
-        self.x, self.y = (t[: run.images] for t in (self.splits.train.x, self.splits.train.y))
+        seen = self.splits.train.first(run.images)
+        self.x, self.y = seen.x, seen.y
         self.model: nn.Module = network(self.splits.input_shape, self.splits.classes, run.seed)
         self.generator = torch.Generator().manual_seed(run.seed)
         # Of its own, so that looking at the units changes no order of images.

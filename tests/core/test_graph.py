@@ -1424,3 +1424,17 @@ def test_a_network_without_numbers_is_one_sentence(build, says):
     model = nn.Sequential(build())
     with pytest.raises(UserError, match=f"^0.weight {says}"):
         pruning.prune(model, "snip", 0.5, batch_of(shaped(model, 4)))
+
+
+def test_weights_of_any_name_are_outside():
+    """A matrix of the user's own that no mask covers is named, so that no density hides it."""
+
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kernel, self.last = nn.Parameter(torch.randn(8, 6)), nn.Linear(6, 2)
+
+        def forward(self, x):
+            return self.last(x @ self.kernel)
+
+    assert graph.outside(Own()) == {"Own": 48}

@@ -14,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from panning_core import masks, metrics, models, pruning
 from panning_core.errors import UserError
+from panning_core.methods import dynamic
 from panning_core.paths import visible
 from tests.conftest import half, make_residual
 
@@ -728,3 +729,20 @@ def test_synflow_does_not_see_every_path():
         assert not visible.sees_every_path(model) and not same(
             seen(model, mask), masks.effective(model, mask)
         )
+
+
+@pytest.mark.parametrize("name", ["lenet300", "lenet5", "vgg11"])
+def test_random_scores_know_nothing_of_initial_weights_of_the_same_seed(name):
+    """PyTorch makes initial weights of the uniform numbers that the seed gives."""
+    model = models.build(name, (3, 32, 32), 10, seed=3)
+    for scores in (
+        metrics.random(model, masks.ones(model), None, torch.Generator().manual_seed(3)),
+        {n: m.float() for n, m in dynamic.begin(model, 0.3, 3).items()},
+    ):
+        for layer, weight in models.prunable(model).items():
+            if weight.numel() > 1000:
+                both = torch.stack([scores[layer].flatten(), weight.detach().flatten()])
+                size = torch.stack([both[0], both[1].abs()])
+                for pair in (both, size):
+                    found = float(torch.corrcoef(pair)[0, 1].nan_to_num())  # all are kept
+                    assert abs(found) < 5 / weight.numel() ** 0.5
