@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from .datasets.arrays import channels_first, checked
+from .datasets.arrays import channels_first, checked, count_classes, mixed, moments
 from .datasets.augment import crop_and_flip  # noqa: F401
 from .datasets.files import Raw, digits, folder, from_torchvision, parquet
 from .datasets.known import (  # noqa: F401
@@ -33,8 +33,6 @@ from .names import Table
 
 #: of the official training images; never trained on, the only data a choice may look at
 VALIDATION_FRACTION = 0.1
-#: of a mean in float32: a deviation below it is no information
-ROUNDING = 1e-6
 #: inputs of a class, on average, below which ``Split.first`` may well lack one
 FEW = 10
 
@@ -66,19 +64,8 @@ class Split:
         there = len(self.y.unique())
         if len(self.y[:count].unique()) == there or count < FEW * there:
             return replace(self, x=self.x[:count], y=self.y[:count])
-        places = _mixed(self.y)[:count]
+        places = mixed(self.y)[:count]
         return replace(self, x=self.x[places], y=self.y[places])
-
-
-def _mixed(labels: Tensor) -> Tensor:
-    """The places of ``labels`` [n] in an order of which every beginning has all classes, with their
-    shares: by how far into its class each stands.
-    """
-    order = labels.argsort(stable=True)
-    sizes = labels.bincount()
-    before = (sizes.cumsum(0) - sizes)[labels[order]]
-    within = (torch.arange(len(labels), device=labels.device) - before + 0.5) / sizes[labels[order]]
-    return order[within.argsort(stable=True)]
 
 
 @dataclass(frozen=True)
@@ -223,10 +210,10 @@ def from_arrays(
     kind = np.int64 if tokens else np.float32
     images = [torch.from_numpy(x.reshape(len(x), *shape).astype(kind)) for x in (raw[0], raw[2])]
     labels = [torch.from_numpy(y.astype(np.int64)) for y in (raw[1], raw[3])]
-    classes = _count_classes(labels, name)
+    classes = count_classes(labels, name)
     kept, validation = validation_split(labels[0])
     if not tokens:
-        mean, deviation = scale or _moments(images[0][kept])
+        mean, deviation = scale or moments(images[0][kept])
         images = [(x - mean) / deviation for x in images]
     return Splits(
         name,
@@ -237,29 +224,6 @@ def from_arrays(
         classes,
         digest.hexdigest()[:12],
     )
-
-
-def _count_classes(labels: list[Tensor], name: str) -> int:
-    """How many classes there are; each has a training image."""
-    classes = int(max(y.max() for y in labels)) + 1
-    if len(found := labels[0].unique()) != classes:
-        absent = next(label for label, seen in enumerate([*found.tolist(), None]) if label != seen)
-        raise UserError(
-            f"{name}: labels go up to {classes - 1} and no training image has label {absent};"
-            " they must be 0, 1, 2, ... without a gap"
-        )
-    return classes
-
-
-def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and deviation over all but the channels, or over all but the features of rows."""
-    over = (0, 2, 3)[: x.dim() - 1]
-    mean = x.mean(over, keepdim=True)
-    if x.numel() == mean.numel():  # a single number has no deviation
-        return mean, torch.ones_like(mean)
-    deviation = x.std(over, keepdim=True)
-    # Of what never changes it is rounding alone, and to divide by that would make noise of it.
-    return mean, deviation.where(deviation > ROUNDING * mean.abs(), 1.0)
 
 
 def validation_split(labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -16,7 +16,7 @@ benchmarks then see it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from functools import wraps
 from typing import NamedTuple
@@ -31,7 +31,7 @@ from .errors import UserError, first_line
 from .inspection import layouts, noise, twice
 from .inspection.batches import check_batch
 from .inspection.faithful import one_tensor
-from .inspection.noise import apart
+from .inspection.noise import apart, made_of
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
 from .names import Table
@@ -270,7 +270,7 @@ def random(
     """
     generator = generator or torch.Generator().manual_seed(0)
     other, scores = generator.clone_state(), _uniform(model, generator)
-    if _made_of(scores, prunable(model)):
+    if made_of(scores, prunable(model)):
         scores = _uniform(model, apart(other))
     return {
         name: scores[name] * (w.detach() != 0) if w.any() else scores[name]
@@ -283,12 +283,6 @@ def _uniform(model: nn.Module, generator: torch.Generator) -> Scores:
         name: torch.rand(w.shape, generator=generator).to(w.device)
         for name, w in prunable(model).items()
     }
-
-
-def _made_of(scores: Scores, weights: Mapping[str, Tensor]) -> bool:
-    """Whether the scores of a layer are its weights but for shift and scale."""
-    pairs = (torch.stack([scores[n].flatten(), w.detach().flatten()]) for n, w in weights.items())
-    return any(float(torch.corrcoef(both)[0, 1]) > 0.99 for both in pairs if both.shape[1] > 9)
 
 
 def magnitude(

@@ -129,8 +129,8 @@ MUTANTS = [
       "live[source] = _each(read, len(live[source]))",
       "core/test_compaction.py", "residual_stream"),
     # --- data
-    M("data.py", "scale or _moments(images[0][kept])",
-      "scale or _moments(images[0])",
+    M("data.py", "scale or moments(images[0][kept])",
+      "scale or moments(images[0])",
       "core/test_data.py", "standardised_with"),
     M("data.py", "(inside == 0) & (sizes > 1)",
       "(inside == 0)",

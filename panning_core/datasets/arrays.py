@@ -5,8 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from ..errors import UserError, unknown
+
+#: of a mean in float32: a deviation below it is no information
+ROUNDING = 1e-6
 
 
 def checked(arrays: Sequence, name: str, channels: str | None, tokens: bool) -> list[np.ndarray]:
@@ -86,3 +91,37 @@ def _check_tokens(train: np.ndarray, test: np.ndarray, name: str) -> None:
             f"{train.shape} "
             f"and {test.dtype} {test.shape}"
         )
+
+
+def count_classes(labels: list[Tensor], name: str) -> int:
+    """How many classes there are; each has a training image."""
+    classes = int(max(y.max() for y in labels)) + 1
+    if len(found := labels[0].unique()) != classes:
+        absent = next(label for label, seen in enumerate([*found.tolist(), None]) if label != seen)
+        raise UserError(
+            f"{name}: labels go up to {classes - 1} and no training image has label {absent};"
+            " they must be 0, 1, 2, ... without a gap"
+        )
+    return classes
+
+
+def moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and deviation over all but the channels, or over all but the features of rows."""
+    over = (0, 2, 3)[: x.dim() - 1]
+    mean = x.mean(over, keepdim=True)
+    if x.numel() == mean.numel():  # a single number has no deviation
+        return mean, torch.ones_like(mean)
+    deviation = x.std(over, keepdim=True)
+    # Of what never changes it is rounding alone, and to divide by that would make noise of it.
+    return mean, deviation.where(deviation > ROUNDING * mean.abs(), 1.0)
+
+
+def mixed(labels: Tensor) -> Tensor:
+    """The places of ``labels`` [n] in an order of which every beginning has all classes, with their
+    shares: by how far into its class each stands.
+    """
+    order = labels.argsort(stable=True)
+    sizes = labels.bincount()
+    before = (sizes.cumsum(0) - sizes)[labels[order]]
+    within = (torch.arange(len(labels), device=labels.device) - before + 0.5) / sizes[labels[order]]
+    return order[within.argsort(stable=True)]

@@ -5,7 +5,7 @@ The global random state stays as it was.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -45,3 +45,9 @@ def apart(generator: torch.Generator) -> torch.Generator:
     """
     seed = int(torch.randint(2**62, (), generator=generator))
     return torch.Generator().manual_seed(seed)
+
+
+def made_of(noise: Mapping[str, Tensor], weights: Mapping[str, Tensor]) -> bool:
+    """Whether the noise for a layer is its weights but for shift and scale."""
+    pairs = (torch.stack([noise[n].flatten(), w.detach().flatten()]) for n, w in weights.items())
+    return any(float(torch.corrcoef(both)[0, 1]) > 0.99 for both in pairs if both.shape[1] > 9)

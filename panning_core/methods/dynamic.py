@@ -28,9 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from .. import masks
+from .. import masks, metrics
 from ..errors import UserError, fraction, fraction_kept, is_number, pick, whole
-from ..inspection.noise import apart
 from ..masks import Mask
 from ..models import prunable
 
@@ -76,10 +75,9 @@ def annealed(rate: float, done: float) -> float:
 def begin(model: nn.Module, density: float, seed: int) -> Mask:
     """The mask that a training begins with: round(density * N) weights at random places, ERK's
     share for each layer (Evci et al. 2020), or all of them."""
-    generator = apart(torch.Generator().manual_seed(seed))
-    noise = {name: torch.rand(w.shape, generator=generator) for name, w in prunable(model).items()}
-    mask = masks.keep_top(noise, density, "erk")
-    return {name: m.to(next(model.parameters()).device) for name, m in mask.items()}
+    generator = torch.Generator().manual_seed(seed)
+    noise = metrics.random(model, masks.ones(model), None, generator)
+    return masks.keep_top(noise, density, "erk")
 
 
 def shrink(model: nn.Module, mask: Mask, density: float) -> Mask:

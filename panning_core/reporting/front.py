@@ -171,9 +171,11 @@ def cifar(profile: str, verdicts: pd.DataFrame) -> str:
     about = verdicts[(verdicts.study == CIFAR) & (verdicts.paper == published.PANNING)]
     if len(judged := about[about.verdict != "not judged"]):
         told = "; ".join(
-            f"{row.claim} {row.verdict}: {row.interval}" for row in judged.itertuples()
+            f"{VERDICTS[row.verdict]} {row.verdict}: {row.claim.removesuffix('.')} "
+            f"({row.interval.partition(', p =')[0]}, n = {row.n})"
+            for row in judged.itertuples()
         )
-        return f"{begin}{told}. {there}"
+        return f"{begin}{told}. The authors have 180. {there}"
     done = [
         f"{MODELS.get(model, model)} for {epochs} epoch{'s' * (epochs > 1)} with "
         f"{part.seed.nunique()} seeds"
