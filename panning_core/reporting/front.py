@@ -38,7 +38,7 @@ ELSE = {
         "06_gumbel_softmax",
         "^High accuracy with 0.15 %.*budget",
     ),
-    "Is GraNet, which begins dense, better than pruning before training, at equal compute?": (
+    "Is GraNet, begun dense, better than pruning before training, at equal compute?": (
         "09_dynamic_sparsity",
         "^At equal weights and equal FLOPs of training",
     ),
@@ -172,7 +172,7 @@ def cifar(profile: str, verdicts: pd.DataFrame) -> str:
     if len(judged := about[about.verdict != "not judged"]):
         told = "; ".join(
             f"{VERDICTS[row.verdict]} {row.verdict}: {row.claim.removesuffix('.')} "
-            f"({row.interval.partition(', p =')[0]}, n = {row.n})"
+            f"({published.estimate(row.interval)}, n = {row.n})"
             for row in judged.itertuples()
         )
         return f"{begin}{told}. The authors have 180. {there}"

@@ -51,12 +51,12 @@ sys.exit(cuda.main())
     )
     assert done.returncode == 0, done.stderr
     ledger = there / TINY / "08_cifar10" / "runs.jsonl"
-    assert f"2 of 2 runs are in {ledger}" in done.stdout
-    assert [row["metrics"]["epochs"] for row in Ledger(ledger).rows()] == [2, 2]
+    assert f"3 of 3 runs are in {ledger}" in done.stdout
+    assert [row["metrics"]["epochs"] for row in Ledger(ledger).rows()] == [2, 2, 2]
     told = json.loads((there / "parity.json").read_text())
     assert len(told) == 5 + 3 + 1 and all(check["holds"] for check in told)
     monkeypatch.setenv("PANNING_RESULTS", str(home))
-    assert studies.merge("08_cifar10", TINY, ledger) == 2
+    assert studies.merge("08_cifar10", TINY, ledger) == 3
 
 
 def test_a_device_that_is_too_far_off_is_named_and_no_run_is_done(tmp_path, monkeypatch):

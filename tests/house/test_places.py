@@ -64,7 +64,7 @@ def test_the_worst_day(odd, tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert not list((tmp_path / "home").iterdir())
     ledger = results / "tiny" / "01_works" / "runs.jsonl"
-    assert ledger.read_text().count('"commit": null') == 2
+    assert ledger.read_text().count('"commit":null') == 2
     for page in sorted((results / "tiny" / "html").glob("*.html")):
         for link in BeautifulSoup(page.read_text(), "html.parser")("a", href=True):
             target = re.sub("[?#].*", "", link["href"])
