@@ -341,3 +341,13 @@ def test_methods_that_are_all_alike_have_ranks_too():
     ]
     found = statistics.ranks(pd.DataFrame(rows))
     assert found.p == 1 and found.overall["mean"].eq(2).all()
+
+
+def test_a_group_that_lacks_a_measurement_is_left_out_of_the_parts():
+    whole = pd.DataFrame(
+        [(m, o, 0.5 + 0.1 * m + 0.02 * o) for m in range(4) for o in range(3)],
+        columns=["seed", "order", "test_accuracy"],
+    )
+    missing = whole[~((whole.seed == 3) & (whole.order == 1))]
+    expected = statistics.parts(whole[whole.seed < 3], "seed", "order")
+    assert statistics.parts(missing, "seed", "order") == expected

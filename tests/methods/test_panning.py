@@ -533,3 +533,12 @@ def test_a_pruned_weight_stays_pruned_where_it_must():
             "lenet300", "panning-agent", kept, 6, policy=policy_of("grasp"), revive=False
         )
         assert [row["revived"] for row in trace] == [0] * 6
+
+
+def test_the_mass_that_is_told_is_that_of_the_metric_whatever_mixes_it(lenet300, digits_batch):
+    """In the first round all see the same network."""
+    masses = []
+    for name in ("synflow", "panning-masked"):
+        first = pruning.prune(lenet300, name, 0.1, digits_batch, rounds=2, seed=0)[1][0]
+        masses.append(first["kept_mass"]["synflow"] + first["removed_mass"]["synflow"])
+    assert masses[0] == pytest.approx(masses[1], rel=1e-6)
