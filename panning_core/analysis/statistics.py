@@ -307,6 +307,8 @@ class Parts(NamedTuple):
 def parts(runs: pd.DataFrame, group: str, inside: str, value: str = "test_accuracy") -> Parts:
     """How much of the spread of ``value`` lies between the groups, and how much inside them.
 
+    A group that lacks a measurement is left out.
+
     Args:
         group, inside: columns; what differs between the groups, and within one.
 
