@@ -109,6 +109,9 @@ def main(words: Sequence[str] | None = None) -> int:
     plugins.load_plugins(getattr(options, "plugin", ()))
     if limit := getattr(options, "timeout", None):
         os.environ["PANNING_TIMEOUT"] = str(limit)  # for kernels of notebooks too
+    # What reads notebooks would take seconds to prepare for addresses that they do not hold: the
+    # package for those counts as not installed.
+    sys.modules.setdefault("rfc3987_syntax", None)  # type: ignore[arg-type]
     return DOES[options.command](options)
 
 

@@ -194,25 +194,32 @@ def eager(model: nn.Module):
 
 
 class _Cost(TorchDispatchMode):
-    """Adds up, by weight, the FLOPs of every operation on it, as ``torch.utils.flop_counter``
-    counts them.
-    """
+    """Adds up FLOPs by weight: of operations on it, or on its copy in another type or scale."""
 
     def __init__(self, weights: Mapping[str, Tensor]):
         super().__init__()
-        self.flops, self.weights = dict.fromkeys(weights, 0), weights
+        self.flops, self.seen = dict.fromkeys(weights, 0), list(weights.items())
 
-    def _name(self, t: Tensor) -> str | None:
-        """The weight that ``t`` is a part or a transpose of: it begins within its memory."""
-        starts = ((name, w.data_ptr(), w.nbytes) for name, w in self.weights.items())
-        return next((name for name, at, n in starts if at <= t.data_ptr() < at + n), None)
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """No: a mode that does would import the compiler, which takes more than a second."""
+        return False
+
+    def _source(self, t: Tensor) -> tuple[str, Tensor] | None:
+        """The weight or copy that ``t`` is a part or transpose of: it begins within its memory."""
+        starts = ((name, w, w.data_ptr()) for name, w in self.seen)
+        found = ((name, w) for name, w, at in starts if at <= t.data_ptr() < at + w.nbytes)
+        return next(found, None)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        if count := flop_registry.get(func._overloadpacket):
-            names = (self._name(t) for t in args if isinstance(t, Tensor))
-            if name := next(filter(None, names), None):
-                self.flops[name] += count(*args, **(kwargs or {}), out_val=out)
+        sources = (self._source(t) for t in args if isinstance(t, Tensor))
+        name, weight = next(filter(None, sources), (None, None))
+        count = flop_registry.get(func._overloadpacket)
+        if name and count:
+            self.flops[name] += count(*args, **(kwargs or {}), out_val=out)
+        elif name and isinstance(out, Tensor) and out.numel() == weight.numel():
+            self.seen.append((name, out))  # held, so that no other takes its memory
         return out
 
 

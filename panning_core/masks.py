@@ -378,11 +378,6 @@ def shuffle(mask: Mask, seed: int) -> Mask:
     }
 
 
-def invert(scores: Scores) -> Scores:
-    """Control: keep what the metric would remove first."""
-    return {name: -s for name, s in scores.items()}
-
-
 def save(mask: Mask, path: str | Path) -> None:
     """Write ``mask`` as a compressed NumPy archive; no pickle.
 

@@ -53,8 +53,9 @@ class Checkout:
         (root / "notebooks" / "profiles").mkdir(parents=True)
 
     def core(self) -> "Checkout":
-        source, ignored = ROOT / "panning_core", shutil.ignore_patterns("__pycache__")
-        shutil.copytree(source, self.root / "panning_core", ignore=ignored)
+        # With what Python and numba have compiled; not what another process is just writing.
+        being_written = shutil.ignore_patterns("*.pyc.*", "*.tmp.*")
+        shutil.copytree(ROOT / "panning_core", self.root / "panning_core", ignore=being_written)
         return self
 
     def profile(self, content: dict | str, name: str = "tiny") -> None:

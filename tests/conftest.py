@@ -1,5 +1,6 @@
 """Small networks and batches that the tests share."""
 
+import os
 from contextlib import contextmanager
 
 import pytest
@@ -8,7 +9,9 @@ from torch import nn
 
 from panning_core import data, models, plugins, zoo
 
+# The suite itself uses every core; processes that a test starts have one thread each too.
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # With PANNING_PLUGIN, what a plugin adds goes through the batteries like the package's own.
 plugins.load_plugins()
 

@@ -738,6 +738,14 @@ class Twice(nn.Module):
         return self.b(self.a(self.a(self.a(x))))
 
 
+class Half(nn.Linear):
+    """Its weights are used in half precision."""
+
+    def forward(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            return super().forward(x).float()
+
+
 class Attention(nn.Module):
     """A class token, LayerNorm, attention, and a Linear."""
 
@@ -759,6 +767,10 @@ class Attention(nn.Module):
         (shaped(Tokens(), 1, 5, 8), 2 * 5 * (8 * 16 + 16 * 4)),
         (shaped(Tokens(), 3, 5, 8), 2 * 15 * (8 * 16 + 16 * 4)),
         (shaped(Twice(), 4), 2 * (3 * 16 + 8)),
+        (
+            shaped(nn.Sequential(Standardised(2, 3, 3), nn.Flatten(), Half(27, 4)), 2, 5, 5),
+            2 * (9 * 3 * 2 * 9 + 27 * 4),
+        ),
         (
             shaped(
                 nn.Sequential(nn.Conv2d(4, 8, 3, groups=2), nn.Flatten(), nn.Linear(72, 2)), 4, 5, 5

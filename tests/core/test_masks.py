@@ -592,10 +592,6 @@ def test_shuffle_keeps_the_count_of_every_layer_and_moves_the_weights(lenet300):
     assert equal(masks.shuffle(mask, 1), shuffled) and not equal(masks.shuffle(mask, 2), shuffled)
 
 
-def test_inverted_scores_keep_the_other_end():
-    assert bits(masks.keep_top(masks.invert(scores([3.0, 1.0, 2.0, 0.0])), 0.5)) == [[0, 1, 0, 1]]
-
-
 def test_table(residual):
     mask = random_mask(residual, 0.15, 0)
     live, table = masks.effective(residual, mask), masks.table(residual, mask)

@@ -16,7 +16,6 @@ from panning_core.experiments import studies
 
 NOTEBOOKS = {path.stem: path for path in sorted((ROOT / "notebooks").glob("*.ipynb"))}
 STUDIES = [name for name in NOTEBOOKS if name[0].isdigit()]
-QUICK = ["guide_add_your_own_metric", "playground"]
 READING = {"open", "Path", "read_csv", "read_json"}
 
 
@@ -59,7 +58,7 @@ def test_the_folder_in_which_a_notebook_runs_does_not_matter(name):
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_a_notebook_runs_from_its_own_folder_in_under_two_minutes(name, tmp_path, monkeypatch):
-    if name not in QUICK and not os.environ.get("PANNING_EVERY_NOTEBOOK"):
+    if name != "playground" and not os.environ.get("PANNING_EVERY_NOTEBOOK"):
         pytest.skip("six minutes for all of them; PANNING_EVERY_NOTEBOOK=1 runs them")
     monkeypatch.setenv("PANNING_RESULTS", str(tmp_path))
     start = time.perf_counter()

@@ -102,7 +102,7 @@ def compare_normalised(model, mask, sizes, lr, classes=10, seeds=(0,)):
     float32 is no nearer to it.
 
     In a deep network rounding now and then switches a ReLU, in PyTorch's float32 too, and then one
-        distance tells nothing: one of ``seeds`` must be near.
+        distance tells nothing: one of ``seeds`` must be near, and none is tried after it.
     """
     distances = []
     for seed in seeds:
@@ -128,16 +128,15 @@ def compare_normalised(model, mask, sizes, lr, classes=10, seeds=(0,)):
             for n, m in zip(trained.buffers(), exact.model.buffers())
             if n.dtype == torch.int64
         )  # batches counted
-        x, _ = next(batches([75], shape, seed=2))
-        with torch.no_grad():
-            if distances[-1] <= 1e-5:
+        if distances[-1] <= 1e-5:
+            x, _ = next(batches([75], shape, seed=2))
+            with torch.no_grad():
+                expected = exact.model.eval()(x.double())
                 torch.testing.assert_close(
-                    engine.logits(x).double(),
-                    exact.model.eval()(x.double()),
-                    rtol=1e-4,
-                    atol=1e-5,
+                    engine.logits(x).double(), expected, rtol=1e-4, atol=1e-5
                 )
-    assert min(distances) <= 1e-5
+            return
+    pytest.fail(f"no seed is near: {distances}")
 
 
 @pytest.fixture(autouse=True)

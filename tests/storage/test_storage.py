@@ -4,15 +4,15 @@ lies beside it, and the next start finishes.
 
 import errno
 import os
-import subprocess
-import sys
+import resource
+from contextlib import contextmanager
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from panning_core import ROOT, masks, models, storage, training
+from panning_core import masks, models, storage, training
 from panning_core.agent import policies
 from panning_core.analysis import exchange
 from panning_core.errors import UserError
@@ -46,33 +46,27 @@ def files(path):
     return {each.name: each.read_bytes() for each in path.iterdir()}
 
 
+@contextmanager
+def full_at(size):
+    """A limit to the length of files stands for the full disk: it strikes in the middle."""
+    before, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, most))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (before, most))
+
+
 @pytest.mark.parametrize("name", WRITERS)
 def test_a_full_disk_is_one_sentence_and_leaves_what_was_there(name, tmp_path):
-    """A limit to the length of files stands for the full disk: it strikes in the middle."""
-    code = f"""
-import resource, signal, sys
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-from panning_core.errors import UserError
-from tests.storage.test_storage import WRITERS
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-path, write = Path({str(tmp_path)!r}), WRITERS[{name!r}]
-write(path)
-before = dict((each.name, each.read_bytes()) for each in path.iterdir())
-resource.setrlimit(resource.RLIMIT_FSIZE, (2000, resource.RLIM_INFINITY))
-try:
-    write(path)
-except UserError as error:
-    print(error)
-after = dict((each.name, each.read_bytes()) for each in path.iterdir())
-assert after == before, (after.keys(), before.keys())
-resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-write(path)
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1 and "can not be written to" in done.stdout
-    assert str(tmp_path / "file") in done.stdout and "make room there" in done.stdout
+    write = WRITERS[name]
+    write(tmp_path)
+    before = files(tmp_path)
+    with full_at(2000), pytest.raises(UserError, match=SAYS) as error:
+        write(tmp_path)
+    assert str(tmp_path / "file") in str(error.value)
+    assert files(tmp_path) == before
+    write(tmp_path)
 
 
 def test_a_checkpoint_on_a_full_disk(digits, lenet300, tmp_path, monkeypatch):
