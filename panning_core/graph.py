@@ -196,30 +196,30 @@ def eager(model: nn.Module):
 class _Cost(TorchDispatchMode):
     """Adds up FLOPs by weight: of operations on it, or on its copy in another type or scale."""
 
-    def __init__(self, weights: Mapping[str, Tensor]):
+    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]):
         super().__init__()
-        self.flops, self.seen = dict.fromkeys(weights, 0), list(weights.items())
+        self.flops, others = dict.fromkeys(weights, 0), (*model.parameters(), *model.buffers())
+        #: what the input has no part in, held as others might take its memory; of which weight
+        self.own = [*weights.items(), *((None, t) for t in others)]
 
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        """No: a mode that does would import the compiler, which takes more than a second."""
-        return False
+    _should_skip_dynamo = classmethod(lambda cls: False)  # or it imports the compiler, for a second
 
-    def _source(self, t: Tensor) -> tuple[str, Tensor] | None:
-        """The weight or copy that ``t`` is a part or transpose of: it begins within its memory."""
-        starts = ((name, w, w.data_ptr()) for name, w in self.seen)
-        found = ((name, w) for name, w, at in starts if at <= t.data_ptr() < at + w.nbytes)
-        return next(found, None)
+    def _sources(self, args: tuple) -> Iterator[tuple[str | None, Tensor] | None]:
+        """What each tensor is a part or a transpose of: it begins within its memory."""
+        for t in (arg for arg in args if isinstance(arg, Tensor)):
+            within = (o for o in self.own if 0 <= t.data_ptr() - o[1].data_ptr() < o[1].nbytes)
+            yield next(within, None)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        sources = (self._source(t) for t in args if isinstance(t, Tensor))
-        name, weight = next(filter(None, sources), (None, None))
-        count = flop_registry.get(func._overloadpacket)
-        if name and count:
-            self.flops[name] += count(*args, **(kwargs or {}), out_val=out)
-        elif name and isinstance(out, Tensor) and out.numel() == weight.numel():
-            self.seen.append((name, out))  # held, so that no other takes its memory
+        given = kwargs or {}
+        out = func(*args, **given)
+        sources = list(self._sources(args))
+        name, weight = next((s for s in sources if s and s[0]), (None, out))
+        if count := flop_registry.get(func._overloadpacket):
+            if name:
+                self.flops[name] += count(*args, **given, out_val=out)
+        elif sources and all(sources) and isinstance(out, Tensor):
+            self.own.append((name if out.numel() == weight.numel() else None, out))
         return out
 
 
@@ -241,7 +241,7 @@ def uses(model: nn.Module) -> dict[str, int]:
         modes(model, training=False),
         eager(model),
         _in_parts(model),
-        _Cost(weights) as cost,
+        _Cost(model, weights) as cost,
     ):
         try:
             model(x)

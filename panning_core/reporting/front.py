@@ -38,7 +38,7 @@ ELSE = {
         "06_gumbel_softmax",
         "^High accuracy with 0.15 %.*budget",
     ),
-    "Is GraNet, begun dense, better than pruning before training, at equal compute?": (
+    "Is GraNet, begun dense, better than pruning before training, at equal FLOPs?": (
         "09_dynamic_sparsity",
         "^At equal weights and equal FLOPs of training",
     ),
@@ -175,7 +175,7 @@ def cifar(profile: str, verdicts: pd.DataFrame) -> str:
             f"({published.estimate(row.interval)}, n = {row.n})"
             for row in judged.itertuples()
         )
-        return f"{begin}{told}. The authors have 180. {there}"
+        return f"{begin}{told}. The authors have 180, and not a JPEG copy. {there}"
     done = [
         f"{MODELS.get(model, model)} for {epochs} epoch{'s' * (epochs > 1)} with "
         f"{part.seed.nunique()} seeds"

@@ -33,9 +33,11 @@ SAID = {
 }
 
 
-def seeds(runs: pd.DataFrame) -> str:
-    """``"10 seeds"``, or how few and how many where it hangs on the method and sparsity."""
-    counts = runs.groupby(["method", "sparsity"]).seed.nunique()
+def seeds(runs: pd.DataFrame, *by: str) -> str:
+    """``"10 seeds"``, or how few and how many where it hangs on ``by``, the method and sparsity if
+    nothing is named.
+    """
+    counts = runs.groupby([*by] or ["method", "sparsity"]).seed.nunique()
     least, most = counts.min(), counts.max()
     return f"{least} to {most} seeds" if least < most else f"{most} seed{'s' if most > 1 else ''}"
 

@@ -804,6 +804,24 @@ def test_flops_by_hand_and_by_the_counter(model, expected):
     assert flops(model) == counter(model) == expected
 
 
+class Placed(nn.Module):
+    """Adds weights to activations of their size, and masks the weights of the layer after it."""
+
+    def __init__(self):
+        super().__init__()
+        self.place, self.inner, self.out = nn.Linear(6, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.register_buffer("kept", torch.ones(6, 6))
+        shaped(self, 6, 6)
+
+    def forward(self, x):
+        x = F.linear(x + self.place.weight, self.inner.weight * self.kept, self.inner.bias)
+        return self.out(x).mean(1)
+
+
+def test_an_activation_of_the_size_of_a_weight_is_no_copy_of_it():
+    assert models.uses(Placed()) == {"place.weight": 0, "inner.weight": 6, "out.weight": 6}
+
+
 def test_flops_of_attention_are_those_of_its_weights():
     model = Attention()
     model.also_prunable = (nn.MultiheadAttention,)
