@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from ..errors import UserError
+
 CUTS = 4  #: prunings on the way to the final sparsity
 DECIMALS = range(20)  #: numbers of binary digits after the point that are tried
 WINDOW = 2048  #: samples over which an activation is looked at
@@ -106,6 +108,10 @@ class Operator(nn.Module):
             self.seen.popleft()
 
     def _window(self) -> Tensor:
+        if not self.seen:
+            raise UserError(
+                "activations are cut or quantised before any was seen; let that begin later"
+            )
         return torch.cat([*self.seen])
 
     def cut(self, sparsity: float, weight: Tensor | None = None) -> None:

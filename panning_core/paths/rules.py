@@ -204,7 +204,10 @@ class Linear(TorchFunctionMode):
         return func(*args, **kwargs)
 
     def pad(self, func, x, pad, mode="constant", value=None):
-        return func(x, pad, mode)
+        padded = func(x, pad, mode)
+        if value:
+            padded.opened = True
+        return padded
 
     def largest(self, func, x, *args, **kwargs):
         if args and isinstance(args[0], Tensor):  # of two tensors, and not along dimensions

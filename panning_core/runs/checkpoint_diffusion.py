@@ -78,6 +78,9 @@ class CheckpointDiffusion(base.Run):
                 "at most 1"
             )
 
+    def reads(self) -> tuple[str, ...]:
+        return ("digits",)
+
     def execute(self, context: base.Context) -> dict:
         return run(self)
 

@@ -138,6 +138,10 @@ class GaussianProcess(base.Run):
                 "prunes a network that tells two classes apart"
             )
 
+    def reads(self) -> tuple[str, ...]:
+        name = self.task.rsplit("-", 2)[0]  # of a data set, where the task is two of its classes
+        return (name,) if name in data.names() else ()
+
     def execute(self, context: base.Context) -> dict:
         with torch.random.fork_rng(devices=[]):
             # GPyTorch draws a variational distribution's first values from the global state.

@@ -64,6 +64,13 @@ def test_a_run_is_what_its_line_says(runs, kind):
     assert len({run.key() for run in runs[kind]}) == len(distinct)
 
 
+@pytest.mark.parametrize("kind", [kind for kind in base.KINDS if kind != base.FIRST])
+def test_a_run_on_a_data_set_says_so(runs, kind):
+    """So its line has the fingerprint, and data that can not be read are told before any work."""
+    for run in runs[kind]:
+        assert getattr(run, "dataset", None) in (None, *run.reads())
+
+
 def test_no_two_kinds_share_a_key(runs):
     keys = [{run.key() for run in found} for found in runs.values()]
     assert len(set.union(*keys)) == sum(map(len, keys))

@@ -611,6 +611,7 @@ def test_a_term_times_minus_one_and_a_pool_without_a_stride_stop_no_path():
             4 + 2,
         ),  # constants are no values
         (lambda x: F.pad(x[:, :2], (1, 1), value=1.0), 8 + 4),
+        (lambda x: F.pad(x[:, :2], (0, 2), value=1.0) * x, 24),  # ones let the others through
         (lambda x: torch.zeros_like(x) + x[:, :1], 4 + 8),
     ],
 )

@@ -233,3 +233,9 @@ def test_recalibration_gathers_the_statistics_of_all_images(digits):
 def test_bad_fields_are_named(field, value, says):
     with pytest.raises(UserError, match=says):
         Quantise(**{field: value})
+
+
+@pytest.mark.parametrize("early", [{"quantise_at": 0.0}, {"prune_at": 0.0}])
+def test_activations_that_nobody_has_seen_can_not_be_cut(early):
+    with pytest.raises(UserError, match="before any was seen; let that begin later"):
+        Quantise(epochs=1, images=300, **early).execute(base.Context())
