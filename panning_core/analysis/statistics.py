@@ -24,6 +24,7 @@ RULE = "Student, paired over seeds; Holm"  #: what tables call the rule
 TENTH = float(np.log(1.1))  #: of a mean log error: errors that are a tenth larger
 OUTCOMES = ("few", "worse", "open", "no worse", "better")  #: of a cell, the least favourable first
 FLOOR = 1e-4  #: an error on 10,000 images is not known below one image
+ROUNDING = 1e-9  #: differences that are the same up to it have no spread
 
 
 class Estimate(NamedTuple):
@@ -166,8 +167,9 @@ def _cell(differences: Sequence[float], margin: float) -> dict:
     error = (e.high - e.mean) / stdtrit(e.n - 1, 1 - LEVEL / 2) if e.n > 1 else np.nan
     if e.n < 2:
         p = p_margin = 1.0
-    elif error == 0:
-        p, p_margin = float(e.mean == 0), float(e.mean <= -margin)
+    elif error < ROUNDING:  # all differences are the same, and only their sign says something
+        p = 2 * 0.5**e.n if abs(e.mean) > ROUNDING else 1.0
+        p_margin = 0.5**e.n if e.mean > -margin else 1.0
     else:
         p = 2 * stdtr(e.n - 1, -abs(e.mean) / error)
         p_margin = stdtr(e.n - 1, -(e.mean + margin) / error)

@@ -156,29 +156,39 @@ def test_what_matters_is_a_fifth_of_a_point_or_a_tenth_of_the_error():
 
 
 @pytest.mark.parametrize(
-    "lead, outcome", [(0.0, "no worse"), (0.01, "better"), (-0.0001, "no worse"), (-0.01, "worse")]
+    "seeds, lead, p, outcome",
+    [
+        (5, 0.0, 1, "no worse"),
+        (5, 0.01, 2 / 32, "no worse"),
+        (5, -0.0001, 2 / 32, "no worse"),
+        (5, -0.01, 2 / 32, "open"),
+        (10, 0.01, 2 / 1024, "better"),
+        (10, -0.01, 2 / 1024, "worse"),
+    ],
 )
-def test_differences_without_any_spread(lead, outcome):
-    rows = [("ours", 0.9, seed, 0.5**4 * 15 + lead) for seed in range(5)] + [
-        ("rival", 0.9, seed, 0.5**4 * 15) for seed in range(5)
-    ]
+def test_of_differences_without_any_spread_only_the_sign_counts(seeds, lead, p, outcome):
+    """One image more in each of five seeds is no proof; they differ in the last bit."""
+    rows = [("rival", 0.9, seed, 0.9 + seed / 300) for seed in range(seeds)]
+    rows += [("ours", *place, accuracy + lead) for _, *place, accuracy in rows]
     (found,) = compare(frame(rows), "ours", ["rival"], margin=lambda accuracy: 0.002).itertuples()
-    assert found.outcome == outcome
+    assert found.p == pytest.approx(p) and found.outcome == outcome
 
 
 def test_errors_are_compared_by_their_logarithms_so_that_no_sparsity_decides_alone():
     """Half the errors at 90 %, a third more at 99.9 %: the mean accuracy is far lower, the mean log
     error better.
     """
-    rows = [("ours", 0.9, seed, 0.99) for seed in range(5)] + [
-        ("ours", 0.999, seed, 0.2) for seed in range(5)
+    rows = [("ours", 0.9, seed, 0.99) for seed in range(10)] + [
+        ("ours", 0.999, seed, 0.2) for seed in range(10)
     ]
-    rows += [("rival", 0.9, seed, 0.98) for seed in range(5)] + [
-        ("rival", 0.999, seed, 0.4) for seed in range(5)
+    rows += [("rival", 0.9, seed, 0.98) for seed in range(10)] + [
+        ("rival", 0.999, seed, 0.4) for seed in range(10)
     ]
-    rows += [("ours", 0.5, 0, 0.99), ("rival", 0.9, 7, 0.1)]
+    rows += [("ours", 0.5, 0, 0.99), ("rival", 0.9, 12, 0.1)]
     (found,) = compare_errors(frame(rows), "ours", ["rival", "absent"]).itertuples()
-    assert found.difference == pytest.approx(np.log(2) / 2 + np.log(0.6 / 0.8) / 2) and found.n == 5
+    assert (
+        found.difference == pytest.approx(np.log(2) / 2 + np.log(0.6 / 0.8) / 2) and found.n == 10
+    )
     assert found.outcome == "better" and found.margin == pytest.approx(np.log(1.1))
 
 
