@@ -260,10 +260,13 @@ def _checkpoint(
 ) -> Checkpoint:
     if not isinstance(path, str | Path):
         raise UserError(f"checkpoint is {shown(path)}; it must be the path of a file")
-    trainer, train = prepared.trainer, splits.train
-    network = model.state_dict(), mask, prepared.small is None
+    trainer = prepared.trainer
+    learning = [name for name, weight in model.named_parameters() if weight.requires_grad]
+    network = model.state_dict(), learning, mask, prepared.small is None
+    parts = splits.train, splits.validation, splits.test
+    images = [each for part in parts for each in (part.x, part.y)]
     options = [name_of(each) for each in how]
-    key = fingerprint(*network, train.x, train.y, trainer.recipe, trainer.name, *options)
+    key = fingerprint(*network, *images, trainer.recipe, trainer.name, *options)
     return Checkpoint(path, key, trainer)
 
 

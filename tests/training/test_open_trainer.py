@@ -554,11 +554,15 @@ def test_another_trainings_checkpoint_and_no_checkpoint_are_named(splits, tmp_pa
     def stop(row):
         raise Stop
 
-    def run(model=None, density=0.5, recipe=RECIPE, **more):
+    def run(model=None, density=0.5, recipe=RECIPE, of=splits, **more):
         model = model or build()
         training.train(
-            model, some_mask(model, density), splits, recipe, checkpoint=path, observe=stop, **more
+            model, some_mask(model, density), of, recipe, checkpoint=path, observe=stop, **more
         )
+
+    frozen = build()
+    next(frozen.parameters()).requires_grad_(False)
+    tested = dataclasses.replace(splits.test, y=(splits.test.y + 1) % splits.classes)
 
     def smooth(outputs, labels):
         return nn.functional.cross_entropy(outputs, labels, label_smoothing=0.1)
@@ -575,6 +579,8 @@ def test_another_trainings_checkpoint_and_no_checkpoint_are_named(splits, tmp_pa
         run()
     for change in (
         {"model": build(1)},
+        {"model": frozen},
+        {"of": dataclasses.replace(splits, test=tested)},
         {"density": 0.4},
         {"recipe": dataclasses.replace(RECIPE, seed=1)},
         {"engine": "dense"},
