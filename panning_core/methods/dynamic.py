@@ -147,7 +147,8 @@ class Plan:
     """When masks change in a training of ``steps`` steps.
 
     Attributes:
-        updates: of the mask, evenly spaced; the last of them would come after the training.
+        updates: of the mask, one in every ``steps // updates`` steps before the last. Where that
+            leaves a remainder there are more, at most twice as many.
         until: the part of the training in which gradual pruning reaches its end.
         death: the part of a layer's weights that is exchanged at first; see ``annealed``.
 

@@ -61,7 +61,8 @@ _STANDS_FOR = {
     "adaptive_pool": "adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d",
     "power_pool": "lp_pool1d lp_pool2d lp_pool3d",
     "largest": "amax max",
-    "add": "add radd sub subtract rsub maximum minimum where",
+    "add": "add radd sub subtract rsub maximum minimum",
+    "where": "where",
     "mul": "mul multiply rmul div divide true_divide truediv",
     "layer": "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d",
     "product": "matmul rmatmul mm bmm mv",
@@ -214,10 +215,17 @@ class Linear(TorchFunctionMode):
             return self.add(func, x, *args)
         return self.along(func, x, *args, **kwargs)
 
-    def add(self, func, *terms, alpha=1):
+    def where(self, func, *terms):
+        """Values where they are taken; a constant brings nothing."""
+        condition = next(t for t in terms if isinstance(t, Tensor) and t.dtype == torch.bool)
+        taken = [t if flows(t) else 0 for t in terms if t is not condition]
+        made = torch.where(condition, *taken)
+        if not all(map(flows, taken)):
+            made.opened = True
+        return made
+
+    def add(self, func, a, b, alpha=1):
         """a + |alpha| b: a difference is a sum, and a constant brings nothing."""
-        # All but the condition of ``where``.
-        a, b = (t for t in terms if not (isinstance(t, Tensor) and t.dtype == torch.bool))
         inside = func.__name__.endswith("_") and not func.__name__.startswith("__")
         if flows(a) and flows(b):
             return (a.add_ if inside else a.add)(b, alpha=abs(alpha))

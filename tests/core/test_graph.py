@@ -613,6 +613,8 @@ def test_a_term_times_minus_one_and_a_pool_without_a_stride_stop_no_path():
         (lambda x: F.pad(x[:, :2], (1, 1), value=1.0), 8 + 4),
         (lambda x: F.pad(x[:, :2], (0, 2), value=1.0) * x, 24),  # ones let the others through
         (lambda x: torch.zeros_like(x) + x[:, :1], 4 + 8),
+        (lambda x: torch.where(torch.arange(4) < 1, x, 0.0), 24 - 18),
+        (lambda x: torch.zeros(4).where(torch.arange(4) < 1, x), 24 - 6),
     ],
 )
 def test_what_a_constant_takes_away(how, live):
