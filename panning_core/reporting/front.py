@@ -126,7 +126,8 @@ def what_else(verdicts: pd.DataFrame) -> str:
         here = verdicts[(verdicts.study == study) & verdicts.claim.str.contains(pattern)]
         for row in here.head(1).itertuples():
             number = published.short(row.interval).partition("; ")[0]
-            told.append(f"{question} {VERDICTS[row.verdict]} {row.verdict}: {number}, n = {row.n}.")
+            answer = f"{VERDICTS[row.verdict]} {row.verdict}: {number}, n = {row.n}"
+            told.append(f"{question} {answer} ({row.place}).")
     return f"**What else was found?** {' '.join(told)}" if told else ""
 
 

@@ -129,8 +129,11 @@ def test_where_it_wins_is_told_for_each_sparsity_alone():
 def test_what_else_was_found_is_told_as_far_as_it_was_run():
     assert front.what_else(verdicts()) == ""
     claim = "High accuracy with 0.15 % of the parameters; under a budget 9"
-    told = front.what_else(verdicts(("06_gumbel_softmax", claim, "holds", "this study")))
-    assert "✔ holds: 9 points, n = 5." in told and told.count("n = ") == 1
+    found = verdicts(("06_gumbel_softmax", claim, "holds", "this study")).assign(
+        place="[06](there)"
+    )
+    told = front.what_else(found)
+    assert "✔ holds: 9 points, n = 5 ([06](there))." in told and told.count("n = ") == 1
     for study, pattern in front.ELSE.values():
         assert FOUND[FOUND.study == study].claim.str.contains(pattern).sum() == 1
 

@@ -61,6 +61,9 @@ class Labels:
     def __init__(self, runs: pd.DataFrame, titles: dict[str, str]):
         self.runs, self.titles = runs, titles
         self.values = {facet: set(runs[facet]) for facet in FACETS.values()}
+        recipes = set(runs.get("recipe", ()))
+        usual = {name for name in recipes if not name.endswith("warm-up")}
+        self.usual: Wanted = {"recipe": usual} if usual < recipes else {}
 
     def given(self, file: str) -> Wanted:
         """What the name of a table's file says of all its numbers."""
@@ -76,7 +79,7 @@ class Labels:
                 given["data"] = self.titles[part]
             if part in data.NORMALISATIONS and "normalisation" in self.runs:
                 given["normalisation"] = part
-        return {name: {value} for name, value in given.items()}
+        return {name: {value} for name, value in given.items()} | self.usual
 
     def wanted(self, given: Wanted, row: dict, header: str, against: str | None) -> Wanted | None:
         """The runs behind a cell; None where it is no number of runs."""
