@@ -199,7 +199,7 @@ class _Cost(TorchDispatchMode):
     def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]):
         super().__init__()
         self.flops, others = dict.fromkeys(weights, 0), (*model.parameters(), *model.buffers())
-        #: what the input has no part in, held as others might take its memory; of which weight
+        #: weight and tensor: what no input has a part in, kept so that nothing takes its memory
         self.own = [*weights.items(), *((None, t) for t in others)]
 
     _should_skip_dynamo = classmethod(lambda cls: False)  # or it imports the compiler, for a second
