@@ -869,7 +869,8 @@ def test_the_address_says_which_runs_are_shown(visit):
     )
     assert set(rows.locator("td:nth-child(5)").all_inner_texts()) == {"98 %"}
     count.get_by_role("link").click()
-    assert rows.count() == 11 and count.inner_text() == "11 of 11 runs"
+    tab.wait_for_function("document.querySelector('.count').textContent === '11 of 11 runs'")
+    assert rows.count() == 11
     tab.evaluate("location.hash = 'method=random&sparsity=90 %'")
     tab.wait_for_function("document.querySelector('.count').textContent.startsWith('2 of 11')")
     assert tab.locator(".box").nth(1).locator("tbody tr:visible").count() == 2  # the toys stay
