@@ -132,8 +132,8 @@ class Run(ABC):
         return entry
 
     def reads(self) -> tuple[str, ...]:
-        """The data sets that it reads; the last is the one it is measured on."""
-        return ()
+        """The data sets that it reads: by itself its ``dataset``; it is measured on the last."""
+        return (self.dataset,) if hasattr(self, "dataset") else ()
 
     @classmethod
     def prepare(cls, runs: Sequence[Run]) -> None:

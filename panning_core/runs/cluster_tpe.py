@@ -90,9 +90,6 @@ class ClusterTPE(base.Run):
                 f"penalty of cluster-tpe is {self.penalty!r}; it must be a number of at least 0"
             )
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     @classmethod
     def tasks(cls, runs: Sequence[ClusterTPE], device: str) -> list[list[ClusterTPE]]:
         """All rules of a network, whose table is made once."""

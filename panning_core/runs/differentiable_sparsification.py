@@ -70,9 +70,6 @@ class DifferentiableSparsification(base.Run):
         if not is_number(self.penalty) or self.penalty < 0:
             raise UserError(f"penalty is {self.penalty!r}; it must be a number of at least 0")
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def execute(self, context: base.Context) -> dict:
         """Train all of them.
 

@@ -101,9 +101,6 @@ class Dynamic(base.Run):
         plan = Plan(steps, self.updates, self.until, self.death)
         return make(plan, 1 - self.sparsity, self.seed)
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def recipe(self) -> training.Recipe:
         """How it is trained."""
         return training.Recipe(self.epochs, BATCH, weight_decay=5e-4, nesterov=True, seed=self.seed)

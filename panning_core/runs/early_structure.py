@@ -73,9 +73,6 @@ class EarlyStructure(base.Run):
     def splits(self) -> data.Splits:
         return data.load(self.dataset)
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def execute(self, context: base.Context) -> dict:
         return Training(self).result()
 

@@ -72,9 +72,6 @@ class ForwardSelection(base.Run):
             if not is_number(value) or not value > 0:
                 raise UserError(f"{name} is {value!r}; it must be a number above 0")
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def execute(self, context: base.Context) -> dict:
         """Train, select and test.
 

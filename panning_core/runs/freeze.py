@@ -88,9 +88,6 @@ class Freeze(base.Run):
                 "(0, 1], for example 0.05"
             )
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def recipe(self) -> training.Recipe:
         """How it is trained."""
         return training.Recipe(

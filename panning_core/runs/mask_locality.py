@@ -62,9 +62,6 @@ class MaskLocality(base.Run):
         if not fraction_kept(self.density):
             raise UserError("density of a mask's locality is 0; it must keep weights")
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def execute(self, context: base.Context) -> dict:
         """Find the mask, measure it, and train what is left from the initial weights.
 

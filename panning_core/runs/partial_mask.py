@@ -86,9 +86,6 @@ class PartialMask(base.Run):
                 "rescaled is for a core of units or weights that is trained alone (scheme 'core')"
             )
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def execute(self, context: base.Context) -> dict:
         """Train, split off, and measure both networks.
 

@@ -83,9 +83,6 @@ class Quantise(base.Run):
                     f"{length:g} of the training, so it must be at most {1 - length:g}"
                 )
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def execute(self, context: base.Context) -> dict:
         splits = data.load(self.dataset).to(context.device)
         model = network(splits, self.seed, self.rounding).to(context.device)

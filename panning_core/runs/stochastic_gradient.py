@@ -79,9 +79,6 @@ class StochasticGradient(base.Run):
         # It says what may be kept.
         StochGradAdam([nn.Parameter(torch.zeros(1))], keep=self.keep)
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def optimiser(self, parameters: list[nn.Parameter]) -> StochGradAdam:
         """The factory of ``training.train``."""
         sample, power = METHODS[self.method]

@@ -77,9 +77,6 @@ class Tagi(base.Run):
         if self.prune and self.learner != "tagi":
             raise UserError(f"prune is for the learner tagi, not for {self.learner}")
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def execute(self, context: base.Context) -> dict:
         return execute(self)
 

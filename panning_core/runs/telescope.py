@@ -84,9 +84,6 @@ class Telescope(base.Run):
                 "false without a mask"
             )
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def execute(self, context: base.Context) -> dict:
         return run(self)
 

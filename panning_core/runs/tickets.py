@@ -123,9 +123,6 @@ class Tickets(base.Run):
         if self.method == "dense" and self.sparsity:
             raise UserError(f"dense networks have sparsity 0, not {self.sparsity}; name a method")
 
-    def reads(self) -> tuple[str, ...]:
-        return (self.dataset,)
-
     def phases(self) -> list[Phase]:
         """Those of each training."""
         if APART[self.method]:
