@@ -211,27 +211,28 @@ def verdict(cells: pd.DataFrame, claim: str = "better", every: bool = False) -> 
     """In a word: does the claim hold that the subject is better than its rivals, or as good as
     they, in these cells of one family?
 
-    ``holds``: in every cell. ``fails``: worse in a cell and better in none; with ``every``, for a
-    claim like "better than all others", worse in one is enough. ``holds in part``: in some. ``no
-    worse`` (of a claim to be better): in no cell by a margin that matters. ``undecided``: the rest.
+    ``holds``: in every cell. ``holds in part``: in some. ``fails``: in none, and worse in a cell;
+    with ``every``, for a claim like "better than all others", worse in one is enough. ``no worse``
+    (of a claim to be better): in no cell by a margin that matters. ``undecided``: the rest.
     ``not judged``: below ``LEAST`` seeds, or no cell.
+
+    Some cells among others must show it after Holm's adjustment; all together need none.
 
     Args:
         claim: ``"better"`` or ``"as good"``.
     """
     if not len(cells) or (cells.outcome == "few").any():
         return "not judged"
-    good = ["better"] if claim == "better" else ["better", "no worse"]
-    true, worse = cells.outcome.isin(good), (cells.outcome == "worse").any()
-    if true.all():
+    better, worse = cells.outcome == "better", (cells.outcome == "worse").any()
+    alike = cells.outcome.isin(["better", "no worse"]).all()
+    if better.all() or claim == "as good" and alike:
         return "holds"
-    if worse and (every or not true.any()):
+    some = better if claim == "better" else better | (np.array(holm(cells.p_margin)) <= LEVEL)
+    if worse and (every or not some.any()):
         return "fails"
-    if true.any() and claim == "better":
+    if some.any() and (worse or claim == "better"):
         return "holds in part"
-    if cells.outcome.isin(["better", "no worse"]).all():
-        return "no worse"
-    return "holds in part" if worse and true.any() else "undecided"
+    return "no worse" if alike else "undecided"
 
 
 def ranked(cells: pd.DataFrame) -> pd.DataFrame:
