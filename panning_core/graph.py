@@ -8,14 +8,16 @@ it has first. Biases and norms are never pruned and never counted.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from fractions import Fraction
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from .errors import UserError, first_line, shown
@@ -159,11 +161,8 @@ def _example(model: nn.Module) -> Tensor:
     """One input [1, ...], zeros."""
     parameter = next(model.parameters())
     tokens = model in _SEEN and not _SEEN[model].is_floating_point()
-    return torch.zeros(
-        (1, *input_shape(model)),
-        dtype=_SEEN[model].dtype if tokens else parameter.dtype,
-        device=parameter.device,
-    )
+    dtype = _SEEN[model].dtype if tokens else parameter.dtype
+    return torch.zeros((1, *input_shape(model)), dtype=dtype, device=parameter.device)
 
 
 @contextmanager
@@ -193,39 +192,44 @@ def eager(model: nn.Module):
 # --- what the weights cost ------------------------------------------------------------------------
 
 
-class _Cost(TorchDispatchMode):
-    """Adds up FLOPs by weight: of operations on it, or on its copy in another type or scale."""
+class _Uses(TorchDispatchMode):
+    """Counts the uses of weights: in products with them, or with what is made of them alone."""
 
-    def __init__(self, model: nn.Module, weights: Mapping[str, Tensor]):
+    def __init__(self, model: nn.Module):
         super().__init__()
-        self.flops, others = dict.fromkeys(weights, 0), (*model.parameters(), *model.buffers())
-        #: weight and tensor: what no input has a part in, kept so that nothing takes its memory
-        self.own = [*weights.items(), *((None, t) for t in others)]
+        self.weights, others = prunable(model), (*model.parameters(), *model.buffers())
+        self.times = dict.fromkeys(self.weights, Fraction())
+        #: what no input has a part in, and of which weights it is made; no other takes its memory
+        self.own = [((n,), w) for n, w in self.weights.items()] + [((), t) for t in others]
 
     _should_skip_dynamo = classmethod(lambda cls: False)  # or it imports the compiler, for a second
 
-    def _sources(self, args: tuple) -> Iterator[tuple[str | None, Tensor] | None]:
-        """What each tensor is a part or a transpose of: it begins within its memory."""
-        for t in (arg for arg in args if isinstance(arg, Tensor)):
-            within = (o for o in self.own if 0 <= t.data_ptr() - o[1].data_ptr() < o[1].nbytes)
-            yield next(within, None)
+    def _made_of(self, tensor: Tensor) -> tuple[str, ...] | None:
+        at = tensor.data_ptr()  # a part or a transpose begins in the whole
+        return next((n for n, own in self.own if 0 <= at - own.data_ptr() < own.nbytes), None)
+
+    def _add(self, names: set[str], flops: int) -> None:
+        size = sum(self.weights[name].numel() for name in names)
+        for name in names:
+            self.times[name] += Fraction(flops, 2 * size)
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         given = kwargs or {}
         out = func(*args, **given)
-        sources = list(self._sources(args))
-        name, weight = next((s for s in sources if s and s[0]), (None, out))
+        sources = [self._made_of(t) for t in tree_leaves((args, given)) if isinstance(t, Tensor)]
+        names = {name for source in sources for name in source or ()}
         if count := flop_registry.get(func._overloadpacket):
-            if name:
-                self.flops[name] += count(*args, **given, out_val=out)
-        elif sources and all(sources) and isinstance(out, Tensor):
-            self.own.append((name if out.numel() == weight.numel() else None, out))
+            self._add(names, count(*args, **given, out_val=out))
+        if None not in sources and isinstance(out, Tensor):
+            # A product of weights, or of a learned query with one, is none of them.
+            self.own.append((() if count else tuple(names), out))
         return out
 
 
-def uses(model: nn.Module) -> dict[str, int]:
+def uses(model: nn.Module) -> dict[str, float]:
     """How often one input uses each prunable weight: 1 in a ``Linear``, the number of output pixels
-    in a ``Conv2d``, times the number of tokens and of calls; 0 for a layer that is not called.
+    in a ``Conv2d``, times the number of tokens and of calls; 0 for a layer that is not called, a
+    half for one of which half is.
 
     ``2 * uses * weights`` is the forward cost of the layer in FLOPs (a multiply and an add).
     Together they are what ``torch.utils.flop_counter`` gives, but for products without a weight, as
@@ -234,23 +238,17 @@ def uses(model: nn.Module) -> dict[str, int]:
     Raises:
         UserError: the network can not read an input of its shape.
     """
-    weights = prunable(model)
     x = _example(model)
-    with (
-        torch.no_grad(),
-        modes(model, training=False),
-        eager(model),
-        _in_parts(model),
-        _Cost(model, weights) as cost,
-    ):
+    with torch.no_grad(), modes(model, training=False), eager(model), _in_parts(model):
         try:
-            model(x)
+            with _Uses(model) as counted:
+                model(x)
         except Exception as error:  # PyTorch raises many kinds
             raise UserError(
                 f"the network can not read an input of shape {list(x.shape[1:])} and type "
                 f"{x.dtype}; set model.input_shape: {first_line(error)}"
             ) from error
-    return {name: flops // (2 * weights[name].numel()) for name, flops in cost.flops.items()}
+    return {k: int(n) if n.denominator == 1 else float(n) for k, n in counted.times.items()}
 
 
 @contextmanager

@@ -333,7 +333,7 @@ def keep_effective(model: nn.Module, scores: Scores, density: float, scope: str 
     return mask
 
 
-def flops(model: nn.Module, mask: Mask) -> int:
+def flops(model: nn.Module, mask: Mask) -> float:
     """FLOPs of one input's forward pass that are spent on kept weights: 2 for a multiply-add."""
     times = uses(model)
     return sum(2 * times[name] * count({name: m}) for name, m in mask.items())

@@ -100,7 +100,7 @@ class Sight(Paths):
         )
 
     @cached_property
-    def _times(self) -> dict[str, int] | None:
+    def _times(self) -> dict[str, float] | None:
         """How often each weight is used, None where the sparse engine can not look."""
         like = next(self.model.parameters())
         fits = (

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import pandas as pd
-from matplotlib.ticker import LogLocator, PercentFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, PercentFormatter
 
 from . import figures
 
@@ -109,6 +109,7 @@ def prediction(
             name = f"{short(how)}, {part.error.mean():.0f} % ↑" if beyond else short(how)
             ends.append((name, *mean, colour))
         panel.set(title=f"under {metric}\n{words}", xlabel="transfer (gained / lost)")
+        panel.xaxis.set_major_locator(MaxNLocator(5))
         figures.name_ends(panel, ends)
     axes[0].set_ylabel("test error (%); down is better")
     return figure

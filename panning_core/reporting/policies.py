@@ -90,7 +90,8 @@ def mixes(chosen: Mapping[str, Sequence], target: float) -> plt.Figure:
     axes[0].invert_xaxis()
     for panel in axes:
         panel.set_xlabel("density asked for, logarithmic")
-    axes[-1].legend(loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
+    lines = axes[0].get_legend_handles_labels()
+    axes[-1].legend(*lines, loc="upper left", bbox_to_anchor=(1.02, 1), frameon=False)
     return figure
 
 
@@ -102,8 +103,9 @@ def _stages(panel: plt.Axes, target: float) -> None:
             before = max(1 - limit, 1 - target)
     for k, metric in enumerate(panning.MIXED):
         part = [mix[k] / sum(mix) for _, mix in stages]
-        label = sweeps.short(metric)
-        panel.plot([at for at, _ in stages], part, color=names.COLOURS[metric], label=label)
+        # Shares are equal in places: each line is narrower than those below it.
+        look = {"color": names.COLOURS[metric], "linewidth": 5 - 2 * k}
+        panel.plot([at for at, _ in stages], part, **look)
     panel.set_title("the paper's stage table", fontsize=11)
 
 

@@ -24,14 +24,14 @@ class Cost:
 
     def __init__(self, model: nn.Module):
         self.weights = prunable(model)
-        self.uses: dict[str, int] | None = None
+        self.uses: dict[str, float] | None = None
         try:
             with faithful.untouched(model):
                 self.uses = uses(model)
         except UserError:
             pass  # it does not say what it reads
 
-    def image(self, kept: dict[str, int], dense_gradients: bool = False) -> int | None:
+    def image(self, kept: dict[str, int], dense_gradients: bool = False) -> float | None:
         """FLOPs of one image where so many weights of each tensor are kept; None for a network
         whose uses of its weights can not be counted."""
         if (times := self.uses) is None:

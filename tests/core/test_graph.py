@@ -825,6 +825,46 @@ def test_an_activation_of_the_size_of_a_weight_is_no_copy_of_it():
     assert models.uses(Placed()) == {"place.weight": 0, "inner.weight": 6, "out.weight": 6}
 
 
+class Composed(nn.Module):
+    """Two layers as one product, half of a layer, and a layer plus a small product (LoRA)."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.some = nn.Linear(6, 2), nn.Linear(6, 4), nn.Linear(6, 8)
+        self.whole, self.out = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.down, self.up = nn.Parameter(torch.ones(1, 4)), nn.Parameter(torch.zeros(4, 1))
+        shaped(self, 5, 6)
+
+    def forward(self, x):
+        x = F.linear(x, torch.cat([self.a.weight, self.b.weight]))
+        x = F.linear(x, self.some.weight[::4]) + F.linear(x, self.some.weight[:2])
+        x = torch.cat([x, x], -1)
+        return self.out(F.linear(x, self.whole.weight + self.up @ self.down)).mean(1)
+
+
+def test_weights_that_are_joined_cut_or_changed_before_use_are_counted():
+    wanted = {"a": 5, "b": 5, "some": 2.5, "whole": 5, "out": 5}
+    assert models.uses(Composed()) == {f"{name}.weight": n for name, n in wanted.items()}
+    assert flops(Composed()) == counter(Composed()) - 2 * 4 * 4  # the product of LoRA has no input
+
+
+class Asked(nn.Module):
+    """What a weight says of two learned queries is multiplied with every input."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.read = nn.Parameter(torch.ones(2, 6)), nn.Linear(6, 6, bias=False)
+        self.out = nn.Linear(2, 3)
+        shaped(self, 5, 6)
+
+    def forward(self, x):
+        return self.out(x @ self.read(self.query).T).mean(1)
+
+
+def test_a_product_with_a_learned_query_is_no_copy_of_the_weight():
+    assert models.uses(Asked()) == {"read.weight": 2, "out.weight": 5}
+
+
 def test_flops_of_attention_are_those_of_its_weights():
     model = Attention()
     model.also_prunable = (nn.MultiheadAttention,)
