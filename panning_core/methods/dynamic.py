@@ -230,14 +230,17 @@ class Update:
         """The density that its first mask must have."""
         return self.density if self.way.start is None else self.way.start
 
-    def __call__(self, step: int, model: nn.Module, mask: Mask) -> Mask:
-        due = self.plan.due(step)
+    def __call__(self, step: int, model: nn.Module, mask: Mask) -> list[Mask]:
+        """What pruning leaves, and then the exchange: a weight that was pruned grows from 0, one
+        that died in the exchange itself goes on as it was."""
+        found, due = [mask], self.plan.due(step)
         self.dense_gradients = due and self.way.growth == "gradient"
         if due and self.way.prunes:
-            mask = shrink(model, mask, self.plan.density(step, self.start, self.density))
+            density = self.plan.density(step, self.start, self.density)
+            found.append(shrink(model, mask, density))
         if due and self.way.growth:
-            mask = exchange(model, mask, self.plan.rate(step), self._generator(step))
-        return mask
+            found.append(exchange(model, found[-1], self.plan.rate(step), self._generator(step)))
+        return found
 
     def _generator(self, step: int) -> torch.Generator | None:
         if self.way.growth == "gradient":

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .. import compaction
 from ..errors import UserError
+from ..inspection import faithful
 from ..masks import Mask
 from ..models import prunable
 
@@ -73,7 +74,8 @@ def scores(
     if criterion != "taylor":
         sizes = [each.weight.detach().flatten(1).square().mean(1).sqrt() for each in convolutions]
         return sizes if criterion == "magnitude" else [each / each.mean() for each in sizes]
-    return _taylor(model, norms, batches)
+    with faithful.untouched(model):  # or BatchNorm's statistics would move
+        return _taylor(model, norms, batches)
 
 
 def _taylor(

@@ -208,9 +208,9 @@ METHODS: dict[str, Method] = Table(
                 "Han et al. 2015", "#666666", "8",
             ),
             _moving("gmp", "GMP", "Zhu & Gupta 2018", "#8c510a", "D"),
-            _moving("granet", "GraNet", "Liu et al. 2021", "#5e3c99", "^"),
-            _moving("granet-st", "GraNet-ST", "Liu et al. 2021", "#b2abd2", "^", version=2),
-            _moving("granet-random", "GraNet, random growth", "", "#dfc27d", "^"),
+            _moving("granet", "GraNet", "Liu et al. 2021", "#5e3c99", "^", version=2),
+            _moving("granet-st", "GraNet-ST", "Liu et al. 2021", "#b2abd2", "^", version=3),
+            _moving("granet-random", "GraNet, random growth", "", "#dfc27d", "^", version=2),
             _moving("rigl", "RigL", "Evci et al. 2020", "#01665e", "P", version=2),
             _moving("set", "SET", "Mocanu et al. 2018", "#80cdc1", "X", version=2),
         )

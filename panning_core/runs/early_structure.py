@@ -44,6 +44,7 @@ class EarlyStructure(base.Run):
     """
 
     kind: ClassVar[str] = "early-structure"
+    version: ClassVar[int] = 2
     dataset: str = "digits"
     criterion: str = "magnitude"
     ratio: float = 0.5

@@ -36,11 +36,13 @@ class Update(Protocol):
       growth by gradient needs them. An attribute ``dense_gradients`` of the hook says otherwise:
       True for every step, as for a hook that averages gradients, False for none, as for growth at
       random.
+    - Several masks in a list are taken over one after another: what one of them removes and the
+      next lets in begins at 0.
     - A hook with a state of its own offers ``state_dict()`` and ``load_state_dict(state)``, plain
       values and tensors, if it is to be resumed from a checkpoint.
     """
 
-    def __call__(self, step: int, model: nn.Module, mask: Mask) -> Mask:
+    def __call__(self, step: int, model: nn.Module, mask: Mask) -> Mask | list[Mask]:
         """The mask that holds from now on: ``mask``, changed in place or not, or another one.
 
         Args:
@@ -98,7 +100,10 @@ class Moving(Dense):
         for (weight, _), gradient in zip(self.pruned, gradients):
             weight.grad = gradient
         self.steps += 1
-        self._follow(self.update(self.steps, self.model, self.mask))
+        self.grew = False
+        found = self.update(self.steps, self.model, self.mask)
+        for mask in found if isinstance(found, list) else [found]:
+            self._follow(mask)
 
     @torch.no_grad()
     def _follow(self, mask: Mask) -> None:
@@ -109,7 +114,7 @@ class Moving(Dense):
                 "also where it has not changed it"
             )
         masks.check(self.model, mask)
-        self.mask, self.grew = {name: mask[name] for name in self.mask}, False
+        self.mask = {name: mask[name] for name in self.mask}
         for m, (weight, gone) in zip(self.mask.values(), self.pruned):
             changed = m == gone
             if changed.any():

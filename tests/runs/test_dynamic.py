@@ -12,6 +12,7 @@ from panning_core.methods import dynamic, registry
 from panning_core.methods.dynamic import WAYS, Plan, Update
 from panning_core.runs import base, prune
 from panning_core.runs.dynamic import DENSE, FOUND, RANDOM, Dynamic, first_mask
+from panning_core.training.moving import Moving
 
 SHORT = {"images": 200, "epochs": 4, "updates": 4}
 
@@ -138,6 +139,30 @@ def test_gradual_pruning_keeps_the_largest_of_all_layers_and_brings_none_back():
     for name, m in found.items():
         assert torch.equal(m, mask[name] & (weights[name].abs() >= least))
     assert dynamic.shrink(model, found, 0.5) is found
+
+
+@pytest.mark.parametrize(
+    "largest, weights, momentum", [(3, [1, 0, 0, 0], 0), (1, [1, 0.8, 0, 0], 1.9)]
+)
+def test_a_weight_that_was_pruned_grows_from_zero_and_one_that_died_goes_on(
+    largest, weights, momentum
+):
+    """GraNet by hand: of 1, 0.8, 0.3 and 0.2 pruning leaves the first two, of which 0.8 dies; what
+    grows is 0.2, which was pruned, or 0.8 again."""
+    model = nn.Sequential(nn.Linear(4, 1, bias=False))
+    weight = model[0].weight
+    weight.data = torch.tensor([[1, 0.8, 0.3, 0.2]])
+    update, x = Update("granet", Plan(steps=4, updates=4), 0.5), torch.zeros(1, 4)
+    trainer = Moving(
+        model, masks.ones(model), training.Recipe(weight_decay=0), update, loss=lambda z, y: z.sum()
+    )
+    trainer.steps, x[0, largest] = 1, 1.0
+    trainer.optimiser.state[weight]["momentum_buffer"] = torch.ones(1, 4)
+    trainer.step(x, torch.zeros(1, dtype=torch.int64), lr=0.0)
+    assert trainer.mask["0.weight"][0].nonzero().flatten().tolist() == [0, largest]
+    assert weight[0].tolist() == pytest.approx(weights)
+    found = trainer.optimiser.state[weight]["momentum_buffer"][0, largest]
+    assert float(found) == pytest.approx(momentum)
 
 
 def test_without_deaths_granet_is_gmp_bit_for_bit():
