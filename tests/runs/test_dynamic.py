@@ -141,6 +141,21 @@ def test_gradual_pruning_keeps_the_largest_of_all_layers_and_brings_none_back():
     assert dynamic.shrink(model, found, 0.5) is found
 
 
+@pytest.mark.parametrize("step, density, rate", [(25, 0.3, 0.427509), (75, 0.2, 0.077491)])
+def test_an_update_prunes_and_then_exchanges_at_the_rate_of_its_step(step, density, rate):
+    """GraNet from dense to 0.2 in half of 100 steps; half of that way is seven eighths done."""
+    model, _ = tiny()
+    weights = models.prunable(model)
+    for weight in weights.values():
+        weight.data = torch.randn(weight.shape, generator=torch.Generator().manual_seed(7))
+    _, pruned, found = Update("granet", Plan(100, 20), 0.2)(step, model, masks.ones(model))
+    every = torch.cat([weight.abs().flatten() for weight in weights.values()]).sort().values
+    least = every[-round(density * len(every))]
+    for name, weight in weights.items():
+        assert torch.equal(pruned[name], weight.abs() >= least)
+        assert torch.equal(found[name], slowly(weight, pruned[name], weight.grad, rate))
+
+
 @pytest.mark.parametrize(
     "largest, weights, momentum", [(3, [1, 0, 0, 0], 0), (1, [1, 0.8, 0, 0], 1.9)]
 )

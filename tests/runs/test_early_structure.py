@@ -86,6 +86,8 @@ def test_taylor_scores_are_squares_of_the_change_that_a_scaled_norm_makes():
     """(g gamma + h beta) is the derivative of the loss by a factor of the channel."""
     model = network((1, 8, 8), 3, seed=1)
     generator = torch.Generator().manual_seed(0)
+    nn.init.uniform_(model.bn1.weight, 0.5, 1.5)
+    nn.init.normal_(model.bn1.bias)
     batch = (torch.randn(12, 1, 8, 8, generator=generator), torch.arange(12) % 3)
     (first, *_) = early_pruning.scores(model, "taylor", [batch], generator)
     gates = torch.ones(16, requires_grad=True)
@@ -130,6 +132,26 @@ def test_looking_at_the_units_changes_no_training():
     for name, tensor in watched.model.state_dict().items():
         assert torch.equal(tensor, dense.model.state_dict()[name])
     assert found["test_accuracy"] == whole["test_accuracy"]
+
+
+def test_the_indicator_cuts_when_it_fires(monkeypatch):
+    run = EarlyStructure(at=None, ratio=0.5, epochs=8, images=100)
+    monkeypatch.setitem(early_pruning.THRESHOLDS, "magnitude", 1.1)
+    assert run.execute(base.Context())["cut_at"] is None
+    monkeypatch.setitem(early_pruning.THRESHOLDS, "magnitude", 0.0)
+    found = run.execute(base.Context())
+    assert (found["cut_at"], sum(found["widths"])) == (early_pruning.LOOK_BACK, 40)
+    assert found["widths"] == found["history"][-1] and len(found["history"]) == 6
+
+
+def test_the_published_thresholds():
+    """Shen et al. 2022 by its project page; Taylor's is that of the second implementation."""
+    assert early_pruning.LOOK_BACK == 5
+    assert early_pruning.THRESHOLDS == {
+        "magnitude": 0.983,
+        "relative-magnitude": 0.983,
+        "taylor": 0.944,
+    }
 
 
 def test_the_rate_grows_and_falls():

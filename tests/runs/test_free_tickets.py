@@ -102,6 +102,8 @@ def test_members_that_are_trained_apart_differ_from_the_start():
         float((a.test.argmax(1) != b.test.argmax(1)).double().mean()), abs=1e-6
     )
     assert found["training_flops"] == a.flops + b.flops
+    together = tickets.scores((a.test + b.test) / 2, splits.test.y)
+    assert {name: found[name] for name in together} == pytest.approx(together, abs=1e-6)
 
 
 def test_measures_by_hand():

@@ -164,6 +164,15 @@ def test_a_run_is_plain_values_and_repeats():
     assert found == again and found["trained_weights"] == round(0.02 * 50200) and found["flow"] == 1
 
 
+def test_snip_chooses_what_changes_the_loss_most(splits):
+    model, (x, y) = built(splits), (splits.train.x[:50], splits.train.y[:50])
+    mask = freeze.chosen(Freeze(trained=0.02), model, (x, y))
+    nn.functional.cross_entropy(model(x), y).backward()
+    change = {n: (w * w.grad).abs().detach() for n, w in models.prunable(model).items()}
+    least = masks.flatten(change).sort().values[-round(0.02 * 50200)]
+    assert all(torch.equal(m, change[name] >= least) for name, m in mask.items())
+
+
 def test_the_last_layer_alone(splits):
     run = Freeze(images=300, epochs=2, choice="last-layer", trained=None)
     assert run.execute(base.Context())["trained_weights"] == 1000

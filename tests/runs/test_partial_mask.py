@@ -7,10 +7,18 @@ import pytest
 import torch
 from torch import nn
 
-from panning_core import data, training
+from panning_core import data, masks, models, training
 from panning_core.errors import UserError
 from panning_core.runs import base, partial_mask
-from panning_core.runs.partial_mask import Factored, PartialMask, answers, core_of, fit, network
+from panning_core.runs.partial_mask import (
+    PER_CLASS,
+    Factored,
+    PartialMask,
+    answers,
+    core_of,
+    fit,
+    network,
+)
 
 SHORT = {"images": 200, "epochs": 2, "size": 0.05}
 
@@ -136,8 +144,13 @@ def test_which_parameters_belong_to_a_core(splits):
     weights = {n: int(m.sum()) for n, m in width.items() if n.endswith("weight")}
     assert weights == {"fc1.weight": 960, "fc2.weight": 75, "fc3.weight": 50}
     assert [int(m.sum()) for n, m in width.items() if n.endswith("bias")] == [15, 5, 10]
-    _, _, single = made(splits, core="weights")
+    _, model, single = made(splits, core="weights")
     assert sum(int(m.sum()) for n, m in single.items() if n.endswith("weight")) == 2510
+    x, y = data.balanced_batch(splits.train, PER_CLASS, torch.Generator().manual_seed(0))
+    nn.functional.cross_entropy(model(x), y).backward()
+    change = {n: (w * w.grad).abs().detach() for n, w in models.prunable(model).items()}
+    least = masks.flatten(change).sort().values[-2510]
+    assert all(torch.equal(single[name], each >= least) for name, each in change.items())
     _, _, low = made(splits, core="rank")
     assert {n for n, m in low.items() if not m.any()} == {"fc1.rest", "fc2.rest"}
     assert low["fc1.up"].shape == (300, 3) and low["fc2.down"].shape == (5, 300)

@@ -46,6 +46,13 @@ def test_the_scale_has_the_least_error_of_all():
     assert best_decimals(torch.zeros(3), 4) == 0
 
 
+def test_the_scale_is_chosen_for_what_the_mask_leaves():
+    weight, operator = torch.tensor([1.9, *[0.12] * 1000]), Operator((1001,))
+    operator.mask = weight > 1
+    operator.fix(4, weight)
+    assert operator.decimals == best_decimals(weight[:1], 4) == 2 != best_decimals(weight, 4)
+
+
 def test_rounding_to_the_nearest_is_the_other_half():
     """Half a step more in absolute value, then cut off, is rounding; no value lies on a half."""
     for bits, decimals in ((4, 2), (8, 6), (3, 1)):

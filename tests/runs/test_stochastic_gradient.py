@@ -142,6 +142,13 @@ def test_a_run_gives_plain_numbers_and_the_same_ones_again(method):
     assert found["matched_validation_accuracy"] >= 0.5 and found["matched_epoch"] <= 3
 
 
+def test_the_slow_control_moves_by_the_mean_step_of_sampled_gradients():
+    for method, rate in (("adam", 1e-3), ("stochastic", 1e-3), ("slow-adam", 0.8e-3)):
+        optimiser = StochasticGradient(method=method, keep=0.64).optimiser([weights()])
+        assert optimiser.param_groups[0]["lr"] == pytest.approx(rate)
+        assert optimiser.keep == (0.64 if method == "stochastic" else 1)
+
+
 def test_methods_differ_and_an_unreached_target_is_none():
     found = [StochasticGradient(method=m, **SHORT).execute(base.Context()) for m in METHODS]
     assert len({each["smaller_half"] for each in found}) == len(METHODS)
