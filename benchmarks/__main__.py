@@ -13,7 +13,19 @@ from panning_core import commands, results
 from panning_core.__main__ import command_line
 from panning_core.errors import pick
 
-from . import agreement, environment, grid, roofline, scoring, show, size, threads, timing, train
+from . import (
+    agreement,
+    early,
+    environment,
+    grid,
+    roofline,
+    scoring,
+    show,
+    size,
+    threads,
+    timing,
+    train,
+)
 
 #: name -> a function of ``quick`` that returns a table, empty where there is nothing to measure
 PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
@@ -27,6 +39,7 @@ PARTS: dict[str, Callable[[bool], pd.DataFrame]] = {
     "grid": grid.grid,
     "limits": roofline.limits,
     "threads": threads.speed,
+    "early": early.early,
     "size": size.size,
 }
 

@@ -167,6 +167,10 @@ CAPTIONS = {
         f" From {threads.LARGE:.0e} multiply-adds of a pass on, `prune` and `train` take more"
         " than one."
     ),
+    "early": (
+        "Seconds of a whole training that is cut once, when its indicator says so (study 11), and"
+        " of the dense network's, in turns; scores and tests included. `share`: of its seconds."
+    ),
     "size": (
         f"What each operation costs as networks grow, on {size.BATCH} images, one thread; steps"
         f" and `keep_top` at {names.percent(1 - size.DENSITY)} sparsity. `wide-` networks are"

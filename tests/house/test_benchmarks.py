@@ -361,6 +361,7 @@ def faked(monkeypatch, tmp_path):
         "grid": pd.DataFrame([{"runs": 60, "seconds": 30.0}]),
         "limits": pd.DataFrame(),
         "threads": pd.DataFrame(),
+        "early": pd.DataFrame(),
         "size": GROWN,
     }
     assert parts.keys() == command.PARTS.keys()
