@@ -99,7 +99,7 @@ SYSTEMS = (
 
 
 def table(verdicts: pd.DataFrame, profile: str) -> pd.DataFrame:
-    """One row a system: ``system, paper, study, runs, verdict``, the second and third as links.
+    """One row a system: ``arxiv, system, paper, study, runs, verdict``; paper and study are links.
 
     Args:
         verdicts: of all studies, with the ``study`` of each.
@@ -116,6 +116,7 @@ def table(verdicts: pd.DataFrame, profile: str) -> pd.DataFrame:
         runs = sum(_is_of(line, system) for line in ledgers[system.study])
         rows.append(
             {
+                "arxiv": system.arxiv,
                 "system": system.name,
                 "paper": addresses(system),
                 "study": f"[study {system.study[:2]}](../{system.study}/README.md)",
@@ -128,8 +129,8 @@ def table(verdicts: pd.DataFrame, profile: str) -> pd.DataFrame:
 
 def addresses(system: System) -> str:
     """Links to a system's paper: the preprint, and the published version."""
-    arxiv = f"[{system.arxiv}](https://arxiv.org/abs/{system.arxiv})"
-    return arxiv + f", [DOI](https://doi.org/{system.doi})" * bool(system.doi)
+    preprint = f"[preprint](https://arxiv.org/abs/{system.arxiv})"
+    return preprint + f", [DOI](https://doi.org/{system.doi})" * bool(system.doi)
 
 
 def _is_of(line: dict, system: System) -> bool:

@@ -23,7 +23,7 @@ sub { font-size: 12px; line-height: 0; }
 """
 
 
-def test_it_fits_on_two_screens_with_five_answers_twelve_claims_and_one_figure(browser):  # noqa: F811
+def test_it_fits_on_two_screens_with_six_answers_twelve_claims_and_one_figure(browser):  # noqa: F811
     page = ROOT / "results" / "paper" / "README.md"
     body = MarkdownWithMath(IPythonRenderer(escape=False)).render(page.read_text())
     tab = browser.new_context(viewport=SCREEN).new_page()
@@ -32,7 +32,7 @@ def test_it_fits_on_two_screens_with_five_answers_twelve_claims_and_one_figure(b
     figure = tab.locator("img")
     assert figure.count() == 1 and figure.evaluate("i => i.naturalWidth") > 1000
     questions = tab.locator("p > strong:first-child", has_text="?").all_inner_texts()
-    assert len(questions) == 6 and questions[-1] == "Where next?"
+    assert len(questions) == 7 and questions[-1] == "Where next?"
     claims = tab.locator("tbody tr td:nth-child(2)").all_inner_texts()
     assert [claim[:2] for claim in claims] == [claim.id for claim in published.PUBLISHED]
     assert tab.evaluate("document.documentElement.scrollHeight") <= 2 * SCREEN["height"]
@@ -41,9 +41,9 @@ def test_it_fits_on_two_screens_with_five_answers_twelve_claims_and_one_figure(b
 def test_a_published_version_is_linked_beside_the_preprint():
     named = {system.arxiv: systems.addresses(system) for system in systems.SYSTEMS}
     assert named["2202.00565"] == (
-        "[2202.00565](https://arxiv.org/abs/2202.00565), "
+        "[preprint](https://arxiv.org/abs/2202.00565), "
         "[DOI](https://doi.org/10.1073/pnas.2201854119)"
     )
-    assert named["2209.13378"] == "[2209.13378](https://arxiv.org/abs/2209.13378)"
+    assert named["2209.13378"] == "[preprint](https://arxiv.org/abs/2209.13378)"
     given = [system.doi for system in systems.SYSTEMS if system.doi]
     assert len(given) == 3 and all(re.fullmatch(r"10\.\d{4}/\S+", doi) for doi in given)

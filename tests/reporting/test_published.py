@@ -166,8 +166,10 @@ def test_whether_it_wins_follows_the_verdict(word, answer):
 
 def test_what_cifar_allows_to_conclude(monkeypatch):
     run = {"dataset": "cifar10-jpeg", "model": "resnet20", "recipe": "cifar-short"}
+    run |= {"method": "panning", "sparsity": 0.99}
     lines = [
-        {"key": str(seed), "run": {**run, "seed": seed}, "metrics": {"epochs": 1, "curve": {
+        {"key": str(seed), "run": {**run, "seed": seed}, "metrics": {
+            "epochs": 1, "test_accuracy": 0.3 + seed / 10, "curve": {
             "loss": [1.0], "validation_accuracy": [0.5]}}}
         for seed in range(3)
     ]  # fmt: skip
@@ -175,7 +177,10 @@ def test_what_cifar_allows_to_conclude(monkeypatch):
     told = front.cifar("paper", verdicts())
     assert "Nothing yet" in told and "ResNet-20 for 1 epoch with 3 seeds" in told
     found = verdicts(("08_cifar10", "Panning is better.", "holds", "Kang et al. 2022"))
-    assert "✔ holds: Panning is better (" in front.cifar("paper", found)
+    for line in lines:
+        line["metrics"]["epochs"] = 10
+    told = front.cifar("paper", found)
+    assert "✔ holds: Panning is better (" in told and "(staged, sum) 40.0 at 99 %" in told
     monkeypatch.setattr(ledger.Ledger, "rows", lambda _: [])
     assert "no run on it" in front.cifar("paper", verdicts())
 
