@@ -168,14 +168,14 @@ def _example(model: nn.Module) -> Tensor:
 @contextmanager
 def modes(model: nn.Module, training: bool) -> Iterator[None]:
     """Inside, every module is in train or eval mode; afterwards each has its own mode again."""
-    others = [module for module in model.modules() if module.training != training]
-    for module in others:
-        vars(module)["training"] = training
+    before = [(module, module.training) for module in model.modules()]
+    model.train(training)  # a network's own train() may leave some as they are
     try:
         yield
     finally:
-        for module in others:
-            vars(module)["training"] = not training
+        model.train(before[0][1])
+        for module, mode in before:
+            vars(module)["training"] = mode
 
 
 def eager(model: nn.Module):

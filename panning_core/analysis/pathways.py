@@ -139,6 +139,7 @@ def recalls(model: nn.Module, mask: Mask, split: Split) -> Tensor:
         **{name: w * mask[name] for name, w in prunable(model).items()},
     }
     with modes(model, training=False), threads.fitting(model, BATCH):
-        parts = split.x.split(BATCH)
+        # Copies: a layer may write into what it reads.
+        parts = (x.clone() for x in split.x.split(BATCH))
         found = torch.cat([functional_call(model, state, x).argmax(1) for x in parts])
     return torch.stack([(found[split.y == c] == c).double().mean() for c in range(split.classes)])

@@ -350,10 +350,12 @@ def fit_budget(
         adam.zero_grad()
         momentum.zero_grad()
         now.backward()
-        latest = sum(p.grad.square().sum() for p in gates.logits()) / gates.count
+        # A layer that is not called has no gradient.
+        slopes = [p.grad for p in gates.logits() if p.grad is not None]
+        latest = sum(slope.square().sum() for slope in slopes) / gates.count
         square = latest if square is None else torch.lerp(latest, square, 0.99)
-        for p in gates.logits():
-            p.grad /= square.sqrt() + 1e-20
+        for slope in slopes:
+            slope /= square.sqrt() + 1e-20
         adam.param_groups[0]["lr"], momentum.param_groups[0]["lr"] = lr * rate, gate_lr * rate
         adam.step()
         momentum.step()

@@ -16,12 +16,12 @@ import torch
 from torch import nn
 
 from .. import data, masks, models, training
-from ..data import Split, Splits
+from ..data import Splits
 from ..errors import UserError, is_number, pick, unknown, whole
 from ..masks import Mask
 from ..methods import differentiable_sparsification as ours
 from ..methods import gumbel_softmax
-from ..models import modes, prunable
+from ..models import prunable
 from . import base
 from .base import short
 
@@ -89,7 +89,7 @@ class DifferentiableSparsification(base.Run):
             epochs=self.epochs, batch_size=self.batch_size,
         )  # fmt: skip
         metrics = {
-            "single_stage": accuracy(model, splits.test),
+            "single_stage": training.tested(model, splits.test),
             "alive": found.alive,
             "size": sum(found.alive),
             "kept_weights": masks.count(found.mask),
@@ -148,10 +148,3 @@ def largest(model: nn.Module, kept: int | Sequence[int]) -> Mask:
         units = masks.keep_top({"": norms}, count / len(norms))[""]
         mask[name] = units[:, None].expand_as(mask[name]).clone()
     return masks.effective(model, mask)
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, split: Split) -> float:
-    """Share of right answers in eval mode."""
-    with modes(model, training=False):
-        return training.accuracy(torch.cat([model(x) for x in split.x.split(1000)]), split.y)

@@ -134,8 +134,8 @@ class Dynamic(base.Run):
         log = training.train(model, mask, seen, self.recipe(), update=update)
         return {
             **measured(model, log.attrs.get("mask", mask)),
-            "test_accuracy": accuracy(model, splits.test),
-            "validation_accuracy": accuracy(model, splits.validation),
+            "test_accuracy": training.tested(model, splits.test),
+            "validation_accuracy": training.tested(model, splits.validation),
             "training_flops": log.attrs["training_flops"],
             "pruning_flops": spent_before(self.method, model, splits.classes),
             "dense_flops": self.epochs * len(splits.train) * dense_step(model),
@@ -143,13 +143,6 @@ class Dynamic(base.Run):
             "train_seconds": short(log.attrs["seconds"]),
             "engine": log.attrs["engine"],
         }
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, split: data.Split) -> float:
-    """Share of right answers in eval mode."""
-    model.eval()
-    return training.accuracy(torch.cat([model(x) for x in split.x.split(1000)]), split.y)
 
 
 def first_mask(run: Dynamic, model: nn.Module, splits: Splits, update: Update | None) -> Mask:

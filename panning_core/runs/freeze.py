@@ -115,20 +115,13 @@ class Freeze(base.Run):
         log = train(model, mask, splits, self.recipe(), self.others)
         seconds = time.process_time() - begun
         return {
-            "test_accuracy": accuracy(model, splits.test),
-            "validation_accuracy": accuracy(model, splits.validation),
+            "test_accuracy": training.tested(model, splits.test),
+            "validation_accuracy": training.tested(model, splits.validation),
             **costs(model, mask, self.others),
             "flow": short(moved),
             "cpu_seconds": short(seconds),
             "engine": log.attrs["engine"],
         }
-
-
-@torch.no_grad()
-def accuracy(model: nn.Module, split: data.Split) -> float:
-    """Share of right answers in eval mode."""
-    model.eval()
-    return training.accuracy(torch.cat([model(x) for x in split.x.split(1000)]), split.y)
 
 
 def chosen(run: Freeze, model: nn.Module, batch: Batch) -> Mask:

@@ -225,9 +225,6 @@ def objective(model: nn.Module, core: Core, parts: Sequence[str], x: Tensor, y: 
     return sum(nn.functional.cross_entropy(answers(model, x, masks_of[p]), y) for p in parts)
 
 
-@torch.no_grad()
 def accuracy(model: nn.Module, split: Split, core: Core | None) -> float:
     """Share of right answers of the whole network or of its core."""
-    return training.accuracy(
-        torch.cat([answers(model, x, core) for x in split.x.split(1000)]), split.y
-    )
+    return training.accuracy(training.logits(lambda x: answers(model, x, core), split.x), split.y)

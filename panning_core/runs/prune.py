@@ -560,10 +560,8 @@ def _begins_with_linear(dataset: str, name: str) -> bool:
         model = models.build(name, splits.input_shape, splits.classes, seed=0)
     except UserError:  # the run itself will say so
         return False
-    return isinstance(
-        next(m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear)),
-        torch.nn.Linear,
-    )
+    layers = (m for m in model.modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Linear))
+    return isinstance(next(layers, None), torch.nn.Linear)
 
 
 def check_layers(runs: Sequence[Run]) -> None:

@@ -181,7 +181,7 @@ def train(run: Quantise, model: nn.Module, split: Split) -> None:
 def accuracy(model: nn.Module, split: Split) -> float:
     """Share of right answers in eval mode."""
     model.eval()
-    return training.accuracy(model(split.x), split.y)
+    return training.accuracy(model(split.x.clone()), split.y)
 
 
 @torch.no_grad()

@@ -134,8 +134,8 @@ def pruned_accuracy(model: nn.Module, sparsity: float, split: Split) -> float:
     mask = masks.keep_top({name: w.abs() for name, w in weights.items()}, 1 - sparsity)
     cut = {name: w * mask[name] for name, w in weights.items()}
     with modes(model, training=False):
-        logits = [functional_call(model, cut, (x,)) for x in split.x.split(1000)]
-    return training.accuracy(torch.cat(logits), split.y)
+        logits = training.logits(lambda x: functional_call(model, cut, (x,)), split.x)
+    return training.accuracy(logits, split.y)
 
 
 def smaller_half(weights: Tensor) -> float:

@@ -198,11 +198,10 @@ def trained(run: Tickets, splits: Splits, seed: int) -> list[Ticket]:
     return found
 
 
-@torch.no_grad()
 def probabilities(model: nn.Module, split: Split) -> Tensor:
     """[n, classes], in eval mode."""
-    model.eval()
-    return torch.cat([model(x).double().softmax(1) for x in split.x.split(1000)])
+    with models.modes(model, training=False):
+        return training.logits(model, split.x).double().softmax(1)
 
 
 def scores(answers: Tensor, labels: Tensor) -> dict[str, float | None]:

@@ -42,6 +42,18 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
 
 
 class Tracer(fx.Tracer):
+    def trace(self, root: nn.Module) -> fx.Graph:
+        """A forward that assigns to the network leaves nothing behind."""
+        before = [(module, {**vars(module)}, {**module._buffers}) for module in root.modules()]
+        try:
+            return super().trace(root)
+        finally:
+            for module, own, buffers in before:
+                vars(module).clear()
+                vars(module).update(own)
+                module._buffers.clear()
+                module._buffers.update(buffers)
+
     def create_args_for_root(
         self, root_fn: Callable, is_module: bool, concrete_args: object = None
     ) -> tuple[Callable, list]:

@@ -17,7 +17,7 @@ from .engines import (
     live,
 )
 from .loop import Trainer, train, train_together
-from .losses import LOSSES, accuracy
+from .losses import LOSSES, accuracy, logits, tested
 from .moving import Moving, Update
 from .optimisers import OPTIMISERS
 from .precision import fast_products
@@ -48,6 +48,8 @@ __all__ = [
     "epochs",
     "fast_products",
     "live",
+    "logits",
+    "tested",
     "train",
     "train_together",
 ]

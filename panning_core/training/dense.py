@@ -84,7 +84,9 @@ class Dense:
         """The recipe's rate for its own optimisers; groups of others keep theirs, times the factor
         of the schedule."""
         for group, rate in zip(self.optimiser.param_groups, self.rates):
-            group["lr"] = (rate or 0.0) * lr / (self.recipe.lr or 1.0) if self.is_own else lr
+            new = (rate or 0.0) * lr / (self.recipe.lr or 1.0) if self.is_own else lr
+            # A checkpoint holds no number of NumPy's.
+            group["lr"] = new if isinstance(new, Tensor) else float(new)
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         """Learns from a batch at the rate ``lr``; returns the loss before."""
@@ -125,8 +127,14 @@ class Dense:
 
     def state(self) -> dict:
         """All that the next step depends on, for ``load_state``."""
-        return {"model": self.model.state_dict(), "optimiser": self.optimiser.state_dict()}
+        return {
+            "model": self.model.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "buffers": dict(self.model.named_buffers()),  # a state_dict may leave some out
+        }
 
     def load_state(self, state: dict) -> None:
         self.model.load_state_dict(state["model"])
         self.optimiser.load_state_dict(state["optimiser"])
+        for name, buffer in self.model.named_buffers():
+            buffer.copy_(state["buffers"][name])

@@ -1,13 +1,16 @@
-"""What a training makes small: a loss of the network's outputs and what they should be."""
+"""What a training makes small, a loss of the network's outputs, and how many of them are right."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 from torch.nn import functional
 
+from ..data import Split
 from ..errors import UserError, pick, shown
+from ..models import modes
 
 #: (outputs [n, classes], targets) -> the mean over the batch, one number
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -69,3 +72,17 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
     labels = y.argmax(1) if y.is_floating_point() else y
     right = (logits.argmax(1) == labels) & ~logits.isnan().any(1)
     return float(right.double().mean())
+
+
+@torch.no_grad()
+def logits(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """What ``network`` answers to images [n, ...], a thousand at a time. It gets copies: a layer
+    may write into what it reads, and a data set serves every run.
+    """
+    return torch.cat([network(part.clone()) for part in x.split(1000)])
+
+
+def tested(model: nn.Module, split: Split) -> float:
+    """Share of right answers of a network in eval mode."""
+    with modes(model, training=False):
+        return accuracy(logits(model, split.x), split.y)
