@@ -127,7 +127,7 @@ def is_it_worth_it(profile: str, verdicts: pd.DataFrame) -> str:
     return (
         "**Is pruning before training worth it?** At equal weights and equal FLOPs of training, "
         "finding the mask not counted, the best mask found before is behind GraNet, which moves "
-        f"it, by {told} points ({here.place.iloc[0]})."
+        f"it, by {told} points, ahead where negative ({here.place.iloc[0]})."
     )
 
 
@@ -189,6 +189,7 @@ def cifar(profile: str, verdicts: pd.DataFrame) -> str:
             for row in judged.itertuples()
         )
         found = runs[(runs.epochs >= EPOCHS) & runs.method.isin(["panning", *AVAILABLE])]
+        found = found[found.sparsity.isin(found[found.method == "panning"].sparsity)]
         means = 100 * found.groupby(["sparsity", "method"]).test_accuracy.mean()
         shares = "; ".join(
             f"{method_name(method)} {mean:.1f} at {percent(sparsity)}"
