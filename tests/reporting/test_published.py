@@ -166,12 +166,12 @@ def test_whether_it_wins_follows_the_verdict(word, answer):
 
 def test_what_cifar_allows_to_conclude(monkeypatch):
     run = {"dataset": "cifar10-jpeg", "model": "resnet20", "recipe": "cifar-short"}
-    run |= {"method": "panning", "sparsity": 0.99}
+    run |= {"sparsity": 0.99}
     lines = [
-        {"key": str(seed), "run": {**run, "seed": seed}, "metrics": {
-            "epochs": 1, "test_accuracy": 0.3 + seed / 10, "curve": {
+        {"key": method + str(seed), "run": {**run, "method": method, "seed": seed}, "metrics": {
+            "epochs": 1, "test_accuracy": 0.4 if method == "panning" else 0.1, "curve": {
             "loss": [1.0], "validation_accuracy": [0.5]}}}
-        for seed in range(3)
+        for method in ("panning", "snip") for seed in range(3)
     ]  # fmt: skip
     monkeypatch.setattr(ledger.Ledger, "rows", lambda _: lines)
     told = front.cifar("paper", verdicts())
@@ -180,7 +180,7 @@ def test_what_cifar_allows_to_conclude(monkeypatch):
     for line in lines:
         line["metrics"]["epochs"] = 10
     told = front.cifar("paper", found)
-    assert "✔ holds: Panning is better (" in told and "(staged, sum) 40.0 at 99 %" in told
+    assert "✔ holds: Panning is better (" in told and "at chance: SNIP. Theirs" in told
     monkeypatch.setattr(ledger.Ledger, "rows", lambda _: [])
     assert "no run on it" in front.cifar("paper", verdicts())
 
