@@ -28,7 +28,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import graph, masks
 from .errors import UserError, first_line
-from .inspection import layouts, noise, twice
+from .inspection import activations, layouts, noise, twice
 from .inspection.batches import check_batch
 from .inspection.faithful import one_tensor
 from .inspection.noise import apart, made_of
@@ -118,6 +118,7 @@ def _subnetwork(
         torch.enable_grad(),
         noise.drawn_from(generator, device),
         graph.eager(model),
+        activations.kept(),
         twice.differentiable(model) if again else nullcontext(),
         sdpa_kernel(SDPBackend.MATH),  # the one that can be differentiated twice
     ):

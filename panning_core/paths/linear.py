@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from .. import graph
 from ..errors import UserError, first_line
 from ..graph import eager, input_shape, modes
+from ..inspection import activations
 from .rules import Linear, Open, Reach, Signed, Unknown, flowing, flows
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
@@ -81,7 +82,7 @@ def _replaced(
         module._parameters[key] = replacement  # type: ignore[assignment]
     vars(root)["forward"] = follow
     try:
-        with modes(model, training=False), eager(model):
+        with modes(model, training=False), eager(model), activations.kept():
             yield
     finally:
         for module, key, parameter, _ in changed:
