@@ -207,14 +207,16 @@ def from_arrays(
     for each in raw:
         digest.update(np.ascontiguousarray(each))  # type: ignore[arg-type]
     shape = (1, *raw[0].shape[1:]) if raw[0].ndim == 3 else raw[0].shape[1:]
-    kind = np.int64 if tokens else np.float32
+    # In float32 a time in seconds since 1970 is known to two minutes.
+    wide = np.float64 if raw[0].dtype.itemsize > 4 else np.float32
+    kind = np.int64 if tokens else wide
     images = [torch.from_numpy(x.reshape(len(x), *shape).astype(kind)) for x in (raw[0], raw[2])]
     labels = [torch.from_numpy(y.astype(np.int64)) for y in (raw[1], raw[3])]
     classes = count_classes(labels, name)
     kept, validation = validation_split(labels[0])
     if not tokens:
         mean, deviation = scale or moments(images[0][kept])
-        images = [(x - mean) / deviation for x in images]
+        images = [((x - mean) / deviation).float() for x in images]
     return Splits(
         name,
         title or name,

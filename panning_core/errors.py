@@ -36,12 +36,10 @@ def pick(kind: str, name: str, table: Mapping[str, T]) -> T:
 
 
 def fraction(kind: str, value: float) -> float:
-    """``value`` if it lies in [0, 1), else a ``UserError``; for sparsities."""
+    """``value`` if it lies in [0, 1), else a ``UserError``."""
     if not is_number(value) or not 0 <= value < 1:
-        raise UserError(
-            f"{kind} is {value!r}; it must be a fraction in [0, 1), for example 0.9 for nine"
-            " tenths removed"
-        )
+        example = ", for example 0.9 for nine tenths removed" if "sparsity" in kind else ""
+        raise UserError(f"{kind} is {value!r}; it must be a fraction in [0, 1){example}")
     return float(value)
 
 

@@ -9,6 +9,7 @@ on. How often the rule errs, and what it can see, is simulated in its tests.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
@@ -16,7 +17,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit  # scipy.stats takes ten times as long a call
 
-from ..errors import UserError
+from ..errors import UserError, unknown
 
 LEVEL = 0.05  #: of every test; intervals cover 1 - LEVEL
 LEAST = 5  #: seeds below which there is no verdict, only numbers
@@ -114,6 +115,7 @@ def compare(
         ``judged``'s columns with all rows as one family.
     """
     table = frame.pivot_table(index=[by, "seed"], columns=column, values=value)
+    _missed(table, subject, rivals, column)
     rows = []
     for place, part in table.groupby(level=by):
         for rival in rivals:
@@ -141,6 +143,7 @@ def compare_errors(
     """
     logs = frame.assign(gain=gain(frame.test_accuracy))
     table = logs.pivot_table(index=["sparsity", "seed"], columns=column, values="gain")
+    _missed(table, subject, rivals, column)
     rows = []
     for rival in rivals:
         pair = table[[subject, rival]].dropna() if {subject, rival} <= set(table) else table[:0]
@@ -159,6 +162,15 @@ def compare_errors(
                     }
                 )
     return judged(pd.DataFrame(rows))
+
+
+def _missed(table: pd.DataFrame, subject: str, rivals: Sequence[str], column: str) -> None:
+    """Warns of names without a run, so that no misspelt one is left out in silence."""
+    for name in (subject, *rivals):
+        if len(table) and name not in table:
+            warnings.warn(
+                f"compared without it: {unknown(column, name, map(str, table))}", stacklevel=3
+            )
 
 
 def _cell(differences: Sequence[float], margin: float) -> dict:

@@ -174,11 +174,20 @@ class Ticket(NamedTuple):
 
 
 def trained(run: Tickets, splits: Splits, seed: int) -> list[Ticket]:
-    """The tickets of one training."""
+    """The tickets of one training.
+
+    Raises:
+        UserError: more updates in a unit than steps.
+    """
+    steps = run.unit * -(-len(splits.train) // BATCH)
+    if run.updates > steps:
+        raise UserError(
+            f"updates of an ensemble is {run.updates}, and a unit has {steps} steps; at most one "
+            "update a step"
+        )
     model = models.build(run.model, splits.input_shape, splits.classes, seed)
     model = model.to(splits.train.x.device)
     mask, flops, found = begin(model, 1 - run.sparsity, seed), 0, []
-    steps = run.unit * -(-len(splits.train) // BATCH)
     # What is measured after each epoch is not recorded.
     seen = splits.first(validation=GLANCE, test=GLANCE)
     for place, phase in enumerate(run.phases()):
@@ -188,7 +197,7 @@ def trained(run: Tickets, splits: Splits, seed: int) -> list[Ticket]:
         )  # fmt: skip
         update = None
         if phase.moves and run.sparsity:
-            update = Exchange(max(1, steps // run.updates), run.death, phase.shake)
+            update = Exchange(steps // run.updates, run.death, phase.shake)
         log = training.train(model, mask, seen, recipe, update=update)
         mask = log.attrs.get("mask", mask)
         flops += log.attrs["training_flops"]

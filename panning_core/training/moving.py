@@ -102,7 +102,7 @@ class Moving(Dense):
         self.steps += 1
         self.grew = False
         found = self.update(self.steps, self.model, self.mask)
-        for mask in found if isinstance(found, list) else [found]:
+        for mask in found if found and isinstance(found, list) else [found]:
             self._follow(mask)
 
     @torch.no_grad()

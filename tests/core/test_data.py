@@ -82,6 +82,14 @@ def test_pixels_are_standardised_with_the_statistics_of_train_alone():
     )  # one affine map for each channel
 
 
+def test_numbers_that_float32_cannot_tell_apart_are_standardised():
+    labels = np.arange(60) % 2
+    seconds = 1.7e9 + 10 * labels.reshape(-1, 1) + np.linspace(0, 1, 60).reshape(-1, 1)
+    splits = data.from_arrays(seconds, labels, seconds, labels)
+    assert splits.train.x.dtype == torch.float32
+    assert splits.train.x[splits.train.y == 0].max() < splits.train.x[splits.train.y == 1].min()
+
+
 def test_a_constant_channel_stays_finite():
     x, y, xt, yt = arrays()
     splits = data.from_arrays(np.ones_like(x), y, np.ones_like(xt), yt)

@@ -152,3 +152,8 @@ def test_flops_are_those_of_every_step():
 def test_bad_input_is_told_in_one_sentence(fields, said):
     with pytest.raises(UserError, match=said):
         Tickets(**fields)
+
+
+def test_more_updates_than_steps_are_refused():
+    with pytest.raises(UserError, match="updates of an ensemble is 500, and a unit has 104 steps"):
+        Tickets(updates=500).execute(base.Context())

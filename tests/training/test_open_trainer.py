@@ -256,6 +256,7 @@ def test_tables_with_masks_can_be_joined_and_copied(splits):
     [
         (3, r"update is 3; it must be a function \(step, model, mask\) -> mask"),
         (lambda step, model, mask: None, "update gives None at step 1; it must return the mask"),
+        (lambda step, model, mask: [], r"update gives \[\] at step 1; it must return the mask"),
         (lambda step, model, mask: {}, "the mask is of another network: it lacks fc1.weight"),
         (
             lambda step, model, mask: {name: m.float() for name, m in mask.items()},
