@@ -10,14 +10,15 @@ on. How often the rule errs, and what it can see, is simulated in its tests.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
+from difflib import get_close_matches
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.special import stdtr, stdtrit  # scipy.stats takes ten times as long a call
 
-from ..errors import UserError, unknown
+from ..errors import UserError
 
 LEVEL = 0.05  #: of every test; intervals cover 1 - LEVEL
 LEAST = 5  #: seeds below which there is no verdict, only numbers
@@ -115,7 +116,7 @@ def compare(
         ``judged``'s columns with all rows as one family.
     """
     table = frame.pivot_table(index=[by, "seed"], columns=column, values=value)
-    _missed(table, subject, rivals, column)
+    _check_names(list(table), subject, rivals)
     rows = []
     for place, part in table.groupby(level=by):
         for rival in rivals:
@@ -143,7 +144,7 @@ def compare_errors(
     """
     logs = frame.assign(gain=gain(frame.test_accuracy))
     table = logs.pivot_table(index=["sparsity", "seed"], columns=column, values="gain")
-    _missed(table, subject, rivals, column)
+    _check_names(list(table), subject, rivals)
     rows = []
     for rival in rivals:
         pair = table[[subject, rival]].dropna() if {subject, rival} <= set(table) else table[:0]
@@ -164,13 +165,15 @@ def compare_errors(
     return judged(pd.DataFrame(rows))
 
 
-def _missed(table: pd.DataFrame, subject: str, rivals: Sequence[str], column: str) -> None:
-    """Warns of names without a run, so that no misspelt one is left out in silence."""
+def _check_names(names: Collection[str], subject: str, rivals: Sequence[str]) -> None:
+    """Warns of a name that is nearly one of ``names`` and has no run: one without may be left out,
+    but a misspelt one not in silence.
+    """
     for name in (subject, *rivals):
-        if len(table) and name not in table:
-            warnings.warn(
-                f"compared without it: {unknown(column, name, map(str, table))}", stacklevel=3
-            )
+        near = get_close_matches(name, names, 1, cutoff=0.85)
+        if near and name not in names:
+            said = f"no run of {name!r}, which is not compared; did you mean {near[0]!r}?"
+            warnings.warn(said, stacklevel=3)
 
 
 def _cell(differences: Sequence[float], margin: float) -> dict:
