@@ -42,8 +42,8 @@ FOUND = {
 
 @dataclass(frozen=True)
 class Dynamic(base.Run):
-    """One network, trained once: SGD at 0.1 with Nesterov momentum 0.9, weight decay 5e-4, and a
-    cosine to 0. GraNet's authors have two steps of a tenth instead, in 160 epochs of CIFAR.
+    """One network, trained once: SGD with Nesterov momentum 0.9, weight decay 5e-4, and a cosine to
+    0. GraNet's authors have two steps of a tenth instead, in 160 epochs of CIFAR.
 
     Attributes:
         seed: of the initial weights, the first mask, random growth and the order of the images.
@@ -53,7 +53,7 @@ class Dynamic(base.Run):
         method: a name of ``registry.moving()``; or, for a mask that stays, ``DENSE``, ``RANDOM`` or
             a key of ``FOUND``.
         sparsity: in the end; 0 for the dense network.
-        epochs: of the training.
+        epochs, lr: of the training, and its rate in the first step.
         updates, until, death: as in ``methods.dynamic.Plan``, of methods whose mask moves.
     """
 
@@ -66,6 +66,7 @@ class Dynamic(base.Run):
     method: str = "granet"
     sparsity: float = 0.95
     epochs: int = 30
+    lr: float = 0.1
     updates: int = 40
     until: float = 0.5
     death: float = 0.5
@@ -83,6 +84,7 @@ class Dynamic(base.Run):
         if self.images is not None:
             whole("images of a dynamic run", self.images, 1)
         fraction("sparsity of a dynamic run", self.sparsity)
+        self.recipe()  # refuses what is no rate
         if self.method == DENSE and self.sparsity:
             raise UserError(f"a dense network has sparsity 0, not {self.sparsity}; name a method")
         if self.method in registry.moving():
@@ -103,7 +105,9 @@ class Dynamic(base.Run):
 
     def recipe(self) -> training.Recipe:
         """How it is trained."""
-        return training.Recipe(self.epochs, BATCH, weight_decay=5e-4, nesterov=True, seed=self.seed)
+        return training.Recipe(
+            self.epochs, BATCH, self.lr, weight_decay=5e-4, nesterov=True, seed=self.seed
+        )
 
     def update(self, images: int) -> Update | None:
         """What changes the mask in a training on so many images; None where it stays.

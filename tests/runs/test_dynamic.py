@@ -274,6 +274,7 @@ def test_what_finding_a_mask_costs():
         ({"method": "granet-st", "sparsity": 0.3}, "begins at density 0.5 and can not end at 0.7"),
         ({"epochs": 0}, "epochs of a dynamic run is 0"),
         ({"images": 0}, "images of a dynamic run is 0"),
+        ({"lr": -0.1}, "lr is -0.1; it must be a number of at least 0"),
         ({"model": "lenet"}, "unknown model 'lenet'"),
     ],
 )
