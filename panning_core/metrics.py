@@ -28,13 +28,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from . import graph, masks
 from .errors import UserError, first_line
-from .inspection import activations, layouts, noise, twice
+from .inspection import layouts, noise, twice
 from .inspection.batches import check_batch
 from .inspection.faithful import one_tensor
 from .inspection.noise import apart, made_of
 from .masks import Mask, Scores, flatten, numbers, places, unflatten
 from .models import linearised, modes, prunable
 from .names import Table
+from .paths import activations
 
 Batch = tuple[Tensor, Tensor]
 TEMPERATURE = (

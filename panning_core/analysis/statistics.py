@@ -170,7 +170,7 @@ def _check_names(names: Collection[str], subject: str, rivals: Sequence[str]) ->
     but a misspelt one not in silence.
     """
     for name in (subject, *rivals):
-        near = get_close_matches(name, names, 1, cutoff=0.85)
+        near = get_close_matches(str(name), map(str, names), 1, cutoff=0.85)
         if near and name not in names:
             said = f"no run of {name!r}, which is not compared; did you mean {near[0]!r}?"
             warnings.warn(said, stacklevel=3)

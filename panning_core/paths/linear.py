@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .. import graph
 from ..errors import UserError, first_line
 from ..graph import eager, input_shape, modes
-from ..inspection import activations
+from . import activations
 from .rules import Linear, Open, Reach, Signed, Unknown, flowing, flows
 
 _NORMS = (nn.modules.batchnorm._NormBase, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)

@@ -74,42 +74,49 @@ def where(
     panels: Mapping[str, pd.DataFrame], subjects: Sequence[str], rivals: Sequence[str] = AVAILABLE
 ) -> str:
     """On which networks and at which sparsities a form of Panning surely beats all rivals, and
-    where it is surely worse than one of them: a line for each, with the rival that is least
-    favourable.
+    where it is surely worse than one of them: a line for each form, network and input, with the
+    points to the rival that is least favourable.
 
     Args:
         panels: runs of one network and input each, by the name of both.
     """
-    won, lost, count, few = [], [], 0, 0
+    found: dict[tuple, list[str]] = {}
+    count = few = 0
     for name, runs in panels.items():
         for subject in subjects:
             cells = statistics.compare(runs, subject, rivals)
             for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
                 worst, count = statistics.decisive(part), count + 1
                 few += worst.outcome == "few"
-                if (part.outcome == "better").all():
-                    won.append(f"- ✔ {_case(name, runs, worst)}")
-                elif worst.outcome == "worse":
-                    lost.append(f"- ✘ {_case(name, runs, worst)}")
-    told = "**Where, and by how much?** "
+                if mark := _mark(part.outcome, worst.outcome):
+                    case = f"{100 * worst.difference:+.2f} at {percent(sparsity)}"
+                    found.setdefault((mark, subject, name), []).append(case)
     if few == count:
-        return f"{told}Too few seeds to say."
-    told += (
-        f"Of {count} cases, each a form, network, input and sparsity, it is surely better than "
-        f"each of the three in {len(won)} and surely worse than one in {len(lost)}; in the other "
-        f"{count - len(won) - len(lost)} neither is sure ([each of them](../sparsities.md))"
-    )
-    return told + (":\n\n" + "\n".join(won + lost) if won + lost else ".")
+        return "**Where, and by how much?** Too few seeds to say."
+    return _told(found, count)
 
 
-def _case(name: str, runs: pd.DataFrame, cell: pd.Series) -> str:
-    """A cell of ``statistics.compare``, with both accuracies."""
-    means = runs[runs.sparsity == cell.sparsity].groupby("method").test_accuracy.mean()
-    return (
-        f"{method_name(cell.subject)}, {name}, at {percent(cell.sparsity)}: "
-        f"{100 * means[cell.subject]:.2f} against {method_name(cell.rival)}'s "
-        f"{100 * means[cell.rival]:.2f} % ({100 * cell.difference:+.2f})"
+def _mark(outcomes: pd.Series, worst: str) -> str:
+    """Surely better than all, surely worse than one, or neither."""
+    return "✔" if (outcomes == "better").all() else "✘" if worst == "worse" else ""
+
+
+def _told(found: dict[tuple, list[str]], count: int) -> str:
+    """The answer of ``where``, of the cases (mark, subject, name) -> differences."""
+    won, lost = (
+        sum(len(cases) for (mark, *_), cases in found.items() if mark == sign) for sign in "✔✘"
     )
+    lines = [
+        f"{mark} {method_name(subject)}, {name}: {', '.join(cases)}"
+        for (mark, subject, name), cases in sorted(found.items(), key=lambda item: item[0][0])
+    ]
+    told = (
+        f"**Where, and by how much?** Of {count} cases, each a form, network, input and sparsity, "
+        f"it is surely better than each of the three in {won} and surely worse than one in {lost}; "
+        f"in the other {count - won - lost} neither is sure ([each of them](../sparsities.md))"
+    )
+    listed = "; in points, against the nearest of the three:\n" + ";\n".join(lines)
+    return told + (f"{listed}." if lines else ".")
 
 
 def is_it_worth_it(profile: str, verdicts: pd.DataFrame) -> str:

@@ -128,7 +128,7 @@ def test_a_misspelt_name_is_not_left_out_in_silence():
     rows = [(name, 0.9, seed, seed) for name in ("ours", "rival") for seed in range(5)]
     for way in (compare, compare_errors):
         with pytest.warns(UserWarning, match="no run of 'rivals', .* did you mean 'rival'"):
-            assert list(way(frame(rows), "ours", ["rival", "rivals"]).rival) == ["rival"]
+            assert list(way(frame(rows), "ours", ["rival", "rivals", None]).rival) == ["rival"]
 
 
 def test_all_cells_are_one_family_and_several_can_be_put_together():
