@@ -111,11 +111,11 @@ def _told(found: dict[tuple, list[str]], count: int) -> str:
         for (mark, subject, name), cases in sorted(found.items(), key=lambda item: item[0][0])
     ]
     told = (
-        f"**Where, and by how much?** Of {count} cases, each a form, network, input and sparsity, "
+        f"**Where, and by how much?** Of {count} cases "
         f"it is surely better than each of the three in {won} and surely worse than one in {lost}; "
         f"in the other {count - won - lost} neither is sure ([each of them](../sparsities.md))"
     )
-    listed = "; in points, against the nearest of the three:\n" + ";\n".join(lines)
+    listed = "; in points to the nearest:\n" + ";\n".join(lines)
     return told + (f"{listed}." if lines else ".")
 
 
