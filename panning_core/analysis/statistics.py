@@ -169,9 +169,8 @@ def _check_names(names: Collection[str], subject: str, rivals: Sequence[str]) ->
     """Warns of a name that is nearly one of ``names`` and has no run: one without may be left out,
     but a misspelt one not in silence.
     """
-    for name in (subject, *rivals):
-        near = get_close_matches(str(name), map(str, names), 1, cutoff=0.85)
-        if near and name not in names:
+    for name in {subject, *rivals}.difference(names):
+        if near := get_close_matches(str(name), map(str, names), 1, cutoff=0.85):
             said = f"no run of {name!r}, which is not compared; did you mean {near[0]!r}?"
             warnings.warn(said, stacklevel=3)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from typing import Any
 from unittest.mock import patch
 
 from torch.utils import checkpoint
@@ -22,5 +23,5 @@ def kept() -> AbstractContextManager:
     """
     # What PyTorch does before and after the part; the name depends on its version.
     around = [name for name in vars(checkpoint) if name.startswith("_checkpoint_without_reentrant")]
-    nothing = dict.fromkeys(around, lambda *args, **settings: iter((None,)))
+    nothing: dict[str, Any] = dict.fromkeys(around, lambda *args, **settings: iter((None,)))
     return patch.multiple(checkpoint, CheckpointFunction=_Kept, **nothing)

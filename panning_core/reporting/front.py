@@ -20,6 +20,7 @@ from .sweeps import AVAILABLE, short
 
 CIFAR = "08_cifar10"
 MOVING = "09_dynamic_sparsity"  #: masks that move while the network trains
+MARKS = {"better": "✔", "worse": "✘"}  #: of an outcome
 CHANCE = 0.12  #: an accuracy below it is a tenth of ten classes, or hardly more
 EPOCHS = 10  #: below so many epochs of training study 08 judges nothing
 PANNING = (
@@ -88,17 +89,12 @@ def where(
             for sparsity, part in cells.groupby("sparsity") if len(cells) else ():
                 worst, count = statistics.decisive(part), count + 1
                 few += worst.outcome == "few"
-                if mark := _mark(part.outcome, worst.outcome):
+                if mark := MARKS.get(worst.outcome):  # the least favourable of all
                     case = f"{100 * worst.difference:+.2f} at {percent(sparsity)}"
                     found.setdefault((mark, subject, name), []).append(case)
     if few == count:
         return "**Where, and by how much?** Too few seeds to say."
     return _told(found, count)
-
-
-def _mark(outcomes: pd.Series, worst: str) -> str:
-    """Surely better than all, surely worse than one, or neither."""
-    return "✔" if (outcomes == "better").all() else "✘" if worst == "worse" else ""
 
 
 def _told(found: dict[tuple, list[str]], count: int) -> str:
@@ -111,9 +107,9 @@ def _told(found: dict[tuple, list[str]], count: int) -> str:
         for (mark, subject, name), cases in sorted(found.items(), key=lambda item: item[0][0])
     ]
     told = (
-        f"**Where, and by how much?** Of {count} cases "
-        f"it is surely better than each of the three in {won} and surely worse than one in {lost}; "
-        f"in the other {count - won - lost} neither is sure ([each of them](../sparsities.md))"
+        f"**Where, and by how much?** Of {count} cases it is surely better than each of the three "
+        f"in {won} and surely worse than one in {lost}; in the other {count - won - lost} neither "
+        f"is sure ([each of them](../sparsities.md))"
     )
     listed = "; in points to the nearest:\n" + ";\n".join(lines)
     return told + (f"{listed}." if lines else ".")

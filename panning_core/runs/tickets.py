@@ -180,7 +180,7 @@ def trained(run: Tickets, splits: Splits, seed: int) -> list[Ticket]:
         UserError: more updates in a unit than steps.
     """
     steps = run.unit * -(-len(splits.train) // BATCH)
-    if run.updates > steps:
+    if run.sparsity and run.updates > steps:
         raise UserError(
             f"updates of an ensemble is {run.updates}, and a unit has {steps} steps; at most one "
             "update a step"
